@@ -1,0 +1,237 @@
+"""Backbone names and their weights: name → frozen feature network.
+
+Names are the published ones, and `timm:NAME` or `torchvision:NAME` for any other model of the two libraries.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+import urllib.error
+from dataclasses import dataclass
+from pathlib import Path
+
+import huggingface_hub
+import safetensors.torch
+import timm
+import torch
+import torchvision
+from torch import nn
+
+from errors import InputError, WorkError
+
+TORCHVISION = {
+    "alexnet": "alexnet",
+    "resnet18": "resnet18",
+    "resnet50": "resnet50",
+    "resnet101": "resnet101",
+    "resnext101": "resnext101_32x8d",
+    "vgg11": "vgg11",
+    "vgg19": "vgg19",
+    "vgg19_bn": "vgg19_bn",
+    "wideresnet50": "wide_resnet50_2",
+    "wideresnet101": "wide_resnet101_2",
+}
+# right: the name in timm 1.x, with the tag of the weights where the old name meant other weights than the default
+TIMM = {
+    "resnet200": "resnet200",
+    "resnest50": "resnest50d_4s2x40d",
+    "resnetv2_50_bit": "resnetv2_50x3_bit.goog_in21k_ft_in1k",
+    "resnetv2_50_21k": "resnetv2_50x3_bit.goog_in21k",
+    "resnetv2_101_bit": "resnetv2_101x3_bit.goog_in21k_ft_in1k",
+    "resnetv2_101_21k": "resnetv2_101x3_bit.goog_in21k",
+    "resnetv2_152_bit": "resnetv2_152x4_bit.goog_in21k_ft_in1k",
+    "resnetv2_152_21k": "resnetv2_152x4_bit.goog_in21k",
+    "resnetv2_152_384": "resnetv2_152x2_bit.goog_teacher_in21k_ft_in1k_384",
+    "resnetv2_101": "resnetv2_101",
+    "mnasnet_100": "mnasnet_100",
+    "mnasnet_a1": "semnasnet_100",
+    "mnasnet_b1": "mnasnet_100",
+    "densenet121": "densenet121",
+    "densenet201": "densenet201",
+    "inception_v4": "inception_v4",
+    "vit_small": "vit_small_patch16_224",
+    "vit_base": "vit_base_patch16_224",
+    "vit_large": "vit_large_patch16_224",
+    "vit_r50": "vit_large_r50_s32_224",
+    "vit_deit_base": "deit_base_patch16_224",
+    "vit_deit_distilled": "deit_base_distilled_patch16_224",
+    "vit_swin_base": "swin_base_patch4_window7_224",
+    "vit_swin_large": "swin_large_patch4_window7_224",
+    "efficientnet_b7": "tf_efficientnet_b7",
+    "efficientnet_b5": "tf_efficientnet_b5",
+    "efficientnet_b3": "tf_efficientnet_b3",
+    "efficientnet_b1": "tf_efficientnet_b1",
+    "efficientnetv2_m": "tf_efficientnetv2_m",
+    "efficientnetv2_l": "tf_efficientnetv2_l",
+    "efficientnet_b3a": "efficientnet_b3",
+}
+NAMES = (*TORCHVISION, *TIMM)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a backbone came from.
+
+    `missing` are keys of its state dict that the weights file lacks. Whether that matters depends on the
+    layers used, which only the feature aggregator knows: it refuses the backbone if one of them is needed.
+    """
+
+    name: str
+    weights: str
+    missing: frozenset[str] = frozenset()
+
+
+def split_seed(name: str) -> tuple[str, int | None]:
+    """`resnet18.seed-3` → (`resnet18`, 3); a name without the suffix → (name, None)."""
+    match = re.fullmatch(r"(.+)\.seed-(\d+)", name)
+    return (match[1], int(match[2])) if match else (name, None)
+
+
+def resolve(name: str) -> tuple[str, str]:
+    """The library and the model a backbone name stands for, e.g. (`torchvision`, `wide_resnet50_2`).
+
+    Raises:
+        InputError: the name is not known.
+    """
+    library, _, model = name.partition(":")
+    if model and library == "timm":
+        if timm.is_model(model):
+            return "timm", model
+        close = ", ".join(timm.list_models(f"*{model.split('.')[0]}*")[:8]) or "see timm.list_models()"
+        raise InputError(f"unknown timm model {model!r}; close to it: {close}")
+    if model and library == "torchvision":
+        if model in torchvision.models.list_models(module=torchvision.models):
+            return "torchvision", model
+        known = ", ".join(torchvision.models.list_models(module=torchvision.models))
+        raise InputError(f"unknown torchvision model {model!r}; possible: {known}")
+    if name in TORCHVISION:
+        return "torchvision", TORCHVISION[name]
+    if name in TIMM:
+        return "timm", TIMM[name]
+    raise InputError(f"unknown backbone {name!r}; possible: {', '.join(NAMES)}, timm:NAME, torchvision:NAME")
+
+
+def load(name: str, weights: str | Path = "pretrained", seed: int = 0) -> nn.Module:
+    """Build a backbone in eval mode.
+
+    Args:
+        name: one of `NAMES`, `timm:NAME` or `torchvision:NAME`.
+        weights: `pretrained` (ImageNet; torchvision's V1), `random`, or the path of a state dict (.pth or
+            .safetensors) that may end after the last layer used.
+        seed: of the random weights; the global random state is left as it was.
+
+    Returns:
+        The whole network with an `origin` attribute.
+
+    Raises:
+        InputError: unknown name, unusable weights file.
+        WorkError: the weights are neither in the cache nor to be fetched.
+    """
+    library, model = resolve(name)
+    missing: frozenset[str] = frozenset()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        backbone = _build(library, model)
+    if str(weights) == "pretrained":
+        # every tensor's name and shape is checked; the classifier is the network's own
+        backbone.load_state_dict(_fetch(name, library, model, backbone))
+    elif str(weights) != "random":
+        missing = _load_file(backbone, name, Path(weights))
+    backbone.origin = Origin(name, str(weights), missing)
+    return backbone.eval()
+
+
+def _build(library: str, model: str) -> nn.Module:
+    if library == "timm":
+        return timm.create_model(model, pretrained=False)
+    # both would only add an auxiliary classifier or its loss
+    extra = {"aux_logits": False, "init_weights": True} if model in ("googlenet", "inception_v3") else {}
+    return torchvision.models.get_model(model, weights=None, **extra)
+
+
+def _fetch(name: str, library: str, model: str, backbone: nn.Module) -> dict[str, torch.Tensor]:
+    """The ImageNet state dict from the cache or the network."""
+    if library == "torchvision":
+        url = torchvision.models.get_model_weights(model)["IMAGENET1K_V1"].url
+        target = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
+        place = f"{target.name} in {target.parent}"
+    else:
+        repo = backbone.pretrained_cfg.get("hf_hub_id")
+        url = f"https://huggingface.co/{repo}"
+        place = f"{repo} in {huggingface_hub.constants.HF_HUB_CACHE}"
+        if not repo:
+            raise InputError(f"timm has no weights for backbone {name!r}; give --weights PATH or another -b")
+    try:
+        if library == "torchvision":
+            state = torch.hub.load_state_dict_from_url(url, check_hash=True, weights_only=True)
+        else:
+            state = timm.create_model(model, pretrained=True).state_dict()
+    except (urllib.error.URLError, huggingface_hub.errors.HfHubHTTPError, OSError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not _is_network(error):
+            raise
+        raise WorkError(
+            f"backbone {name!r} needs its ImageNet weights {place}: not there, and {url} cannot be reached "
+            f"({type(error).__name__}); put the file there, or give --weights PATH of a state dict that reaches "
+            f"to the last layer used (--weights random runs without, badly)"
+        ) from error
+    own = backbone.state_dict()
+    # some torchvision files (inception_v3, googlenet) also hold the auxiliary classifiers that are not built
+    return {key: value for key, value in state.items() if key in own}
+
+
+def _is_network(error: BaseException | None) -> bool:
+    """Whether a connection problem is among the error's causes."""
+    while error is not None:
+        if isinstance(error, (ConnectionError, socket.gaierror, TimeoutError, urllib.error.URLError)):
+            return True
+        if type(error).__module__.split(".")[0] in ("httpx", "httpx2", "httpcore", "httpcore2", "requests"):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _load_file(backbone: nn.Module, name: str, path: Path) -> frozenset[str]:
+    """Load what the file holds; returns the keys that it lacks."""
+    if not path.is_file():
+        raise InputError(f"--weights {path}: no such file; possible: pretrained, random, or a state dict's path")
+    state = _read_state_dict(path)
+    own = backbone.state_dict()
+    shared = own.keys() & state.keys()
+    if not shared:
+        raise InputError(
+            f"--weights {path} does not fit backbone {name!r}: none of its keys ({', '.join(list(state)[:3])}, …) "
+            f"is among the network's ({', '.join(list(own)[:3])}, …)"
+        )
+    for key in sorted(shared):
+        if own[key].shape != state[key].shape:
+            raise InputError(
+                f"--weights {path} does not fit backbone {name!r}: {key} is {tuple(state[key].shape)} there, "
+                f"{tuple(own[key].shape)} in the network"
+            )
+    backbone.load_state_dict({key: state[key] for key in shared}, strict=False)
+    # a count that only matters to a training batch norm without momentum
+    return frozenset(key for key in own.keys() - shared if not key.endswith("num_batches_tracked"))
+
+
+def _read_state_dict(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        if path.suffix == ".safetensors":
+            state = safetensors.torch.load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # the readers raise half a dozen kinds for a damaged or foreign file
+        raise InputError(f"--weights {path} is not a state dict that can be read safely: {_first_line(error)}") from error
+    for wrapper in ("state_dict", "model", "teacher"):
+        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
+            state = state[wrapper]
+    if not isinstance(state, dict):
+        raise InputError(f"--weights {path} holds a {type(state).__name__}, not a state dict")
+    tensors = {str(k).removeprefix("module."): v for k, v in state.items() if isinstance(v, torch.Tensor)}
+    if not tensors:
+        raise InputError(f"--weights {path} holds no tensors")
+    return tensors
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,72 @@
+"""What is saved, atomically; what is loaded, without ever running code from a file."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from errors import WorkError
+
+LATEST = "ckpt.pth"
+
+
+def save(state: dict[str, Any], path: Path) -> None:
+    """Write beside, then rename: whoever reads `path` finds the old file or the new one, never half of one.
+
+    Raises:
+        WorkError: the disk is full, or the folder cannot be written to.
+    """
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+        temporary.unlink(missing_ok=True)
+        raise WorkError(f"cannot write {path}: {error}") from error
+
+
+def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Read a checkpoint of this project or of the published code.
+
+    Raises:
+        WorkError: no such file, damaged, or not a GLASS checkpoint.
+    """
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+    except FileNotFoundError as error:
+        raise WorkError(f"no checkpoint {path}") from error
+    except Exception as error:  # unpickling, zip and tensor errors of a foreign or damaged file
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise WorkError(f"{path} is not a checkpoint that can be read safely: {reason}") from error
+    if not isinstance(state, dict) or not isinstance(state.get("discriminator"), dict):
+        raise WorkError(f"{path} is not a GLASS checkpoint: it holds no discriminator")
+    return state
+
+
+def best_path(folder: Path, epoch: int) -> Path:
+    """Where the chosen checkpoint of an epoch (from 0) lies."""
+    return folder / f"ckpt_best_{epoch}.pth"
+
+
+def find_best(folder: Path) -> tuple[Path, int] | None:
+    """The chosen checkpoint in a class's folder and its epoch; the newest epoch if a crash left two."""
+    found = []
+    for path in folder.glob("ckpt_best_*.pth"):
+        if match := re.fullmatch(r"ckpt_best_(\d+)\.pth", path.name):
+            found.append((int(match[1]), path))
+    return (max(found)[1], max(found)[0]) if found else None
+
+
+def remove_other_bests(folder: Path, keep: int | None) -> None:
+    """Remove every chosen checkpoint but that of epoch `keep`, and what a killed run left half-written."""
+    for path in (*folder.glob("ckpt_best_*.pth"), *folder.glob("ckpt*.tmp")):
+        if keep is None or path != best_path(folder, keep):
+            path.unlink(missing_ok=True)

@@ -1,0 +1,153 @@
+"""Manifold or hypersphere: the judge (paper section 3.2 and appendix) and the Excel file of its verdicts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from errors import InputError, WorkError
+from utils import ROOT, write_atomically
+
+MANIFOLD, HYPERSPHERE = 0, 1
+NAMES = {MANIFOLD: "manifold", HYPERSPHERE: "hypersphere"}
+EXCEL_DIR = ROOT / "datasets" / "excel"
+COLUMNS = ["Class", "Distribution", "Foreground"]
+
+SIZE = 289
+CENTRE = SIZE // 2
+BLUR = 39
+SPECTRUM_THRESHOLD = 170.0
+DENSITY_THRESHOLD = 0.21
+MIN_RADIUS = 12
+MIN_POINTS = 60
+
+
+def judge(image: NDArray[np.uint8]) -> int:
+    """Judge a class by the spectrum of its mean training image.
+
+    Args:
+        image: (H, W, 3) BGR.
+
+    Returns:
+        0 manifold, 1 hypersphere.
+    """
+    return _verdict(spectrum(image))
+
+
+def spectrum(image: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Where the Fourier spectrum of the (H, W, 3) BGR image is strong: (289, 289), lowest frequency in the middle."""
+    gray = cv2.cvtColor(cv2.resize(image, (SIZE, SIZE)), cv2.COLOR_BGR2GRAY)
+    blurred = cv2.blur(gray, (BLUR, BLUR))
+    magnitude = np.abs(np.fft.fftshift(np.fft.fft2(blurred.astype(np.float64))))
+    with np.errstate(divide="ignore"):
+        return 20 * np.log(magnitude) > SPECTRUM_THRESHOLD
+
+
+def _verdict(strong: NDArray[np.bool_]) -> int:
+    """Dense and large in the spectrum means hypersphere."""
+    rows, columns = np.nonzero(strong)
+    count = len(rows)
+    if not count:
+        return MANIFOLD
+    dy, dx = rows - CENTRE, columns - CENTRE
+    radius = np.hypot(dx, dy).max()
+    box = 4 * max(np.abs(dx).max(), 1) * max(np.abs(dy).max(), 1)
+    grid = np.arange(2 * SIZE) - CENTRE
+    disc = (np.hypot(grid[:, None], grid[None, :]) <= radius).sum() + 1e-10
+    dense = count / box > DENSITY_THRESHOLD or count / disc > DENSITY_THRESHOLD
+    return HYPERSPHERE if dense and radius > MIN_RADIUS and count > MIN_POINTS else MANIFOLD
+
+
+def mean_image(images: Iterable[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    """Mean of (H, W, 3) RGB images, truncated to uint8, as BGR."""
+    total, count = 0.0, 0
+    for image in images:
+        total = total + image.astype(np.float64)
+        count += 1
+    if not count:
+        raise InputError("no image to judge the distribution by")
+    return np.ascontiguousarray((total / count).astype(np.uint8)[..., ::-1])
+
+
+# -------------------------------------------------------------------------------------- Excel file
+
+
+def excel_path(dataset: str) -> Path:
+    """The data set's file of verdicts."""
+    return EXCEL_DIR / f"{dataset}_distribution.xlsx"
+
+
+def _read_table(path: Path) -> pd.DataFrame:
+    if not path.exists():
+        return pd.DataFrame(columns=COLUMNS)
+    try:
+        table = pd.read_excel(path)
+    except Exception as error:  # openpyxl, zip and XML errors of a damaged file
+        raise WorkError(f"cannot read {path}: {error}; mend or delete it") from error
+    if not set(COLUMNS) <= set(table.columns):
+        raise WorkError(f"{path}: columns are {', '.join(map(str, table.columns))}, must be {', '.join(COLUMNS)}")
+    return table
+
+
+def read_flags(dataset: str, row: str) -> tuple[int, int] | None:
+    """(Distribution, Foreground) of a row `<dataset>_<class>`; None where it has none."""
+    table = _read_table(excel_path(dataset))
+    found = table[table["Class"] == row]
+    if found.empty:
+        return None
+    flags = int(found["Distribution"].iloc[-1]), int(found["Foreground"].iloc[-1])
+    return flags
+
+
+def write_flag(dataset: str, row: str, flag: int) -> None:
+    """Put a verdict into the file beside the other rows; Foreground = Distribution, as published."""
+    path = excel_path(dataset)
+    table = _read_table(path)
+    table = table[table["Class"] != row][COLUMNS]
+    new = pd.DataFrame([[row, flag, flag]], columns=COLUMNS)
+    table = pd.concat([table, new], ignore_index=True) if len(table) else new
+    write_atomically(path, lambda temporary: table.to_excel(temporary, index=False))
+
+
+# ---------------------------------------------------------------------------------------- decision
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Variant, whether there are foreground masks, and why."""
+
+    svd: int
+    foreground: bool
+    reason: str
+
+
+def decide(
+    mode: int, fg: int, svd: int | None, flags: tuple[int, int] | None, judge_class: Callable[[], int]
+) -> Decision:
+    """Turn `--distribution`, `--fg` and `--svd` into the variant of a class.
+
+    Args:
+        mode: 0 the file's flag, judged where there is none; 1 judge; 2 manifold; 3 hypersphere; 4 the opposite of
+            the file's flag, judged where there is none.
+        fg: 0 no foreground masks; 1 with; 2 as the file says, with where there is no row.
+        svd: a given `--svd`, which wins over everything.
+        flags: the file's row.
+        judge_class: judges the class and writes its row; called only where it is needed.
+    """
+    if svd is not None:
+        variant, reason = svd, "--svd"
+    elif mode in (2, 3):
+        variant, reason = mode - 2, f"--distribution {mode}"
+    elif mode == 1 or flags is None:
+        variant, reason = judge_class(), "judged by the mean training image"
+    else:
+        variant = flags[0] if mode == 0 else 1 - flags[0]
+        reason = "from the file" if mode == 0 else "the opposite of the file"
+    foreground = bool(fg == 1 or (fg == 2 and (flags is None or flags[1])))
+    return Decision(variant, foreground, reason)

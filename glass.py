@@ -1,0 +1,603 @@
+"""GLASS: builds the parts, trains, evaluates and predicts one class (Chen et al., ECCV 2024)."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+import checkpoint
+import metrics
+import report
+from common import Aggregator, FusedPooling, NetworkFeatureAggregator, Preprocessing, RescaleSegmentor
+from errors import InputError, WorkError
+from loss import focal_loss
+from model import Discriminator, PatchMaker, Projection
+from synthesis import GASResult, gas, project_to_ring, quantile
+from utils import LOGGER, seeded
+
+Batch = Mapping[str, Any]
+STEP_FIGURES = ("loss", "p_true", "p_fake", "r_t", "r_g", "r_f")
+METRICS = ("image_auroc", "image_ap", "pixel_auroc", "pixel_ap", "pixel_pro")
+# settings that may change between the start of a training and its resumption
+FREE_ON_RESUME = frozenset({"meta_epochs", "eval_epochs", "weights"})
+
+
+@dataclass
+class Predictions:
+    """Scores and maps of a test set, with its ground truth.
+
+    scores (n,) and maps (n, H, W) float32; labels (n,) bool; masks n × (H, W) int8, −1 where not known.
+    """
+
+    scores: NDArray[np.float32]
+    maps: NDArray[np.float32]
+    labels: NDArray[np.bool_]
+    masks: metrics.PackedMasks
+    paths: list[str]
+
+
+class GLASS:
+    """One model for one class. `load` builds it; `trainer`, `tester` and `predict` use it.
+
+    Attributes:
+        discriminator, pre_projection: D and A (`pre_projection` is None with `pre_proj=0`).
+        c: centre, (P, C), per location.
+        svd: 0 manifold, 1 hypersphere.
+        grid: (H', W') of the patches.
+        settings: effective arguments of `load`, plain values.
+        extra_config: further plain values a checkpoint is to carry (data settings); set by the caller.
+        results_path: where pictures go; None writes none.
+    """
+
+    def __init__(self, device: torch.device | str) -> None:
+        self.device = torch.device(device)
+        self.extra_config: dict[str, Any] = {}
+        self.results_path: Path | None = None
+        self.model_dir: Path | None = None
+        self.c: Tensor | None = None
+
+    # ------------------------------------------------------------------------------------- building
+
+    def load(
+        self,
+        backbone: nn.Module,
+        layers_to_extract_from: Iterable[str],
+        device: torch.device | str,
+        input_shape: tuple[int, int, int],
+        pretrain_embed_dimension: int,
+        target_embed_dimension: int,
+        patchsize: int = 3,
+        meta_epochs: int = 640,
+        eval_epochs: int = 1,
+        dsc_layers: int = 2,
+        dsc_hidden: int = 1024,
+        dsc_margin: float = 0.5,
+        train_backbone: bool = False,
+        pre_proj: int = 1,
+        mining: int = 1,
+        noise: float = 0.015,
+        radius: float = 0.75,
+        p: float = 0.5,
+        lr: float = 1e-4,
+        svd: int = 0,
+        step: int = 20,
+        limit: int = 392,
+        seed: int = 0,
+    ) -> GLASS:
+        """Build all parts. The arguments are the paper's; `seed` starts the weights of A and D and the noise.
+
+        Raises:
+            InputError: a layer, size or dimension that does not go together with the backbone.
+        """
+        given = locals()
+        names = [n for n in inspect.signature(GLASS.load).parameters if n not in ("self", "backbone", "device")]
+        self.settings: dict[str, Any] = {name: given[name] for name in names}
+        self.settings["layers_to_extract_from"] = list(layers_to_extract_from)
+        self.settings["input_shape"] = list(input_shape)
+        origin = getattr(backbone, "origin", None)
+        self.settings["backbone"] = origin.name if origin else type(backbone).__name__
+        self.settings["weights"] = origin.weights if origin else ""
+        self._check(self.settings)
+        for name in names:
+            setattr(self, name, self.settings[name])
+        self.device = torch.device(device)
+        self.feature_aggregator = NetworkFeatureAggregator(
+            backbone, self.layers_to_extract_from, self.device, tuple(input_shape), train_backbone
+        )
+        self._build_pooling()
+        self._build_heads()
+        return self
+
+    @staticmethod
+    def _check(s: Mapping[str, Any]) -> None:
+        if s["patchsize"] < 1 or s["patchsize"] % 2 == 0:
+            raise InputError(f"patchsize {s['patchsize']}: must be odd (1, 3, 5, …), so that a patch has a centre")
+        for name in ("pretrain_embed_dimension", "target_embed_dimension", "dsc_layers", "dsc_hidden", "eval_epochs"):
+            if s[name] < 1:
+                raise InputError(f"{name} {s[name]}: must be at least 1")
+
+    def _build_pooling(self) -> None:
+        shapes = self.feature_aggregator.feature_shapes
+        self.grid: tuple[int, int] = shapes[0][1:]
+        self.patch_maker = PatchMaker(self.patchsize)
+        self.preprocessing = Preprocessing(self.pretrain_embed_dimension)
+        self.aggregator = Aggregator(self.target_embed_dimension)
+        pooling = [s[0] for s in shapes], self.patchsize, self.pretrain_embed_dimension, self.target_embed_dimension
+        self.fused_pooling = FusedPooling(*pooling) if FusedPooling.applies(*pooling) else None
+        self.anomaly_segmentor = RescaleSegmentor(self.device, tuple(self.input_shape[1:]))
+
+    def _build_heads(self) -> None:
+        width = self.target_embed_dimension
+        with seeded(self.seed):
+            projection = Projection(width, width, self.pre_proj) if self.pre_proj else None
+            discriminator = Discriminator(width, self.dsc_layers, self.dsc_hidden)
+        self.pre_projection = projection.to(self.device) if projection else None
+        self.discriminator = discriminator.to(self.device)
+        self.generator = torch.Generator(self.device).manual_seed(self.seed)
+        self.optimisers = {"discriminator": torch.optim.AdamW(self.discriminator.parameters(), lr=2 * self.lr)}
+        if self.pre_projection is not None:
+            self.optimisers["pre_projection"] = torch.optim.Adam(
+                self.pre_projection.parameters(), lr=self.lr, weight_decay=1e-5
+            )
+        if self.train_backbone:
+            self.optimisers["backbone"] = torch.optim.AdamW(self.feature_aggregator.parameters(), lr=self.lr)
+
+    def set_model_dir(self, model_dir: str | Path, name: str) -> None:
+        """Checkpoints and TensorBoard go to `model_dir`/`name`."""
+        self.model_dir = Path(model_dir) / name
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Plain values, enough to rebuild the model with no flags."""
+        return {**self.settings, "svd": int(self.svd), **self.extra_config}
+
+    # ------------------------------------------------------------------------------------ embedding
+
+    def _embed(self, images: Tensor) -> tuple[Tensor, list[tuple[int, int]]]:
+        """Patch features f(I) (paper section 3.1).
+
+        Args:
+            images: (B, 3, H, W), normalised.
+
+        Returns:
+            (B·H'·W', C) features and each layer's grid, [(H', W'), …].
+        """
+        maps = self.feature_aggregator(images)
+        shapes = [tuple(m.shape[2:]) for m in maps]
+        if self.fused_pooling is not None:
+            return self.fused_pooling(maps), shapes
+        # the neighbourhoods of a whole batch would be p² times the maps: one image at a time
+        rows = [self._pool_unfolded([m[i : i + 1] for m in maps]) for i in range(len(images))]
+        return torch.cat(rows), shapes
+
+    def _pool_unfolded(self, maps: list[Tensor]) -> Tensor:
+        """[(1, C_l, H_l, W_l), …] → (P, C) for settings whose windows `FusedPooling` cannot do."""
+        grid = maps[0].shape[2:]
+        pooled = []
+        for x in maps:
+            y = self.preprocessing(self.patch_maker.patchify(x))  # (1, P_l, pretrain_embed_dimension)
+            y = y.transpose(1, 2).unflatten(2, tuple(x.shape[2:]))
+            if y.shape[2:] != grid:
+                y = nn.functional.interpolate(y, size=grid, mode="bilinear", align_corners=False)
+            pooled.append(y.flatten(2).transpose(1, 2))
+        return self.aggregator(pooled)
+
+    def _features(self, images: Tensor) -> Tensor:
+        """A(f(I)), (B·P, C)."""
+        embedded = self._embed(images.to(self.device, torch.float32))[0]
+        return self.pre_projection(embedded) if self.pre_projection is not None else embedded
+
+    def _set_mode(self, training: bool) -> None:
+        for module in (self.feature_aggregator, self.pre_projection, self.discriminator):
+            if module is not None:
+                module.train(training)
+
+    # ------------------------------------------------------------------------------------- training
+
+    def train_step(self, image: Tensor, aug: Tensor, mask_s: Tensor) -> dict[str, Tensor]:
+        """One optimiser step (method of paper section 3, losses of section 3.4).
+
+        Args:
+            image: I, (B, 3, H, W).
+            aug: I', the image with synthetic local anomalies, the same shape.
+            mask_s: (B, H', W'), 1 where a patch of `aug` holds an anomaly.
+
+        Returns:
+            `loss`, `p_true`, `p_fake`, `r_t`, `r_g`, `r_f` as detached 0-d tensors.
+        """
+        self._set_mode(True)
+        for optimiser in self.optimisers.values():
+            optimiser.zero_grad(set_to_none=True)
+        anomalous = mask_s.to(self.device).flatten() > 0  # (N,)
+        centre = self.c.to(self.device).repeat(len(image), 1)  # (N, C)
+        true = self._features(image)  # t
+        local = self._features(aug)  # u
+        r_t, r_f = self._radii(true, local, centre, anomalous)
+        noise = torch.randn(true.shape, generator=self.generator, device=self.device) * self.noise
+        ascent = gas(
+            self.discriminator, true, noise, centre,
+            r_t=r_t, svd=self.svd, step=self.step, mining=self.mining, radius=self.radius,
+        )  # fmt: skip
+        if self.svd:
+            local = torch.where(anomalous[:, None], project_to_ring(local, centre, 2 * r_t, 4 * r_t), local)
+        local_scores = self.discriminator(local).squeeze(1)  # v
+        loss = ascent.loss + self._local_loss(local_scores, anomalous)
+        loss.backward()
+        for optimiser in self.optimisers.values():
+            optimiser.step()
+        shares = self._shares(ascent, local_scores.detach(), anomalous)
+        return {"loss": loss.detach(), **shares, "r_t": r_t, "r_g": ascent.r_g, "r_f": r_f}
+
+    def _radii(self, true: Tensor, local: Tensor, centre: Tensor, anomalous: Tensor) -> tuple[Tensor, Tensor]:
+        """The radius quantile of the distances to the centre: of normal rows, of rows with local anomalies."""
+        distance = (local.detach() - centre).norm(dim=1)
+        normal = torch.cat([distance[~anomalous], (true.detach() - centre).norm(dim=1)])
+        return quantile(normal, self.radius), quantile(distance[anomalous], self.radius)
+
+    def _local_loss(self, scores: Tensor, anomalous: Tensor) -> Tensor:
+        """Focal loss on the rows of LAS; with `p` > 0 on the hard ones alone."""
+        if self.p > 0:
+            difficulty = (scores.detach() - anomalous.float()) ** 2
+            hard = difficulty >= quantile(difficulty, self.p)
+            scores, anomalous = scores[hard], anomalous[hard]
+        return focal_loss(scores, anomalous)
+
+    def _shares(self, ascent: GASResult, local_scores: Tensor, anomalous: Tensor) -> dict[str, Tensor]:
+        """Share of the true rows scored under the margin, of the fake rows scored at least it."""
+        true = torch.cat([ascent.true_scores, local_scores[~anomalous]])
+        fake = torch.cat([ascent.fake_scores, local_scores[anomalous]])
+        return {
+            "p_true": (true < self.dsc_margin).float().mean(),
+            "p_fake": (fake >= self.dsc_margin).float().mean(),
+        }
+
+    @torch.no_grad()
+    def _mean_embedding(self, loader: Iterable[Batch]) -> Tensor:
+        """mean f(I) over all images of the loader, (P, C)."""
+        total, count = None, 0
+        for batch in loader:
+            embedded = self._embed(batch["image"].to(self.device, torch.float32))[0]
+            part = embedded.unflatten(0, (len(batch["image"]), -1)).sum(0, dtype=torch.float64)
+            total = part if total is None else total + part
+            count += len(batch["image"])
+        if total is None:
+            raise InputError("no training image")
+        return (total / count).float()
+
+    @torch.no_grad()
+    def _set_centre(self, mean_embedding: Tensor) -> None:
+        """c = A(mean f(I)): f is frozen or was run just now, and A is affine."""
+        self.c = self.pre_projection(mean_embedding) if self.pre_projection is not None else mean_embedding
+
+    def _train_discriminator(
+        self, loader: Iterable[Batch], epoch: int, progress: tqdm | None = None, shown: str = ""
+    ) -> dict[str, float]:
+        """One epoch of `train_step`; ends once more than `limit` samples were used.
+
+        Args:
+            loader: batches with `image`, `aug`, `mask_s`.
+            epoch: from 0.
+            progress: bar to move by samples.
+            shown: text to show behind the step's figures.
+
+        Returns:
+            The mean of each figure over the steps.
+        """
+        sums, steps, samples = dict.fromkeys(STEP_FIGURES, 0.0), 0, 0
+        if hasattr(getattr(loader, "sampler", None), "set_epoch"):
+            loader.sampler.set_epoch(epoch)
+        for batch in loader:
+            figures = self.train_step(batch["image"], batch["aug"], batch["mask_s"])
+            values = {name: float(value) for name, value in figures.items()}
+            if not math.isfinite(values["loss"]):
+                raise WorkError(f"the loss became {values['loss']} in epoch {epoch}; try a smaller --lr")
+            sums = {name: sums[name] + values[name] for name in STEP_FIGURES}
+            steps, samples = steps + 1, samples + len(batch["image"])
+            if progress is not None:
+                progress.set_postfix_str(
+                    "loss {loss:.3f} p {p_true:.2f}/{p_fake:.2f} r {r_t:.2f}/{r_g:.2f}/{r_f:.2f} ".format(**values)
+                    + shown, refresh=False,
+                )  # fmt: skip
+                progress.update(len(batch["image"]))
+            if samples > self.limit:
+                break
+        if not steps:
+            raise InputError("no training image")
+        return {name: total / steps for name, total in sums.items()}
+
+    def trainer(
+        self,
+        train_loader: Iterable[Batch],
+        test_loader: Iterable[Batch] | None,
+        name: str,
+        centre_loader: Iterable[Batch] | None = None,
+    ) -> dict[str, Any]:
+        """Train up to `meta_epochs`, evaluating every `eval_epochs`; resumes an unfinished training.
+
+        Args:
+            train_loader: batches with `image`, `aug`, `mask_s`.
+            test_loader: batches with `image`, `mask_gt`, `is_anomaly`, `image_path`; None evaluates nothing.
+            name: of the class, for messages and pictures.
+            centre_loader: all training images once, for the centre; `train_loader` by default.
+
+        Returns:
+            The record: `epoch` (how many are done), `best` and `last` (each `epoch` and the metrics).
+        """
+        record = self._resume(name)
+        if record["epoch"] >= self.meta_epochs:
+            return record
+        centre_loader = train_loader if centre_loader is None else centre_loader
+        moving = self.train_backbone or getattr(
+            getattr(train_loader, "dataset", None), "randomly_augmented", False
+        )  # images or f differ from epoch to epoch, so the mean embedding must be made anew
+        mean_embedding = None
+        samples = _samples_per_epoch(train_loader, self.limit)
+        bar = tqdm(
+            total=samples and samples * self.meta_epochs, initial=(samples or 0) * record["epoch"], unit="img",
+            desc=name, mininterval=0.5 if sys.stderr.isatty() else 30, dynamic_ncols=True,
+        )  # fmt: skip
+        with bar, SummaryWriter(str(self.model_dir / "tb"), purge_step=record["epoch"]) as board:
+            for epoch in range(record["epoch"], self.meta_epochs):
+                started = time.monotonic()
+                bar.set_description(f"{name} epoch {epoch + 1}/{self.meta_epochs}")
+                if moving or mean_embedding is None:
+                    if hasattr(getattr(centre_loader, "sampler", None), "set_epoch"):
+                        centre_loader.sampler.set_epoch(epoch)
+                    self._set_mode(True)
+                    mean_embedding = self._mean_embedding(centre_loader)
+                self._set_centre(mean_embedding)
+                figures = self._train_discriminator(train_loader, epoch, bar, _shown(record))
+                self._end_epoch(epoch, test_loader, name, record)
+                record["seconds"] += time.monotonic() - started
+                _write_scalars(board, epoch, figures, record)
+        return record
+
+    def _end_epoch(self, epoch: int, test_loader: Iterable[Batch] | None, name: str, record: dict[str, Any]) -> None:
+        """Evaluate where it is due, keep the best, save what a resume needs."""
+        final = epoch + 1 == self.meta_epochs
+        record["epoch"] = epoch + 1
+        if test_loader is not None and ((epoch + 1) % self.eval_epochs == 0 or final):
+            pictures = self._picture_dir("training", name) if final else None
+            figures = self.evaluate(self.predict(test_loader, pictures))
+            record["last"] = {"epoch": epoch, **figures}
+            LOGGER.info("%s epoch %d: %s", name, epoch, _metrics_line(figures))
+        judged = record["last"] and record["last"]["epoch"] == epoch
+        value = _selection_value(record["last"]) if judged else None
+        best = _selection_value(record["best"]) if record["best"] else None
+        unjudged = test_loader is None or (judged and value is None)
+        if (value is not None and (best is None or value > best)) or (unjudged and final):
+            record["best"] = dict(record["last"]) if judged else {"epoch": epoch}
+            checkpoint.save(self._weights(record["best"]), checkpoint.best_path(self.model_dir, epoch))
+        checkpoint.save({**self._weights(record["last"] or {}), **self._training_state(record)}, self._latest)
+        # the older best goes last: a run killed before this line still has the one its record names
+        checkpoint.remove_other_bests(self.model_dir, record["best"]["epoch"] if record["best"] else None)
+
+    # ------------------------------------------------------------------------------ saving, resuming
+
+    @property
+    def _latest(self) -> Path:
+        return self.model_dir / checkpoint.LATEST
+
+    def _weights(self, figures: Mapping[str, Any]) -> dict[str, Any]:
+        state = {"discriminator": self.discriminator.state_dict(), "config": self.config, "metrics": dict(figures)}
+        if self.pre_projection is not None:
+            state["pre_projection"] = self.pre_projection.state_dict()
+        if self.train_backbone:
+            state["backbone"] = self.feature_aggregator.backbone.state_dict()
+        return state
+
+    def _training_state(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            "optimisers": {name: optimiser.state_dict() for name, optimiser in self.optimisers.items()},
+            "random_state": self.generator.get_state(),
+            "record": dict(record),
+        }
+
+    def load_weights(self, path: Path) -> dict[str, Any]:
+        """Load A and D (and a trained backbone) from a checkpoint of ours or of the published code.
+
+        Returns:
+            The checkpoint.
+
+        Raises:
+            WorkError: no checkpoint, or one of a model of another shape.
+        """
+        state = checkpoint.load(path, self.device)
+        parts = {"discriminator": self.discriminator, "pre_projection": self.pre_projection}
+        if self.train_backbone:
+            parts["backbone"] = self.feature_aggregator.backbone
+        if state.get("backbone") and not self.train_backbone:
+            raise WorkError(f"{path} holds a trained backbone; give --train_backbone to use it")
+        for key, module in parts.items():
+            if (module is None) != (not state.get(key)):
+                has, wants = ("no ", "one") if module is not None else ("a ", "none")
+                raise WorkError(f"{path} holds {has}{key}, the given settings want {wants} (see --pre_proj)")
+            if module is not None:
+                try:
+                    module.load_state_dict(state[key])
+                except RuntimeError as error:
+                    reason = " ".join(str(error).split())
+                    raise WorkError(f"{path} was made with other settings: {key}: {reason[:300]}") from error
+        return state
+
+    def _resume(self, name: str) -> dict[str, Any]:
+        """The record of the class's training, its state loaded where there is one to go on with."""
+        if self.model_dir is None:
+            raise InputError("set_model_dir comes before trainer")
+        fresh = {"epoch": 0, "best": None, "last": None, "seconds": 0.0}
+        best = checkpoint.find_best(self.model_dir)
+        anew = f"delete {self.model_dir} to train anew"
+        if not self._latest.exists():
+            if best is None:
+                return fresh
+            LOGGER.info("%s: %s is already trained (no %s beside it); %s", name, best[0], checkpoint.LATEST, anew)
+            return {**fresh, "epoch": self.meta_epochs, "best": {"epoch": best[1]}}
+        state = checkpoint.load(self._latest, self.device)
+        if not isinstance(state.get("record"), dict):
+            raise WorkError(f"{self._latest} cannot be resumed, it holds weights alone; {anew}")
+        self._refuse_other_settings(state.get("config", {}), anew)
+        record = state["record"]
+        if record["epoch"] >= self.meta_epochs:
+            LOGGER.info("%s: training finished before (%d epochs), skipped; %s", name, record["epoch"], anew)
+            return record
+        self.load_weights(self._latest)
+        for key, optimiser in self.optimisers.items():
+            optimiser.load_state_dict(state["optimisers"][key])
+        self.generator.set_state(state["random_state"].cpu())
+        checkpoint.remove_other_bests(self.model_dir, record["best"]["epoch"] if record["best"] else None)
+        LOGGER.info("%s: resumed after %d epochs of %d", name, record["epoch"], self.meta_epochs)
+        return record
+
+    def _refuse_other_settings(self, saved: Mapping[str, Any], anew: str) -> None:
+        own = self.config
+        other = [
+            f"{key} was {saved[key]}, is {own.get(key)}"
+            for key in saved
+            if key not in FREE_ON_RESUME and own.get(key) != saved[key]
+        ]
+        if other:
+            raise InputError(f"{self._latest} was made with other settings ({'; '.join(other)}); {anew}")
+
+    # ----------------------------------------------------------------------------------- predicting
+
+    @torch.no_grad()
+    def _predict(self, images: Tensor) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """(B, 3, H, W) → image scores (B,) and anomaly maps (B, H, W), both float32 in [0, 1]."""
+        self._set_mode(False)
+        scores = self.discriminator(self._features(images))
+        scores = self.patch_maker.unpatch_scores(scores, len(images), self.grid)
+        return self.patch_maker.score(scores).cpu().numpy(), self.anomaly_segmentor.convert_to_segmentation(scores)
+
+    def predict(self, loader: Iterable[Batch], pictures: Path | None = None) -> Predictions:
+        """Score a test set. Beyond the maps, what is kept grows by a few bytes and the mask's bits an image.
+
+        Args:
+            loader: batches with `image`, `mask_gt`, `is_anomaly`, `image_path`; or a single (B, 3, H, W) tensor.
+            pictures: folder for image | truth | heatmap of each image; None writes none.
+        """
+        if isinstance(loader, Tensor):
+            loader = [{"image": loader}]
+        count, size = _count_images(loader), tuple(self.input_shape[1:])
+        found = Predictions(
+            np.empty(count, np.float32), np.empty((count, *size), np.float32), np.zeros(count, bool),
+            metrics.PackedMasks(count, size), [],
+        )  # fmt: skip
+        at = 0
+        for batch in loader:
+            images = batch["image"]
+            stop = at + len(images)
+            found.scores[at:stop], found.maps[at:stop] = self._predict(images)
+            masks = batch.get("mask_gt")
+            for i in range(len(images)):
+                found.masks[at + i] = np.full(size, -1) if masks is None else np.asarray(masks[i]).reshape(size)
+            found.labels[at:stop] = np.asarray(batch.get("is_anomaly", np.zeros(len(images))), bool)
+            found.paths += list(batch.get("image_path", [""] * len(images)))
+            if pictures is not None:
+                for i in range(len(images)):
+                    file = pictures / report.picture_name(found.paths[at + i])
+                    report.save_picture(file, images[i].cpu().numpy(), found.masks[at + i], found.maps[at + i])
+            at = stop
+        return found
+
+    @staticmethod
+    def evaluate(found: Predictions) -> dict[str, float]:
+        """The metrics named in `METRICS`, in [0, 1]; nan where the test set does not allow one."""
+        image = metrics.compute_imagewise_retrieval_metrics(found.scores, found.labels)
+        pixel = metrics.pixel_metrics(found.maps, found.masks)
+        values = (image["auroc"], image["ap"], pixel["auroc"], pixel["ap"], pixel["pro"])
+        return dict(zip(METRICS, values, strict=True))
+
+    def tester(self, test_loader: Iterable[Batch], name: str) -> dict[str, Any]:
+        """Evaluate the class's chosen checkpoint and write its pictures.
+
+        Returns:
+            The metrics and `best_epoch`.
+
+        Raises:
+            WorkError: there is no checkpoint, or it does not fit.
+        """
+        best = checkpoint.find_best(self.model_dir) if self.model_dir else None
+        if best is None:
+            raise WorkError(f"{name}: no ckpt_best_*.pth in {self.model_dir}; train it first, or give --models_path")
+        state = self.load_weights(best[0])
+        _warn_of_other_settings(state.get("config", {}), self.config, best[0])
+        figures = self.evaluate(self.predict(test_loader, self._picture_dir("eval", name)))
+        for reason in _why_nan(figures):
+            LOGGER.info("%s: %s", name, reason)
+        return {**figures, "best_epoch": best[1]}
+
+    def _picture_dir(self, kind: str, name: str) -> Path | None:
+        return self.results_path / kind / name if self.results_path else None
+
+
+def _count_images(loader: Iterable[Batch]) -> int:
+    if hasattr(loader, "dataset"):
+        return len(loader.dataset)
+    return sum(len(batch["image"]) for batch in loader)
+
+
+def _samples_per_epoch(loader: Iterable[Batch], limit: int) -> int | None:
+    """How many samples an epoch will use; None where the loader does not tell."""
+    size, batch = getattr(getattr(loader, "dataset", None), "__len__", None), getattr(loader, "batch_size", None)
+    if size is None or not batch:
+        return None
+    return min(size(), (limit // batch + 1) * batch)
+
+
+def _selection_value(figures: Mapping[str, Any]) -> float | None:
+    """Image AUROC + pixel AUROC, of which one may be missing; None where both are."""
+    values = [figures.get(key, math.nan) for key in ("image_auroc", "pixel_auroc")]
+    values = [v for v in values if not math.isnan(v)]
+    return sum(values) if values else None
+
+
+def _metrics_line(figures: Mapping[str, float]) -> str:
+    return "  ".join(f"{name} {100 * figures[name]:.2f}" for name in METRICS if name in figures)
+
+
+def _shown(record: Mapping[str, Any]) -> str:
+    """I-AUROC/P-AUROC of the last and the best evaluation for the progress bar."""
+    parts = []
+    for which in ("last", "best"):
+        if record[which] and "image_auroc" in record[which]:
+            r = record[which]
+            parts.append(f"{which} {100 * r['image_auroc']:.1f}/{100 * r['pixel_auroc']:.1f}@{r['epoch']}")
+    return " ".join(parts)
+
+
+def _why_nan(figures: Mapping[str, float]) -> list[str]:
+    reasons = []
+    if math.isnan(figures["image_auroc"]):
+        reasons.append("image metrics cannot be computed: the test images are all good or all defective")
+    if math.isnan(figures["pixel_auroc"]):
+        reasons.append("pixel metrics cannot be computed: no mask with both normal and anomalous pixels")
+    return reasons
+
+
+def _warn_of_other_settings(saved: Mapping[str, Any], own: Mapping[str, Any], path: Path) -> None:
+    """Settings that change scores without changing shapes would spoil a test unseen."""
+    for key in ("backbone", "layers_to_extract_from", "patchsize", "input_shape", "resize"):
+        if key in saved and saved[key] != own.get(key):
+            raise InputError(f"{path} was trained with {key} {saved[key]}, given is {own.get(key)}")
+
+
+def _write_scalars(board: SummaryWriter, epoch: int, figures: Mapping[str, float], record: Mapping[str, Any]) -> None:
+    for name, value in figures.items():
+        board.add_scalar(f"train/{name}", value, epoch)
+    if record["last"] and record["last"]["epoch"] == epoch:
+        for name in METRICS:
+            board.add_scalar(f"test/{name}", record["last"][name], epoch)
+    board.flush()

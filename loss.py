@@ -1,0 +1,25 @@
+"""The focal loss of the LAS branch (paper section 3.4)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+GAMMA = 2.0
+SMOOTH = 1e-5
+
+
+def focal_loss(scores: Tensor, targets: Tensor) -> Tensor:
+    """−(1−pt)² log pt, averaged; pt is the probability given to the true kind, with smoothed targets.
+
+    Args:
+        scores: (N,) in [0, 1], probability of being anomalous.
+        targets: (N,) 0 or 1.
+
+    Returns:
+        A 0-d tensor ≥ 0; nan where there is no row.
+    """
+    anomalous = targets.to(scores.dtype).clamp(SMOOTH, 1 - SMOOTH)
+    normal = (1 - targets.to(scores.dtype)).clamp(SMOOTH, 1 - SMOOTH)
+    pt = normal * (1 - scores) + anomalous * scores + SMOOTH
+    return -((1 - pt) ** GAMMA * torch.log(pt)).mean()

@@ -1,0 +1,328 @@
+"""One run: from the command line's settings to results, class by class."""
+
+from __future__ import annotations
+
+import platform
+import re
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.tensorboard import SummaryWriter
+
+import backbones
+import checkpoint
+import distribution
+import report
+from datasets import (
+    DATASETS,
+    EpochSampler,
+    ImageSettings,
+    Layout,
+    Sample,
+    TestDataset,
+    TrainDataset,
+    make_loader,
+)
+from datasets.base import CentreDataset
+from datasets.files import read_rgb
+from datasets.textures import list_textures
+from errors import InputError
+from glass import GLASS, METRICS
+from utils import LOGGER, choose_device, fix_seeds, setup_logging
+
+Options = Mapping[str, Any]
+PACKAGES = ("torch", "torchvision", "timm", "numpy", "scipy", "scikit-learn", "opencv-python-headless", "pillow")
+# what --augment sets where the option of that name is 0
+LIGHT_AUGMENTATION = {
+    "rotate_degrees": 5.0,
+    "translate": 0.02,
+    "scale": 0.02,
+    "brightness": 0.1,
+    "contrast": 0.1,
+    "saturation": 0.1,
+}
+NOT_FOR_GLASS = frozenset({"backbone_names", "layers_to_extract_from", "weights", "svd"})
+
+
+@dataclass(frozen=True)
+class Net:
+    """A backbone with the layers used and the seed of what is trained on it."""
+
+    name: str
+    backbone: nn.Module
+    layers: list[str]
+    seed: int
+
+
+@dataclass(frozen=True)
+class ClassData:
+    """One class: its samples and how its images are prepared."""
+
+    name: str
+    row: str
+    train: list[Sample]
+    test: list[Sample]
+    settings: ImageSettings
+
+
+@dataclass
+class Run:
+    """All that the classes of a run have in common."""
+
+    main: Options
+    net: Options
+    dataset: Options
+    device: torch.device
+    results: Path
+    models: Path
+    layout: Layout
+    nets: list[Net]
+    textures: list[Path]
+    rows: dict[str, dict[str, Any]] = field(default_factory=dict)
+    configs: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def training(self) -> bool:
+        """Whether classes are trained, not only tested."""
+        return self.main["test"] == "ckpt"
+
+
+def run(main: Options, net: Options, dataset: Options) -> None:
+    """Check everything that can be checked, then train and test class by class.
+
+    Args:
+        main, net, dataset: options of the three commands, by name.
+
+    Raises:
+        InputError: something given cannot work.
+        WorkError: something failed on the way.
+    """
+    setup_logging()
+    started = time.monotonic()
+    this = _prepare(main, net, dataset)
+    classes = [_class_data(this, name) for name in this.layout.choose(dataset["subdatasets"])]
+    for one_net in this.nets:
+        _check_net(this, one_net)
+    for data in classes:
+        for index, one_net in enumerate(this.nets):
+            row = data.row if len(this.nets) == 1 else f"{data.row} {one_net.name}"
+            figures = _run_class(this, data, one_net, index)
+            if figures is not None:
+                this.rows[row] = figures
+                table = report.write_results(this.results, this.rows)
+            _write_settings(this, started)
+    if this.rows:
+        LOGGER.info("results in %s\n%s", this.results, report.format_table(table))
+    if this.training:
+        LOGGER.info("the best epoch was chosen on the test set, as published; last_* columns hold the last epoch's figures")
+
+
+# ---------------------------------------------------------------------------------------- checking
+
+
+def _prepare(main: Options, net: Options, dataset: Options) -> Run:
+    if dataset["name"] not in DATASETS:
+        raise InputError(f"unknown data set {dataset['name']!r}; possible: {', '.join(DATASETS)}")
+    results = Path(main["results_path"])
+    device = choose_device(main["gpu"])
+    fix_seeds(main["seed"])
+    layout = DATASETS[dataset["name"]](dataset["data_path"])
+    layout.choose(dataset["subdatasets"])
+    textures = list_textures(dataset["aug_path"]) if main["test"] == "ckpt" else []
+    names = [backbones.split_seed(name) for name in net["backbone_names"]]
+    layers = _layers_of(net["layers_to_extract_from"], len(names))
+    for name, _ in names:
+        backbones.resolve(name)
+    if net["weights"] == "random":
+        LOGGER.warning("backbone weights are random: expect poor results")
+    nets = [
+        Net(name, backbones.load(name, net["weights"], main["seed"]), used, main["seed"] if seed is None else seed)
+        for (name, seed), used in zip(names, layers, strict=True)
+    ]
+    models = Path(main["models_path"]) if main["models_path"] else results / "models"
+    return Run(main, net, dataset, device, results, models, layout, nets, textures)
+
+
+def _layers_of(given: Sequence[str], count: int) -> list[list[str]]:
+    """Layers of each backbone; with several, `N.LAYER` is for the N-th alone."""
+    if count == 1:
+        return [list(given)]
+    layers: list[list[str]] = [[] for _ in range(count)]
+    for layer in given:
+        match = re.fullmatch(r"(\d+)\.(.+)", layer)
+        if match and int(match[1]) >= count:
+            raise InputError(f"-le {layer}: there are only backbones 0 to {count - 1}")
+        for i in [int(match[1])] if match else range(count):
+            layers[i].append(match[2] if match else layer)
+    return layers
+
+
+def _class_data(this: Run, name: str) -> ClassData:
+    given = dict(this.dataset)
+    if given["augment"]:
+        given |= {key: value for key, value in LIGHT_AUGMENTATION.items() if not given[key]}
+    settings = ImageSettings(**{f.name: given[f.name] for f in fields(ImageSettings)})
+    settings = replace(settings, rand_aug=bool(settings.rand_aug)).for_class(this.layout, name)
+    test = this.layout.test(name)
+    if not this.training and not test:
+        raise InputError(f"class {name}: {this.layout.root} has no test image of it")
+    train = this.layout.train(name) if this.training else []
+    return ClassData(name, f"{given['name']}_{name}", train, test, settings)
+
+
+def _check_net(this: Run, net: Net) -> None:
+    """Build the model once before the first class, so that what cannot work is said at once."""
+    model = _build(this, net, svd=0)
+    size, stride = this.dataset["imagesize"], this.dataset["downsampling"]
+    if stride is not None and (size // stride, size // stride) != model.grid:
+        raise InputError(
+            f"--downsampling {stride} contradicts backbone {net.name!r}, whose layer {net.layers[0]} has a grid of "
+            f"{model.grid[0]}x{model.grid[1]} at --imagesize {size}; leave the option out"
+        )
+
+
+def _build(this: Run, net: Net, svd: int) -> GLASS:
+    size = this.dataset["imagesize"]
+    return GLASS(this.device).load(
+        backbone=net.backbone,
+        layers_to_extract_from=net.layers,
+        device=this.device,
+        input_shape=(3, size, size),
+        seed=net.seed,
+        svd=svd,
+        **{key: value for key, value in this.net.items() if key not in NOT_FOR_GLASS},
+    )
+
+
+# ----------------------------------------------------------------------------------------- a class
+
+
+def _run_class(this: Run, data: ClassData, net: Net, index: int) -> dict[str, Any] | None:
+    """Train where asked for and test one class; its row of results, None where there is nothing to test."""
+    folder = this.models / f"backbone_{index}"
+    decision = _decide(this, data, folder / data.row) if this.training else distribution.Decision(0, False, "")
+    model = _build(this, net, decision.svd)
+    model.set_model_dir(folder, data.row)
+    model.results_path = this.results if len(this.nets) == 1 else this.results / f"backbone_{index}"
+    model.extra_config = {
+        "class_name": data.row, **asdict(data.settings),
+        "batch_size": this.dataset["batch_size"], "foreground": decision.foreground,
+    }  # fmt: skip
+    this.configs[f"{folder.name}/{data.row}"] = model.config
+    test_loader = None
+    if data.test:
+        _say_what_lacks(data)
+        test_set = TestDataset(data.test, data.settings)
+        test_loader = make_loader(test_set, this.dataset["batch_size"], this.dataset["num_workers"])
+    record = None
+    if this.training:
+        record = _train(this, data, net, model, decision, test_loader)
+    if test_loader is None:
+        LOGGER.info("%s: no test images, nothing to test", data.row)
+        return None
+    figures = model.tester(test_loader, data.row)
+    last = (record or {}).get("last")
+    if last:
+        figures |= {"last_epoch": last["epoch"], **{f"last_{m}": last[m] for m in METRICS}}
+    LOGGER.info("%s: best epoch %d: %s", data.row, figures["best_epoch"], _in_percent(figures))
+    return figures
+
+
+def _decide(this: Run, data: ClassData, model_dir: Path) -> distribution.Decision:
+    """The variant of a class. A training under way keeps the one it was started with."""
+    dataset = this.dataset["name"]
+    decision = distribution.decide(
+        this.dataset["distribution"],
+        this.dataset["fg"],
+        this.net["svd"],
+        distribution.read_flags(dataset, data.row),
+        lambda: _judge(this, data),
+    )
+    LOGGER.info(
+        "%s: %s (%s)%s", data.row, distribution.NAMES[decision.svd], decision.reason,
+        ", with foreground masks" if decision.foreground else "",
+    )  # fmt: skip
+    return decision
+
+
+def _judge(this: Run, data: ClassData) -> int:
+    """Judge the class by its mean training image, resized straight; keep pictures and the verdict."""
+    # the special size of some classes does not count here
+    settings = replace(data.settings, resize=this.dataset["resize"])
+    mean = distribution.mean_image(settings.straight(read_rgb(sample.path)) for sample in data.train)
+    flag = distribution.judge(mean)
+    spectrum = distribution.spectrum(mean).astype(np.uint8) * 255
+    report.save_image(this.results / "judge" / "avg" / str(flag) / f"{data.row}.png", mean)
+    report.save_image(this.results / "judge" / "fft" / str(flag) / f"{data.row}.png", spectrum)
+    distribution.write_flag(this.dataset["name"], data.row, flag)
+    return flag
+
+
+def _train(
+    this: Run,
+    data: ClassData,
+    net: Net,
+    model: GLASS,
+    decision: distribution.Decision,
+    test_loader: torch.utils.data.DataLoader | None,
+) -> dict[str, Any]:
+    batch, workers = this.dataset["batch_size"], this.dataset["num_workers"]
+    masks = this.layout.foreground(data.name, data.train) if decision.foreground else None
+    train_set = TrainDataset(data.train, data.settings, this.textures, model.grid, masks, net.seed)
+    # an epoch ends once more than `limit` samples were used
+    sampler = EpochSampler(len(train_set), net.seed, (this.net["limit"] // batch + 1) * batch)
+    loader = make_loader(train_set, batch, workers, sampler)
+    everything = EpochSampler(len(train_set), net.seed, shuffle=False)
+    centre_loader = make_loader(CentreDataset(train_set), batch, workers, everything, keep_workers=False)
+    _label_board(this, model, data)
+    return model.trainer(loader, test_loader, data.row, centre_loader)
+
+
+def _label_board(this: Run, model: GLASS, data: ClassData) -> None:
+    labels = {key: this.main[key] for key in ("log_project", "log_group", "run_name") if this.main[key]}
+    if labels and not (model.model_dir / checkpoint.LATEST).exists():
+        with SummaryWriter(str(model.model_dir / "tb")) as board:
+            board.add_text("run", ", ".join(f"{key} {value}" for key, value in labels.items()))
+
+
+def _say_what_lacks(data: ClassData) -> None:
+    kinds = {sample.is_anomaly for sample in data.test}
+    if len(kinds) == 1:
+        kind = "defective" if kinds == {True} else "good"
+        LOGGER.info("%s: all test images are %s: image metrics will be nan", data.row, kind)
+    unknown = sum(sample.is_anomaly and sample.mask is None for sample in data.test)
+    if unknown:
+        LOGGER.info("%s: %d defective test images have no mask: left out of the pixel metrics", data.row, unknown)
+
+
+def _in_percent(figures: Mapping[str, float]) -> str:
+    return "  ".join(f"{name} {100 * figures[name]:.2f}" for name in METRICS)
+
+
+# ---------------------------------------------------------------------------------------- settings
+
+
+def _write_settings(this: Run, started: float) -> None:
+    """settings.json after each class: effective arguments, versions, device, duration so far."""
+    device = torch.cuda.get_device_name(this.device) if this.device.type == "cuda" else platform.processor() or "cpu"
+    report.write_settings(
+        this.results,
+        {
+            "command": sys.argv,
+            "arguments": {"main": dict(this.main), "net": dict(this.net), "dataset": dict(this.dataset)},
+            "models": this.configs,
+            "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+            "device": {"kind": str(this.device), "name": device, "threads": torch.get_num_threads()},
+            "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "duration_seconds": round(time.monotonic() - started, 1),
+        },
+    )

@@ -1,0 +1,115 @@
+"""What several tests use: weights and inputs that can be made again anywhere, small data sets, the command line."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+import torchvision
+
+from glass import GLASS
+
+ROOT = Path(__file__).resolve().parent.parent
+DATA = Path(__file__).parent / "data"
+# real images and weights, where they are; not part of the project
+REAL = Path(os.environ.get("GLASS_REAL_DATA", ROOT.parent / "shared"))
+
+
+def fill(module, seed, scale=1.0):
+    """Draw a module's weights by NumPy in the order of its sorted keys (the rule of the golden values)."""
+    rng = np.random.RandomState(seed)
+    state = module.state_dict()
+    for key in sorted(state):
+        shape = tuple(state[key].shape)
+        if key.endswith("num_batches_tracked"):
+            continue
+        if key.endswith("running_mean"):
+            value = rng.normal(0, 0.1, shape)
+        elif key.endswith("running_var"):
+            value = rng.uniform(0.5, 1.5, shape)
+        elif len(shape) >= 2:
+            value = scale * rng.normal(0, np.sqrt(2 / np.prod(shape[1:])), shape)
+        elif key.endswith("weight"):
+            value = rng.uniform(0.5, 1.5, shape)
+        else:
+            value = rng.normal(0, 0.1, shape)
+        state[key] = torch.from_numpy(np.asarray(value)).float()
+    module.load_state_dict(state)
+
+
+def make_glass(net="resnet18", layers=("layer2", "layer3"), size=(64, 64), seed=0, scale=0.1, **settings):
+    """A GLASS on the CPU whose every weight follows the golden rule from `seed`."""
+    backbone = torchvision.models.get_model(net, weights=None)
+    fill(backbone, seed)
+    settings = {"pretrain_embed_dimension": 96, "target_embed_dimension": 96} | settings
+    model = GLASS("cpu").load(
+        backbone=backbone.eval(), layers_to_extract_from=layers, device="cpu", input_shape=(3, *size), **settings
+    )
+    if model.pre_projection is not None:
+        fill(model.pre_projection, seed + 1, scale)
+    fill(model.discriminator, seed + 2)
+    return model
+
+
+def shape_of_part(rng, size, defect):
+    """A bright disc on dark ground with some noise; a defect is a dark blot on it. Image and mask."""
+    image = rng.normal(60, 6, (size, size, 3))
+    yy, xx = np.mgrid[:size, :size]
+    centre = size / 2 + rng.uniform(-2, 2, 2)
+    disc = np.hypot(yy - centre[0], xx - centre[1]) < size * 0.35
+    image[disc] += (90, 70, 40)
+    mask = np.zeros((size, size), np.uint8)
+    if defect:
+        at = centre + rng.uniform(-size / 6, size / 6, 2)
+        mask = (np.hypot(yy - at[0], xx - at[1]) < size * 0.12).astype(np.uint8)
+        image[mask > 0] = (20, 160, 200)
+    return image.clip(0, 255).astype(np.uint8), mask * 255
+
+
+def make_mvtec(root, classes=("disc",), size=64, train=6, good=3, defective=3, seed=0):
+    """A tiny data set in the layout of MVTec AD, and a folder of textures: (data path, texture path)."""
+    rng = np.random.default_rng(seed)
+    for name in classes:
+        base = root / "data" / name
+        for kind, count in (("train/good", train), ("test/good", good), ("test/blot", defective)):
+            (base / kind).mkdir(parents=True)
+            (base / "ground_truth" / "blot").mkdir(parents=True, exist_ok=True)
+            for i in range(count):
+                image, mask = shape_of_part(rng, size, kind == "test/blot")
+                cv2.imwrite(str(base / kind / f"{i:03d}.png"), image)
+                if kind == "test/blot":
+                    cv2.imwrite(str(base / "ground_truth" / "blot" / f"{i:03d}_mask.png"), mask)
+    make_textures(root / "textures", rng)
+    return root / "data", root / "textures"
+
+
+def make_textures(folder, rng):
+    for i in range(4):
+        (folder / f"kind{i % 2}").mkdir(parents=True, exist_ok=True)
+        noise = cv2.resize(rng.integers(0, 256, (20, 24, 3)).astype(np.uint8), (96, 80))
+        cv2.imwrite(str(folder / f"kind{i % 2}" / f"{i}.jpg"), noise)
+
+
+NET = (
+    "net -b resnet18 --weights random --pretrain_embed_dimension 32 --target_embed_dimension 32 "
+    "--dsc_hidden 32 --step 5 --meta_epochs 2"
+).split()
+DATASET = "dataset --distribution 2 --fg 0 --batch_size 4 --num_workers 0 --resize 64 --imagesize 64".split()
+
+
+def cli(*arguments, cwd=ROOT, **kwargs):
+    """Run the command line as a user does; standard output and error together."""
+    env = {**os.environ, "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "2"}
+    return subprocess.run(
+        [sys.executable, str(ROOT / "main.py"), *map(str, arguments)],
+        cwd=cwd, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=300, **kwargs,
+    )  # fmt: skip
+
+
+def train_cli(data, textures, results, *, main=(), net=(), dataset=(), name="custom"):
+    return cli(
+        "--gpu", -1, "--results_path", results, *main, *NET, *net, *DATASET, *dataset, name, data, textures
+    )

@@ -1,0 +1,98 @@
+"""Seeds, device, logging, paths."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from errors import InputError, WorkError
+
+LOGGER = logging.getLogger("glass")
+ROOT = Path(__file__).resolve().parent
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class _TqdmHandler(logging.StreamHandler):
+    """Writes log lines above a running progress bar instead of into it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stderr)
+
+
+def setup_logging() -> None:
+    """Log lines go to standard error, once however often this is called."""
+    LOGGER.setLevel(logging.INFO)
+    LOGGER.propagate = False
+    if not LOGGER.handlers:
+        handler = _TqdmHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+        LOGGER.addHandler(handler)
+
+
+def fix_seeds(seed: int) -> None:
+    """Seed every global generator, for the libraries that offer no other way."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Torch draws from `seed` on the CPU inside; the global state is as before afterwards."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+def choose_device(gpus: tuple[int, ...]) -> torch.device:
+    """The first of the wished devices that this machine has; −1 is the CPU.
+
+    Args:
+        gpus: CUDA ordinals in order of preference; none means CUDA if there is one, else the CPU.
+
+    Raises:
+        InputError: none of them is here.
+    """
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    for gpu in gpus or (0, -1):
+        if gpu == -1:
+            return torch.device("cpu")
+        if gpu < count:
+            return torch.device("cuda", gpu)
+    here = f"this machine has CUDA devices 0 to {count - 1}" if count else "this machine has no CUDA device"
+    raise InputError(f"--gpu {', '.join(map(str, gpus))}: {here}; -1 is the CPU")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small file beside, then rename.
+
+    Raises:
+        WorkError: it cannot be written.
+    """
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Let `write(temporary_path)` make a file with the same suffix, then rename it to `path`.
+
+    Raises:
+        WorkError: it cannot be written.
+    """
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(temporary)
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise WorkError(f"cannot write {path}: {error}") from error
