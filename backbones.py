@@ -221,7 +221,9 @@ def _read_state_dict(path: Path) -> dict[str, torch.Tensor]:
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the readers raise half a dozen kinds for a damaged or foreign file
-        raise InputError(f"--weights {path} is not a state dict that can be read safely: {_first_line(error)}") from error
+        raise InputError(
+            f"--weights {path} is not a state dict that can be read safely: {_first_line(error)}"
+        ) from error
     for wrapper in ("state_dict", "model", "teacher"):
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
             state = state[wrapper]

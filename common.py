@@ -135,7 +135,9 @@ class NetworkFeatureAggregator(nn.Module):
         try:
             self.backbone.set_input_size(img_size=self.input_shape[1:])
         except (AssertionError, ValueError, TypeError, RuntimeError) as error:
-            raise InputError(f"backbone {self.name!r} cannot be built for {_size(self.input_shape)}: {error}") from error
+            raise InputError(
+                f"backbone {self.name!r} cannot be built for {_size(self.input_shape)}: {error}"
+            ) from error
 
     @torch.no_grad()
     def _probe(self, trial: Tensor) -> tuple[dict[str, Tensor], tuple[str, int] | None, list[str]]:

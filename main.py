@@ -74,15 +74,36 @@ def _explain(error: Exception) -> tuple[str | None, int]:
     return None, 1
 
 
+# fmt: off - an option a line reads like the table it is
 @click.group(cls=OneLineErrors, chain=True, context_settings=CONTEXT)
-@click.option("--results_path", default="results", type=click.Path(file_okay=False), help="Where everything that a run leaves behind goes.")
-@click.option("--gpu", type=click.IntRange(min=-1), multiple=True, help="CUDA device, -1 is the CPU; repeat it to name further choices, the first that is there is used.  [default: 0 if there is one, else -1]")
+@click.option(
+    "--results_path",
+    default="results",
+    type=click.Path(file_okay=False),
+    help="Where everything that a run leaves behind goes.",
+)
+@click.option(
+    "--gpu",
+    type=click.IntRange(min=-1),
+    multiple=True,
+    help="CUDA device, -1 is the CPU; repeat it to name further choices, the first that is there is used.  [default: 0 if there is one, else -1]",
+)
 @click.option("--seed", default=0, type=AT_LEAST_0, help="Start of every random draw.")
 @click.option("--log_group", default="", help="Label of a group of runs, kept in settings.json and TensorBoard.")
 @click.option("--log_project", default="", help="Label of the project, kept in settings.json and TensorBoard.")
 @click.option("--run_name", default="", help="Label of the run, kept in settings.json and TensorBoard.")
-@click.option("--test", default="ckpt", type=click.Choice(["ckpt", "test"]), help="ckpt: train what is not trained yet, then test; test: only test.")
-@click.option("--models_path", default=None, type=click.Path(file_okay=False), help="Where checkpoints are read and written.  [default: RESULTS_PATH/models]")
+@click.option(
+    "--test",
+    default="ckpt",
+    type=click.Choice(["ckpt", "test"]),
+    help="ckpt: train what is not trained yet, then test; test: only test.",
+)
+@click.option(
+    "--models_path",
+    default=None,
+    type=click.Path(file_okay=False),
+    help="Where checkpoints are read and written.  [default: RESULTS_PATH/models]",
+)
 def main(**options: Any) -> None:
     """GLASS: train on good images of a product, find and outline defects.
 
@@ -94,24 +115,49 @@ def main(**options: Any) -> None:
 
 
 @main.command("net", context_settings=CONTEXT)
-@click.option("-b", "--backbone_names", multiple=True, default=["wideresnet50"], help="Backbone: a published name, timm:NAME or torchvision:NAME; with .seed-N a seed of its own; repeat it for a model each.")
-@click.option("-le", "--layers_to_extract_from", multiple=True, default=["layer2", "layer3"], help="Layer by dotted name, repeatable; with several backbones N.LAYER is for the N-th alone (from 0).")
-@click.option("--weights", default="pretrained", help="Backbone weights: pretrained, random, or the path of a state dict.")
-@click.option("--pretrain_embed_dimension", default=1536, type=AT_LEAST_1, help="Length each layer's patch vector is pooled to.")
+@click.option(
+    "-b",
+    "--backbone_names",
+    multiple=True,
+    default=["wideresnet50"],
+    help="Backbone: a published name, timm:NAME or torchvision:NAME; with .seed-N a seed of its own; repeat it for a model each.",
+)
+@click.option(
+    "-le",
+    "--layers_to_extract_from",
+    multiple=True,
+    default=["layer2", "layer3"],
+    help="Layer by dotted name, repeatable; with several backbones N.LAYER is for the N-th alone (from 0).",
+)
+@click.option(
+    "--weights", default="pretrained", help="Backbone weights: pretrained, random, or the path of a state dict."
+)
+@click.option(
+    "--pretrain_embed_dimension", default=1536, type=AT_LEAST_1, help="Length each layer's patch vector is pooled to."
+)
 @click.option("--target_embed_dimension", default=1536, type=AT_LEAST_1, help="Length of the patch features.")
-@click.option("--patchsize", default=3, type=AT_LEAST_1, help="Side of the neighbourhood that describes a location, odd.")
+@click.option(
+    "--patchsize", default=3, type=AT_LEAST_1, help="Side of the neighbourhood that describes a location, odd."
+)
 @click.option("--meta_epochs", default=640, type=AT_LEAST_1, help="Epochs of training.")
 @click.option("--eval_epochs", default=1, type=AT_LEAST_1, help="Epochs from one evaluation to the next.")
 @click.option("--dsc_layers", default=2, type=AT_LEAST_1, help="Layers of the discriminator.")
 @click.option("--dsc_hidden", default=1024, type=AT_LEAST_1, help="Width of the discriminator.")
-@click.option("--dsc_margin", default=0.5, type=SHARE, help="Score from which a patch counts as anomalous in p_true and p_fake.")
+@click.option(
+    "--dsc_margin", default=0.5, type=SHARE, help="Score from which a patch counts as anomalous in p_true and p_fake."
+)
 @click.option("--train_backbone", is_flag=True, help="Train the backbone too.")
 @click.option("--pre_proj", default=1, type=AT_LEAST_0, help="Layers of the projection; 0 is none.")
 @click.option("--mining", default=1, type=FLAG, help="1: gradient ascent (GAS); 0: noise alone.")
 @click.option("--noise", default=0.015, type=NOT_NEGATIVE, help="Standard deviation of the noise on features.")
 @click.option("--radius", default=0.75, type=SHARE, help="Quantile of the distances that is taken as radius.")
 @click.option("--p", default=0.5, type=SHARE, help="Share of the easiest patches that the local loss leaves out.")
-@click.option("--lr", default=0.0001, type=click.FloatRange(min=0, min_open=True), help="Learning rate of the projection; the discriminator's is twice that.")
+@click.option(
+    "--lr",
+    default=0.0001,
+    type=click.FloatRange(min=0, min_open=True),
+    help="Learning rate of the projection; the discriminator's is twice that.",
+)
 @click.option("--svd", default=None, type=FLAG, help="0 manifold, 1 hypersphere; wins over --distribution.")
 @click.option("--step", default=20, type=AT_LEAST_0, help="Updates of gradient ascent.")
 @click.option("--limit", default=392, type=AT_LEAST_1, help="An epoch ends once more samples than this were used.")
@@ -123,25 +169,59 @@ def net(**options: Any) -> tuple[str, dict[str, Any]]:
 @main.command("dataset", context_settings=CONTEXT)
 @click.option("-d", "--subdatasets", multiple=True, help="Class, repeatable.  [default: all that are found]")
 @click.option("--batch_size", default=8, type=AT_LEAST_1, help="Images a batch.")
-@click.option("--num_workers", default=16, type=AT_LEAST_0, help="Processes that load images; never more than cores are used.")
-@click.option("--resize", default=288, type=click.IntRange(min=16), help="Length of the shorter side in pixels before the crop.")
-@click.option("--imagesize", default=288, type=click.IntRange(min=16), help="Side of the centre crop in pixels, at most --resize.")
-@click.option("--rotate_degrees", default=0.0, type=click.FloatRange(0, 180), help="Training images: rotate by up to ± this.")
+@click.option(
+    "--num_workers", default=16, type=AT_LEAST_0, help="Processes that load images; never more than cores are used."
+)
+@click.option(
+    "--resize", default=288, type=click.IntRange(min=16), help="Length of the shorter side in pixels before the crop."
+)
+@click.option(
+    "--imagesize", default=288, type=click.IntRange(min=16), help="Side of the centre crop in pixels, at most --resize."
+)
+@click.option(
+    "--rotate_degrees", default=0.0, type=click.FloatRange(0, 180), help="Training images: rotate by up to ± this."
+)
 @click.option("--translate", default=0.0, type=SHARE, help="Training images: shift by up to ± this share of the side.")
-@click.option("--scale", default=0.0, type=click.FloatRange(0, 1, max_open=True), help="Training images: scale by 1 ± up to this.")
+@click.option(
+    "--scale", default=0.0, type=click.FloatRange(0, 1, max_open=True), help="Training images: scale by 1 ± up to this."
+)
 @click.option("--brightness", default=0.0, type=NOT_NEGATIVE, help="Training images: brightness times 1 ± up to this.")
 @click.option("--contrast", default=0.0, type=NOT_NEGATIVE, help="Training images: contrast times 1 ± up to this.")
 @click.option("--saturation", default=0.0, type=NOT_NEGATIVE, help="Training images: saturation times 1 ± up to this.")
 @click.option("--gray", default=0.0, type=SHARE, help="Training images: probability of grayscale.")
 @click.option("--hflip", default=0.0, type=SHARE, help="Training images: probability of a horizontal flip.")
 @click.option("--vflip", default=0.0, type=SHARE, help="Training images: probability of a vertical flip.")
-@click.option("--distribution", default=0, type=click.IntRange(0, 4), help="Variant: 0 from the Excel file, else judged; 1 judged; 2 manifold; 3 hypersphere; 4 opposite of the file.")
+@click.option(
+    "--distribution",
+    default=0,
+    type=click.IntRange(0, 4),
+    help="Variant: 0 from the Excel file, else judged; 1 judged; 2 manifold; 3 hypersphere; 4 opposite of the file.",
+)
 @click.option("--mean", default=0.5, type=SHARE, help="Mean of the transparency β of synthetic anomalies.")
 @click.option("--std", default=0.1, type=NOT_NEGATIVE, help="Standard deviation of β.")
-@click.option("--fg", default=1, type=click.IntRange(0, 2), help="Foreground masks: 0 none; 1 from DATA_PATH/fg_mask; 2 as the Excel file says.")
-@click.option("--rand_aug", default=1, type=FLAG, help="1: three random operations on each texture; 0: the image's own augmentation.")
-@click.option("--downsampling", default=None, type=AT_LEAST_1, help="Stride of the first layer; taken from the network, refused where it contradicts it.")
-@click.option("--augment", is_flag=True, help="Light augmentation of training images wherever no option above asks for one: rotation 5°, shift and scale 2 %, brightness, contrast, saturation 10 %.")
+@click.option(
+    "--fg",
+    default=1,
+    type=click.IntRange(0, 2),
+    help="Foreground masks: 0 none; 1 from DATA_PATH/fg_mask; 2 as the Excel file says.",
+)
+@click.option(
+    "--rand_aug",
+    default=1,
+    type=FLAG,
+    help="1: three random operations on each texture; 0: the image's own augmentation.",
+)
+@click.option(
+    "--downsampling",
+    default=None,
+    type=AT_LEAST_1,
+    help="Stride of the first layer; taken from the network, refused where it contradicts it.",
+)
+@click.option(
+    "--augment",
+    is_flag=True,
+    help="Light augmentation of training images wherever no option above asks for one: rotation 5°, shift and scale 2 %, brightness, contrast, saturation 10 %.",
+)
 @click.argument("name")
 @click.argument("data_path", type=click.Path())
 @click.argument("aug_path", type=click.Path())
@@ -153,12 +233,15 @@ def dataset(**options: Any) -> tuple[str, dict[str, Any]]:
     return "dataset", options
 
 
+# fmt: on
 @main.result_callback()
 @click.pass_context
 def _after(context: click.Context, parts: list[tuple[str, dict[str, Any]]], **options: Any) -> None:
     kinds = [kind for kind, _ in parts]
     if kinds.count("dataset") != 1 or kinds.count("net") > 1:
-        raise click.UsageError("one dataset command is needed, and at most one net: [OPTIONS] net … dataset … NAME DATA_PATH AUG_PATH")
+        raise click.UsageError(
+            "one dataset command is needed, and at most one net: [OPTIONS] net … dataset … NAME DATA_PATH AUG_PATH"
+        )
     given = dict(parts)
     if "net" not in given:
         given["net"] = {p.name: p.get_default(context) for p in net.params}

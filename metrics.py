@@ -131,7 +131,8 @@ class _Ranking:
     def pro(self, limit: float) -> float:
         if self._empty:
             return NAN
-        # the curve climbs at the scores of anomalous pixels (slanting where normal ones share the score), is level between
+        # the curve climbs at the scores of anomalous pixels (slanting where normal ones share a score),
+        # and is level in between
         climbed = self.overlap.cumsum() / self.regions
         fpr = np.stack([self.above, self.at_least], 1).ravel() / self.negatives
         pro = np.stack([np.r_[0.0, climbed[:-1]], climbed], 1).ravel()

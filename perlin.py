@@ -16,26 +16,11 @@ def _fade(t: NDArray) -> NDArray:
     return t * t * t * (t * (t * 6 - 15) + 10)
 
 
-def _axis(size: int, cells: int) -> tuple[NDArray, NDArray]:
-    """Interpolation along one axis as two (size, cells+1) matrices: weights, and weights times offset.
-
-    Perlin noise is Σ over a cell's four corners of fade(row)·fade(column)·(g_row·Δrow + g_col·Δcolumn); each
-    term is a product of a row and a column factor, so the sum over corners is two small matrix products.
-    """
-    length = math.ceil(size / cells)  # sizes that the cells do not divide: larger noise, cut
-    index = np.arange(size)
-    cell, t = index // length, (index % length) / length
-    weights = np.zeros((size, cells + 1))
-    weights[index, cell] = 1 - _fade(t)
-    weights[index, cell + 1] = _fade(t)
-    offsets = np.zeros_like(weights)
-    offsets[index, cell] = t
-    offsets[index, cell + 1] = t - 1
-    return weights, weights * offsets
-
-
 def perlin_noise(rng: np.random.Generator, size: tuple[int, int], cells: tuple[int, int]) -> NDArray[np.float32]:
     """Noise of about [−1, 1] with a random unit gradient at each corner of a grid of `cells` cells.
+
+    The noise is Σ over a cell's four corners of fade(row)·fade(column)·(g_row·Δrow + g_col·Δcolumn). Each term is
+    a row factor times a column factor, so rows are interpolated once a column of corners, not once a pixel.
 
     Args:
         rng: where the gradients come from.
@@ -45,11 +30,28 @@ def perlin_noise(rng: np.random.Generator, size: tuple[int, int], cells: tuple[i
     Returns:
         (H, W) float32.
     """
-    angle = 2 * np.pi * rng.random((cells[0] + 1, cells[1] + 1))
-    row_weight, row_offset = _axis(size[0], cells[0])
-    col_weight, col_offset = _axis(size[1], cells[1])
-    noise = row_offset @ np.cos(angle) @ col_weight.T + row_weight @ np.sin(angle) @ col_offset.T
-    return (math.sqrt(2) * noise).astype(np.float32)
+    angle = (2 * np.pi * rng.random((cells[0] + 1, cells[1] + 1))).astype(np.float32)
+    y, fy = _cell(size[0], cells[0])
+    x, fx = _cell(size[1], cells[1])
+    by_row = _interpolate_rows(np.cos(angle), (1 - fy) * y, fy * (y - 1))[: size[0], :, None]  # (H, columns+1, 1)
+    by_column = _interpolate_rows(np.sin(angle), 1 - fy, fy)[: size[0], :, None]
+    noise = by_row[:, :-1] * (1 - fx) + by_row[:, 1:] * fx
+    noise += by_column[:, :-1] * ((1 - fx) * x) + by_column[:, 1:] * (fx * (x - 1))  # (H, columns, cell width)
+    # a view cut to size would keep warpAffine from reading it
+    return np.ascontiguousarray(noise.reshape(size[0], -1)[:, : size[1]]) * np.float32(math.sqrt(2))
+
+
+def _cell(size: int, cells: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Offsets within a cell along one axis and their fade; sizes that the cells do not divide make larger cells."""
+    length = math.ceil(size / cells)
+    t = np.arange(length, dtype=np.float32) / np.float32(length)
+    return t, _fade(t)
+
+
+def _interpolate_rows(corners: NDArray, upper: NDArray, lower: NDArray) -> NDArray[np.float32]:
+    """(rows+1, columns+1) corner values, weights of a cell's upper and lower corners → (rows·height, columns+1)."""
+    between = corners[:-1, None] * upper[:, None] + corners[1:, None] * lower[:, None]
+    return between.reshape(-1, corners.shape[1])
 
 
 def rotate(image: NDArray, angle: float) -> NDArray:

@@ -123,7 +123,9 @@ def run(main: Options, net: Options, dataset: Options) -> None:
     if this.rows:
         LOGGER.info("results in %s\n%s", this.results, report.format_table(table))
     if this.training:
-        LOGGER.info("the best epoch was chosen on the test set, as published; last_* columns hold the last epoch's figures")
+        LOGGER.info(
+            "the best epoch was chosen on the test set, as published; last_* columns hold the last epoch's figures"
+        )
 
 
 # ---------------------------------------------------------------------------------------- checking

@@ -37,6 +37,7 @@ class Sample:
 
     @property
     def is_anomaly(self) -> bool:
+        """Whether the image shows a defect."""
         return self.kind != GOOD
 
 
@@ -127,7 +128,9 @@ class ImageSettings:
 
     def __post_init__(self) -> None:
         if self.imagesize > self.resize:
-            raise InputError(f"--imagesize {self.imagesize} is larger than --resize {self.resize}: nothing to crop from")
+            raise InputError(
+                f"--imagesize {self.imagesize} is larger than --resize {self.resize}: nothing to crop from"
+            )
 
     def for_class(self, layout: Layout, name: str) -> ImageSettings:
         """The settings of a class: toothbrush and wood of the MVTec layout are resized larger before the crop."""
@@ -137,6 +140,7 @@ class ImageSettings:
 
     @property
     def randomly_augmented(self) -> bool:
+        """Whether a training image differs from epoch to epoch."""
         return any(
             (self.rotate_degrees, self.translate, self.scale, self.brightness, self.contrast, self.saturation,
              self.gray, self.hflip, self.vflip)

@@ -93,11 +93,8 @@ def make_textures(folder, rng):
         cv2.imwrite(str(folder / f"kind{i % 2}" / f"{i}.jpg"), noise)
 
 
-NET = (
-    "net -b resnet18 --weights random --pretrain_embed_dimension 32 --target_embed_dimension 32 "
-    "--dsc_hidden 32 --step 5 --meta_epochs 2"
-).split()
-DATASET = "dataset --distribution 2 --fg 0 --batch_size 4 --num_workers 0 --resize 64 --imagesize 64".split()
+NET = ["net", "-b", "resnet18", "--weights", "random", "--pretrain_embed_dimension", "32", "--target_embed_dimension", "32", "--dsc_hidden", "32", "--step", "5", "--meta_epochs", "2"]
+DATASET = ["dataset", "--distribution", "2", "--fg", "0", "--batch_size", "4", "--num_workers", "0", "--resize", "64", "--imagesize", "64"]
 
 
 def cli(*arguments, cwd=ROOT, **kwargs):
@@ -110,6 +107,4 @@ def cli(*arguments, cwd=ROOT, **kwargs):
 
 
 def train_cli(data, textures, results, *, main=(), net=(), dataset=(), name="custom"):
-    return cli(
-        "--gpu", -1, "--results_path", results, *main, *NET, *net, *DATASET, *dataset, name, data, textures
-    )
+    return cli("--gpu", -1, "--results_path", results, *main, *NET, *net, *DATASET, *dataset, name, data, textures)

@@ -1,0 +1,68 @@
+# Sourced by the scripts beside it: the Python environment, and one way to run a benchmark.
+set -euo pipefail
+
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+SCRIPT=$(basename "$0")
+
+fail() { # message: say it in one line and end as for wrong usage
+    echo "$SCRIPT: $1" >&2
+    exit 2
+}
+
+# ensure_env FILE: make .venv and install the requirements file, once a version of it.
+# PYTHON=/path/to/python uses that interpreter as it is instead.
+ensure_env() {
+    if [ -n "${PYTHON:-}" ]; then
+        return
+    fi
+    local base
+    for base in python3 python3.12 python3.11 python3.13 python3.10 python; do
+        if "$base" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; then
+            break
+        fi
+        base=
+    done
+    PYTHON=$ROOT/.venv/bin/python
+    local stamp=$ROOT/.venv/.installed-$(basename "$1") wanted
+    wanted=$(cd "$ROOT" && cat requirements.txt "$1" | cksum)
+    if [ -x "$PYTHON" ] && [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then
+        return
+    fi
+    [ -n "$base" ] || [ -x "$PYTHON" ] || fail "Python 3.10 to 3.13 is needed and not found; install one, or name it with PYTHON=…"
+    [ -x "$PYTHON" ] || "$base" -m venv "$ROOT/.venv" || fail "cannot make $ROOT/.venv with $base (on Debian: apt install python3-venv)"
+    echo "installing $1 into $ROOT/.venv (several GB the first time)" >&2
+    "$PYTHON" -m pip install --disable-pip-version-check -r "$ROOT/$1" >&2
+    echo "$wanted" >"$stamp"
+}
+
+need_folder() { # NAME what-it-is: the variable must name a folder
+    local value=${!1:-}
+    [ -n "$value" ] || fail "$1 is not set: $2. Try: DATAPATH=/data/… AUGPATH=/data/dtd/images bash shell/$SCRIPT"
+    [ -d "$value" ] || fail "$1=$value is no folder: $2"
+}
+
+# benchmark NAME RESULTS DATA TEST DISTRIBUTION FG DEFAULT_CLASSES [flags of main.py]
+# The settings are the published ones. -b and -le stay the command line's defaults (wideresnet50, layer2 and
+# layer3): an option that can be repeated would be added to, not replaced, by NET_FLAGS.
+benchmark() {
+    local name=$1 results=$2 data=$3 test=$4 distribution=$5 fg=$6 classes=$7 class
+    shift 7
+    local chosen=()
+    for class in ${CLASSES:-$classes}; do chosen+=(-d "$class"); done
+    # NET_FLAGS and DATASET_FLAGS are meant to be split into words
+    # shellcheck disable=SC2086
+    "$PYTHON" "$ROOT/main.py" --seed 0 --test "$test" --results_path "$results" "$@" \
+        net --pretrain_embed_dimension 1536 --target_embed_dimension 1536 --patchsize 3 --meta_epochs 640 \
+        --eval_epochs 1 --dsc_layers 2 --dsc_hidden 1024 --pre_proj 1 --mining 1 --noise 0.015 --radius 0.75 \
+        --p 0.5 --step 20 --limit 392 ${NET_FLAGS:-} \
+        dataset --distribution "$distribution" --mean 0.5 --std 0.1 --fg "$fg" --rand_aug 1 --batch_size 8 \
+        --resize 288 --imagesize 288 ${chosen[@]+"${chosen[@]}"} ${DATASET_FLAGS:-} "$name" "$data" "$AUGPATH"
+}
+
+# each_subset PATTERN: the folders of that name in DATAPATH, one a line
+each_subset() {
+    local found
+    found=$(find -L "$DATAPATH" -mindepth 1 -maxdepth 2 -type d -name "$1" | sort)
+    [ -n "$found" ] || fail "DATAPATH=$DATAPATH holds no folder $1"
+    echo "$found"
+}

@@ -1,0 +1,44 @@
+"""Fixtures, and fewer threads than cores so that two runs side by side do not starve each other."""
+
+import pytest
+import torch
+from helpers import REAL, make_mvtec, train_cli
+from hypothesis import Phase, settings
+
+# no shrinking: an example that trains takes a second, and shrinking tries hundreds
+settings.register_profile(
+    "glass", deadline=None, max_examples=25, derandomize=True, phases=(Phase.explicit, Phase.reuse, Phase.generate)
+)
+settings.load_profile("glass")
+torch.set_num_threads(2)
+
+
+@pytest.fixture(autouse=True)
+def _own_excel_folder(tmp_path, monkeypatch):
+    """No test writes verdicts into the repository."""
+    import distribution
+
+    monkeypatch.setattr(distribution, "EXCEL_DIR", tmp_path / "excel")
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    """(data path, texture path) of a tiny data set with classes disc and plate."""
+    return make_mvtec(tmp_path_factory.mktemp("tiny"), classes=("disc", "plate"))
+
+
+@pytest.fixture(scope="session")
+def trained(tiny, tmp_path_factory):
+    """Results of a whole command-line run on class disc, and what it printed."""
+    results = tmp_path_factory.mktemp("trained")
+    done = train_cli(*tiny, results, dataset=("-d", "disc"))
+    assert done.returncode == 0, done.stdout
+    return results, done.stdout
+
+
+@pytest.fixture
+def real():
+    """The folder of real images and weights; skips where there is none."""
+    if not (REAL / "data").is_dir():
+        pytest.skip(f"real images and weights are not at {REAL} (GLASS_REAL_DATA names the folder)")
+    return REAL

@@ -1,0 +1,164 @@
+"""The slow, obvious form of what the product does fast. Written from the method, one statement a sentence of it."""
+
+import math
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+
+def neighbourhoods(x, p):
+    """(B, C, H, W) → (B, H, W, C·p²): each location's p×p neighbourhood in (channel, row, column) order."""
+    batch, channels, height, width = x.shape
+    padded = F.pad(x, [p // 2] * 4)
+    out = x.new_empty(batch, height, width, channels * p * p)
+    for row in range(height):
+        for column in range(width):
+            out[:, row, column] = padded[:, :, row : row + p, column : column + p].reshape(batch, -1)
+    return out
+
+
+def adaptive_pool(x, size):
+    """(…, L) → (…, size): bin i averages entries floor(i·L/size) to ceil((i+1)·L/size)."""
+    length = x.shape[-1]
+    bins = [(i * length // size, math.ceil((i + 1) * length / size)) for i in range(size)]
+    return torch.stack([x[..., a:b].mean(-1) for a, b in bins], dim=-1)
+
+
+def unfold_embed(maps, p, pretrain_dim, target_dim):
+    """The embedding by unfolding, as the published code does it, with torch's operations: the speed reference."""
+    grid = maps[0].shape[2:]
+    layers = []
+    for x in maps:
+        batch, channels, height, width = x.shape
+        y = F.unfold(x, p, padding=p // 2).reshape(batch, channels, p, p, height, width)
+        if (height, width) != tuple(grid):
+            y = y.reshape(-1, 1, height, width)
+            y = F.interpolate(y, size=grid, mode="bilinear", align_corners=False)
+            y = y.reshape(batch, channels, p, p, *grid)
+        y = y.permute(0, 4, 5, 1, 2, 3).reshape(-1, 1, channels * p * p)
+        layers.append(F.adaptive_avg_pool1d(y, pretrain_dim).squeeze(1))
+    features = torch.stack(layers, dim=1).reshape(len(layers[0]), 1, -1)
+    return F.adaptive_avg_pool1d(features, target_dim).squeeze(1)
+
+
+def embed(maps, p, pretrain_dim, target_dim):
+    """Steps 2 to 5 of the patch embedding: [(B, C_l, H_l, W_l), …] → (B·H'·W', C)."""
+    grid = maps[0].shape[2:]
+    layers = []
+    for x in maps:
+        described = neighbourhoods(x, p).permute(0, 3, 1, 2)
+        if described.shape[2:] != grid:
+            described = F.interpolate(described, size=grid, mode="bilinear", align_corners=False)
+        layers.append(adaptive_pool(described.permute(0, 2, 3, 1), pretrain_dim))
+    return adaptive_pool(torch.cat(layers, dim=-1), target_dim).flatten(0, 2)
+
+
+def quantile(x, q):
+    return torch.tensor(np.quantile(x.detach().double().numpy(), q), dtype=torch.float32)
+
+
+def onto_ring(x, q, low, high):
+    h = x - q
+    norm = torch.sqrt((h * h).sum(1))
+    return q + h * (torch.clamp(norm, low, high) / (norm + 1e-10))[:, None]
+
+
+def train_loss(discriminator, t, u, c, mask, noise, *, svd, step, mining, radius, p, margin):
+    """One training step up to its loss. t, u, c, noise (N, C), mask (N,) bool. Returns the figures, loss with graph."""
+    n = len(t)
+    r_t = quantile(torch.cat([(u[~mask] - c[~mask]).norm(dim=1), (t - c).norm(dim=1)]), radius)
+    r_f = quantile((u[mask] - c[mask]).norm(dim=1), radius)
+    g = t + noise
+    r_g = None
+    for k in range(step + 1):
+        s = discriminator(torch.cat([t, g]))[:, 0]
+        loss_n = -torch.log(1 - s[:n]).mean()
+        loss_g = -torch.log(s[n:]).mean()
+        if k == step or not mining:
+            break
+        gradient = torch.autograd.grad(loss_g, g, retain_graph=True)[0]
+        g = g + 0.001 * gradient.detach() / (gradient.detach().norm(dim=1, keepdim=True) + 1e-10)
+        if (k + 1) % 5 == 0:
+            r_g = quantile((g - c).norm(dim=1), radius)
+            g = onto_ring(g, c, r_t, 2 * r_t) if svd else onto_ring(g, t, 0.5, 1.0)
+    if r_g is None:
+        r_g = quantile((g - c).norm(dim=1), radius)
+    if svd:
+        moved = onto_ring(u, c, 2 * r_t, 4 * r_t)
+        u = torch.stack([moved[i] if mask[i] else u[i] for i in range(n)])
+    v = discriminator(u)[:, 0]
+    d = (v - mask.float()) ** 2
+    hard = d >= quantile(d, p) if p > 0 else torch.ones(n, dtype=bool)
+    y = torch.stack([(~mask).float(), mask.float()], dim=1).clamp(1e-5, 1 - 1e-5)
+    pt = (y * torch.stack([1 - v, v], dim=1)).sum(1)[hard] + 1e-5
+    loss = loss_n + loss_g + (-((1 - pt) ** 2) * torch.log(pt)).mean()
+    true, fake = torch.cat([s[:n], v[~mask]]), torch.cat([s[n:], v[mask]])
+    return {
+        "loss": loss,
+        "p_true": (true < margin).float().mean(),
+        "p_fake": (fake >= margin).float().mean(),
+        "r_t": r_t, "r_g": r_g, "r_f": r_f,
+    }  # fmt: skip
+
+
+def pro(masks, maps, limit):
+    """PRO with every distinct score a threshold, region by region, interpolated at the limit."""
+    regions = []
+    for mask, one_map in zip(masks, maps, strict=True):
+        count, labels = cv2.connectedComponents((mask > 0).astype(np.uint8), connectivity=8)
+        regions += [one_map[labels == i] for i in range(1, count)]
+    normal = np.concatenate([one_map[mask == 0] for mask, one_map in zip(masks, maps, strict=True)])
+    rates, overlaps = [0.0], [0.0]
+    for threshold in np.unique(maps)[::-1]:
+        rates.append((normal >= threshold).mean())
+        overlaps.append(np.mean([(region >= threshold).mean() for region in regions]))
+    at_limit = np.interp(limit, rates, overlaps)
+    inside = [i for i, rate in enumerate(rates) if rate <= limit]
+    x = [rates[i] for i in inside] + [limit]
+    y = [overlaps[i] for i in inside] + [at_limit]
+    return sum((x[i + 1] - x[i]) * (y[i + 1] + y[i]) / 2 for i in range(len(x) - 1)) / limit
+
+
+def pro_published(masks, maps):
+    """The published variant with every thresholded map dilated."""
+    low, high = maps.min(), maps.max()
+    points = []
+    for threshold in np.arange(low, high, (high - low) / 200):
+        overlaps = []
+        for mask, one_map in zip(masks, maps, strict=True):
+            wide = cv2.dilate((one_map > threshold).astype(np.uint8), np.ones((5, 5), np.uint8))
+            count, labels = cv2.connectedComponents((mask > 0).astype(np.uint8), connectivity=8)
+            overlaps += [wide[labels == i].mean() for i in range(1, count)]
+        points.append(((maps[masks == 0] > threshold).mean(), np.mean(overlaps)))
+    points = sorted(point for point in points if point[0] < 0.3)
+    rates, overlaps = np.array(points).T
+    rates = (rates - rates.min()) / (rates.max() - rates.min() + 1e-10)
+    return np.trapezoid(overlaps, rates)
+
+
+def perlin_noise(angles, size, cells):
+    """Perlin noise pixel by pixel from the angles of the corner gradients."""
+    height, width = math.ceil(size[0] / cells[0]), math.ceil(size[1] / cells[1])
+
+    def fade(t):
+        return 6 * t**5 - 15 * t**4 + 10 * t**3
+
+    def lerp(a, b, w):
+        return a + w * (b - a)
+
+    out = np.empty(size)
+    for row in range(size[0]):
+        for column in range(size[1]):
+            i, j = row // height, column // width
+            y, x = row % height / height, column % width / width
+            corner = {
+                (a, b): math.cos(angles[i + a, j + b]) * (y - a) + math.sin(angles[i + a, j + b]) * (x - b)
+                for a in (0, 1)
+                for b in (0, 1)
+            }
+            top = lerp(corner[0, 0], corner[1, 0], fade(y))
+            bottom = lerp(corner[0, 1], corner[1, 1], fade(y))
+            out[row, column] = math.sqrt(2) * lerp(top, bottom, fade(x))
+    return out

@@ -1,0 +1,296 @@
+"""The command line as users call it."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import cv2
+import pytest
+import torch
+from click.testing import CliRunner
+from helpers import DATASET, NET, ROOT, cli, make_mvtec, train_cli
+from test_datasets import make_visa
+
+import main as command
+
+
+def usage_error(*arguments):
+    done = cli(*arguments)
+    lines = done.stdout.strip().splitlines()
+    assert done.returncode == 2, done.stdout
+    assert lines[-1].startswith("Error: ")
+    assert "Traceback" not in done.stdout
+    assert sum(line.startswith("Error") for line in lines) == 1
+    return lines[-1]
+
+
+def read_results(folder):
+    with (folder / "results.csv").open() as file:
+        return {row["Row Names"]: row for row in csv.DictReader(file)}
+
+
+# ------------------------------------------------------------------------------------- a whole run
+
+
+def test_what_a_run_leaves_behind(trained):
+    results, printed = trained
+    rows = read_results(results)
+    assert list(rows) == ["custom_disc", "Mean"]
+    assert 0 <= float(rows["custom_disc"]["image_auroc"]) <= 1
+    assert float(rows["custom_disc"]["last_epoch"]) == 1
+    model = results / "models" / "backbone_0" / "custom_disc"
+    assert (model / "ckpt.pth").is_file()
+    assert len(list(model.glob("ckpt_best_*.pth"))) == 1
+    assert list((model / "tb").iterdir())
+    settings = json.loads((results / "settings.json").read_text())
+    assert settings["arguments"]["net"]["dsc_hidden"] == 32
+    assert settings["models"]["backbone_0/custom_disc"]["svd"] == 0
+    assert settings["versions"]["torch"] == torch.__version__.split("+")[0]
+    assert settings["duration_seconds"] > 0
+    assert (results / "results.xlsx").is_file()
+    for kind in ("training", "eval"):
+        pictures = sorted(p.name for p in (results / kind / "custom_disc").iterdir())
+        assert pictures == [f"{k}_00{i}.png" for k in ("blot", "good") for i in range(3)]
+        assert cv2.imread(str(results / kind / "custom_disc" / pictures[0])).shape == (64, 3 * 64, 3)
+    assert "the best epoch was chosen on the test set" in printed
+    assert "epoch 2/2" in printed
+    assert not [p for p in results.rglob("*") if p.name.endswith(".tmp") or p.name.startswith(".")]
+
+
+def test_same_command_twice_gives_the_same(trained, tiny, tmp_path):
+    done = train_cli(*tiny, tmp_path, dataset=("-d", "disc", "--num_workers", 2))
+    assert done.returncode == 0, done.stdout
+    first, again = (
+        torch.load(r / "models/backbone_0/custom_disc/ckpt.pth", weights_only=True) for r in (trained[0], tmp_path)
+    )
+    for key, value in first["discriminator"].items():
+        assert torch.equal(value, again["discriminator"][key]), key
+    assert (trained[0] / "results.csv").read_text() == (tmp_path / "results.csv").read_text()
+
+
+def test_finished_run_is_not_trained_again(trained, tiny):
+    done = train_cli(*tiny, trained[0], dataset=("-d", "disc"))
+    assert done.returncode == 0
+    assert "training finished before (2 epochs), skipped; delete" in done.stdout
+
+
+def test_scoring_with_another_runs_checkpoints(trained, tiny, tmp_path):
+    models = trained[0] / "models"
+    subset = tmp_path / "Person_1"
+    (subset / "disc").mkdir(parents=True)
+    for part in ("test", "ground_truth"):  # no training images
+        (subset / "disc" / part).symlink_to(tiny[0] / "disc" / part)
+    done = train_cli(subset, tmp_path / "none", tmp_path / "out", main=("--test", "test", "--models_path", models))
+    assert done.returncode == 0, done.stdout
+    ours, theirs = read_results(tmp_path / "out")["custom_disc"], read_results(trained[0])["custom_disc"]
+    for name in ("image_auroc", "pixel_auroc", "pixel_pro", "best_epoch"):
+        assert ours[name] == theirs[name]
+
+
+def test_several_classes_and_backbones(tiny, tmp_path):
+    done = train_cli(
+        *tiny, tmp_path, net=("-b", "resnet18.seed-3", "-le", "0.layer2", "-le", "1.layer1", "--meta-epochs", "1")
+    )
+    assert done.returncode == 0, done.stdout
+    assert list(read_results(tmp_path)) == [
+        "custom_disc resnet18", "custom_disc resnet18.seed-3", "custom_plate resnet18",
+        "custom_plate resnet18.seed-3", "Mean",
+    ]  # fmt: skip
+    config = torch.load(next(tmp_path.glob("models/backbone_1/custom_disc/ckpt_best_*")), weights_only=True)["config"]
+    assert config["seed"] == 3
+    assert config["layers_to_extract_from"] == ["layer1"]
+
+
+def test_visa_end_to_end(tmp_path, tiny):
+    make_visa(tmp_path / "visa")
+    done = train_cli(tmp_path / "visa", tiny[1], tmp_path / "out", name="visa")
+    assert done.returncode == 0, done.stdout
+    assert "visa_candle" in read_results(tmp_path / "out")
+
+
+def test_no_test_set_and_no_masks(tmp_path):
+    data, textures = make_mvtec(tmp_path, good=2, defective=2)
+    for file in (data / "disc" / "ground_truth").rglob("*.png"):
+        file.unlink()
+    done = train_cli(data, textures, tmp_path / "out")
+    assert done.returncode == 0, done.stdout
+    assert "2 defective test images have no mask" in done.stdout
+    row = read_results(tmp_path / "out")["custom_disc"]
+    assert row["pixel_auroc"] == row["pixel_pro"] == "nan"
+    assert row["image_auroc"] != "nan"
+
+    for file in (data / "disc" / "test").rglob("*.png"):
+        file.unlink()
+    done = train_cli(data, textures, tmp_path / "alone")
+    assert done.returncode == 0, done.stdout
+    assert "no test images" in done.stdout
+    assert (tmp_path / "alone/models/backbone_0/custom_disc/ckpt_best_1.pth").is_file()
+
+
+def test_judged_class_is_trained_in_the_same_run(tiny, tmp_path):
+    """In this process, where the folder of verdicts is the test's own."""
+    import distribution
+
+    arguments = [*NET, *DATASET, "--distribution", 1, "-d", "disc", "custom", *tiny]
+    done = CliRunner().invoke(
+        command.main, [str(a) for a in ("--gpu", -1, "--results_path", tmp_path / "r", *arguments)]
+    )
+    assert done.exit_code == 0, done.output
+    flag, foreground = distribution.read_flags("custom", "custom_disc")
+    assert flag == foreground
+    assert (tmp_path / "r" / "judge" / "avg" / str(flag) / "custom_disc.png").is_file()
+    assert (tmp_path / "r" / "judge" / "fft" / str(flag) / "custom_disc.png").is_file()
+    assert (tmp_path / "r" / "models" / "backbone_0" / "custom_disc" / "ckpt.pth").is_file()
+
+
+# ------------------------------------------------------------------------------------ interruption
+
+
+@pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGINT])
+def test_killed_run_started_again_ends_with_the_same_weights(trained, tiny, tmp_path, kill):
+    arguments = ["--gpu", -1, "--results_path", tmp_path / "r", *NET, "--meta_epochs", 6, *DATASET, "-d", "disc"]
+    command_line = [sys.executable, str(ROOT / "main.py"), *map(str, arguments), "custom", *map(str, tiny)]
+    running = subprocess.Popen(command_line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    latest = tmp_path / "r" / "models" / "backbone_0" / "custom_disc" / "ckpt.pth"
+    deadline = time.monotonic() + 120
+    while not latest.exists() and time.monotonic() < deadline and running.poll() is None:
+        time.sleep(0.02)
+    os.kill(running.pid, kill)
+    printed = running.communicate(timeout=60)[0]
+    if kill == signal.SIGINT:
+        assert running.returncode == 130
+        assert printed.strip().splitlines()[-1] == "Error: stopped; the same command goes on where it was"
+    done = subprocess.run(command_line, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert "resumed after" in done.stderr
+    whole = train_cli(*tiny, tmp_path / "whole", net=("--meta_epochs", 6), dataset=("-d", "disc"))
+    assert whole.returncode == 0
+    states = [
+        torch.load(tmp_path / r / "models/backbone_0/custom_disc/ckpt.pth", weights_only=True) for r in ("r", "whole")
+    ]
+    for part in ("discriminator", "pre_projection"):
+        for key, value in states[0][part].items():
+            assert torch.equal(value, states[1][part][key]), key
+
+
+# ---------------------------------------------------------------------------------------- bad input
+
+
+def test_help_names_every_option_with_default_or_range():
+    for parts, parameters in (
+        (["--help"], command.main.params), (["net", "--help"], command.net.params),
+        (["dataset", "--help"], command.dataset.params),
+    ):  # fmt: skip
+        done = CliRunner().invoke(command.main, parts)
+        assert done.exit_code == 0
+        for parameter in parameters:
+            for option in getattr(parameter, "secondary_opts", []) + parameter.opts:
+                assert option in done.output or parameter.param_type_name == "argument"
+            if parameter.param_type_name == "option":
+                assert parameter.help.endswith((".", "]"))
+
+
+def test_help_is_quick_to_start():
+    """The heavy libraries are imported by a run, not by the command line."""
+    code = "import main, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+@pytest.mark.parametrize("option", ["--meta_epochs", "--meta-epochs"])
+def test_both_spellings(option):
+    done = CliRunner().invoke(command.main, ["net", option, "0", "dataset", "mvtec", "a", "b"])
+    assert done.exit_code == 2
+    assert done.output.strip() == "Error: Invalid value for '--meta_epochs': 0 is not in the range x>=1."
+
+
+def test_defaults_are_the_published_ones():
+    net = {p.name: p.default for p in command.net.params}
+    dataset = {p.name: p.default for p in command.dataset.params}
+    assert list(net["backbone_names"]) == ["wideresnet50"]
+    assert list(net["layers_to_extract_from"]) == ["layer2", "layer3"]
+    expected = {
+        "pretrain_embed_dimension": 1536, "target_embed_dimension": 1536, "patchsize": 3, "meta_epochs": 640,
+        "eval_epochs": 1, "dsc_layers": 2, "dsc_hidden": 1024, "dsc_margin": 0.5, "pre_proj": 1, "mining": 1,
+        "noise": 0.015, "radius": 0.75, "p": 0.5, "lr": 0.0001, "step": 20, "limit": 392, "train_backbone": False,
+    }  # fmt: skip
+    assert {k: net[k] for k in expected} == expected
+    expected = {
+        "batch_size": 8, "num_workers": 16, "resize": 288, "imagesize": 288, "distribution": 0, "fg": 1, "rand_aug": 1,
+        "mean": 0.5, "std": 0.1, "hflip": 0, "rotate_degrees": 0,
+    }  # fmt: skip
+    assert {k: dataset[k] for k in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["net"], "one dataset command is needed"),
+        (["dataset", "mvtec", "{data}"], "Missing argument 'AUG_PATH'"),
+        (["dataset", "nothing", "{data}", "{aug}"], "possible: mvtec, visa, mpdd, wfdd, custom"),
+        (["dataset", "mvtec", "/no/where", "{aug}"], "DATA_PATH /no/where: no such folder"),
+        (["dataset", "mvtec", "{data}", "/no/where"], "AUG_PATH /no/where: no such folder"),
+        (["dataset", "-d", "disk", "mvtec", "{data}", "{aug}"], "unknown class 'disk'; {data} has disc, plate"),
+        (["dataset", "mvtec", "{data}", "{empty}"], "no picture in it"),
+        (["dataset", "mvtec", "{empty}", "{aug}"], "no class folder"),
+        (["dataset", "--resize", "64", "mvtec", "{data}", "{aug}"], "--imagesize 288 is larger than --resize 64"),
+        (["dataset", "--fg", "3", "mvtec", "{data}", "{aug}"], "3 is not in the range 0<=x<=2"),
+        (["net", "--radius", "1.5", "dataset", "mvtec", "{data}", "{aug}"], "1.5 is not in the range 0<=x<=1"),
+        (["net", "-b", "resnet19", "dataset", "mvtec", "{data}", "{aug}"], "unknown backbone 'resnet19'; possible: alexnet"),
+        (["net", "-b", "resnet18", "--weights", "random", "-le", "layer9", "dataset", "mvtec", "{data}", "{aug}"], "no layer 'layer9'; possible: conv1"),
+        (["net", "-b", "resnet18", "--weights", "no.pth", "dataset", "mvtec", "{data}", "{aug}"], "--weights no.pth: no such file"),
+        (["net", "-b", "resnet18", "--weights", "random", "--patchsize", "2", "dataset", "mvtec", "{data}", "{aug}"], "patchsize 2: must be odd"),
+        (["net", "-b", "resnet18", "--weights", "random", "dataset", "--downsampling", "16", "mvtec", "{data}", "{aug}"], "--downsampling 16 contradicts"),
+        (["net", "-b", "resnet18", "--weights", "random", "dataset", "-d", "disc", "mvtec", "{data}", "{aug}"], "--fg 0"),
+        (["--gpu", "99", "dataset", "mvtec", "{data}", "{aug}"], "-1 is the CPU"),
+        (["--no_such_option", "dataset", "mvtec", "{data}", "{aug}"], "No such option"),
+        (["--test", "train", "dataset", "mvtec", "{data}", "{aug}"], "'ckpt', 'test'"),
+    ],
+)  # fmt: skip
+def test_usage_errors(tiny, tmp_path, arguments, says):
+    (tmp_path / "empty").mkdir()
+    places = {"data": tiny[0], "aug": tiny[1], "empty": tmp_path / "empty"}
+    arguments = [a.format(**places) for a in arguments]
+    if "99" in arguments or arguments[0].startswith("--"):
+        arguments = ["--results_path", tmp_path / "r", *arguments]
+    else:
+        arguments = ["--gpu", -1, "--results_path", tmp_path / "r", *arguments]
+    assert says.format(**places) in usage_error(*arguments)
+    assert not list(tmp_path.rglob("*.pth"))
+
+
+def test_truncated_image_fails_with_its_path_also_in_a_worker(tmp_path):
+    data, textures = make_mvtec(tmp_path)
+    broken = data / "disc" / "train" / "good" / "002.png"
+    broken.write_bytes(broken.read_bytes()[:300])
+    for workers in (0, 2):
+        done = train_cli(data, textures, tmp_path / "r", dataset=("--num_workers", workers))
+        assert done.returncode == 1
+        assert "Traceback" not in done.stdout
+        assert f"Error: cannot read image {broken}" in done.stdout.strip().splitlines()[-1]
+
+
+def test_testing_without_a_checkpoint(tiny, tmp_path):
+    done = train_cli(*tiny, tmp_path, main=("--test", "test"))
+    assert done.returncode == 1
+    assert "no ckpt_best_*.pth" in done.stdout.strip().splitlines()[-1]
+
+
+def test_testing_with_other_settings_than_the_checkpoints(trained, tiny, tmp_path):
+    flags = ("--test", "test", "--models_path", trained[0] / "models")
+    done = train_cli(*tiny, tmp_path, main=flags, dataset=("-d", "disc", "--resize", 70))
+    assert done.returncode == 2
+    assert "was trained with resize 64, given is 70" in done.stdout
+
+
+def test_without_network_or_weights(tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    done = cli("--gpu", -1, "--results_path", tmp_path / "r", "dataset", "--fg", 0, "mvtec", *tiny)
+    assert done.returncode == 1
+    last = done.stdout.strip().splitlines()[-1]
+    assert "wide_resnet50_2-95faca4d.pth" in last
+    assert "--weights PATH" in last

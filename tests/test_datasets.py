@@ -1,0 +1,285 @@
+"""Layouts, preprocessing, augmentation and the loaders' randomness."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import torchvision.transforms as T
+from helpers import make_mvtec
+from PIL import Image
+
+import datasets
+from datasets import EpochSampler, ImageSettings, MVTecLayout, Sample, TestDataset, TrainDataset, VisALayout, augment
+from datasets.files import list_images, read_mask, read_rgb
+from datasets.textures import list_textures
+from errors import InputError, WorkError
+
+SMALL = ImageSettings(resize=64, imagesize=64)
+
+
+def picture(width, height, seed=0):
+    noise = np.random.default_rng(seed).integers(0, 256, (height // 4, width // 4, 3)).astype(np.uint8)
+    return Image.fromarray(cv2.resize(noise, (width, height)))
+
+
+def train_set(root, settings=SMALL, **kwargs):
+    data, textures = make_mvtec(root)
+    return TrainDataset(MVTecLayout(data).train("disc"), settings, list_textures(textures), (8, 8), **kwargs)
+
+
+# ----------------------------------------------------------------------------------------- layouts
+
+
+def test_mvtec_layout(tiny):
+    layout = MVTecLayout(tiny[0])
+    assert layout.classes() == ["disc", "plate"]
+    assert len(layout.train("disc")) == 6
+    test = layout.test("disc")
+    assert [s.kind for s in test] == ["blot"] * 3 + ["good"] * 3
+    assert [s.mask.name if s.mask else None for s in test] == ["000_mask.png", "001_mask.png", "002_mask.png"] + [
+        None
+    ] * 3
+
+
+@pytest.mark.parametrize("place", ["disc/ground_truth/blot", "ground_truth/disc/blot", "ground_truth/blot"])
+def test_masks_are_paired_by_name_in_three_places(tmp_path, place):
+    data, _ = make_mvtec(tmp_path)
+    original = data / "disc" / "ground_truth"
+    masks = [(p.name, p.read_bytes()) for p in sorted((original / "blot").iterdir())]
+    (original / "blot").rename(tmp_path / "away")
+    original.rmdir()
+    (data / place).mkdir(parents=True)
+    # one is missing, one has the bare name: pairing by position would give the wrong mask
+    (data / place / "001_mask.png").write_bytes(masks[1][1])
+    (data / place / "002.png").write_bytes(masks[2][1])
+    layout = MVTecLayout(data)
+    assert layout.classes() == ["disc"]
+    assert [s.mask.name if s.mask else None for s in layout.test("disc")[:3]] == [None, "001_mask.png", "002.png"]
+    batch = TestDataset(layout.test("disc"), SMALL)
+    assert (batch[0]["mask_gt"] == -1).all()
+    assert batch[1]["mask_gt"].unique().tolist() == [0, 1]
+    assert batch[3]["mask_gt"].unique().tolist() == [0]
+
+
+def make_visa(root):
+    base = root / "candle" / "Data"
+    rows = ["object,split,label,image,mask"]
+    for i in range(4):
+        split = "train" if i < 2 else "test"
+        path = base / "Images" / "Normal" / f"{i}.JPG"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture(40, 32, i).save(path, "JPEG")
+        rows.append(f"candle,{split},normal,candle/Data/Images/Normal/{i}.JPG,")
+    (base / "Images" / "Anomaly").mkdir()
+    (base / "Masks" / "Anomaly").mkdir(parents=True)
+    picture(40, 32).save(base / "Images" / "Anomaly" / "0.JPG", "JPEG")
+    mask = np.zeros((32, 40), np.uint8)
+    mask[8:16, 8:20] = 3  # a kind of defect, nearly black to the eye
+    Image.fromarray(mask).save(base / "Masks" / "Anomaly" / "0.png")
+    rows.append("candle,test,anomaly,candle/Data/Images/Anomaly/0.JPG,candle/Data/Masks/Anomaly/0.png")
+    (root / "split_csv").mkdir()
+    (root / "split_csv" / "1cls.csv").write_text("\n".join(rows) + "\n")
+    return root
+
+
+def test_visa_layout(tmp_path):
+    layout = VisALayout(make_visa(tmp_path))
+    assert layout.classes() == ["candle"]
+    assert len(layout.train("candle")) == 2
+    test = layout.test("candle")
+    assert [s.is_anomaly for s in test] == [False, False, True]
+    item = TestDataset(test, ImageSettings(resize=32, imagesize=32))[2]
+    assert item["mask_gt"].unique().tolist() == [0, 1]
+    (tmp_path / "candle/Data/Masks/Anomaly/0.png").unlink()
+    with pytest.raises(InputError, match=r"1cls\.csv names .*0\.png, which is not there"):
+        VisALayout(tmp_path).test("candle")
+
+
+def test_every_name_has_a_layout():
+    assert set(datasets.DATASETS) == {"mvtec", "visa", "mpdd", "wfdd", "custom"}
+
+
+def test_bad_folders_say_what_is_possible(tmp_path):
+    with pytest.raises(InputError, match="no such folder"):
+        MVTecLayout(tmp_path / "nothing")
+    with pytest.raises(InputError, match="no class folder"):
+        MVTecLayout(tmp_path).choose([])
+    with pytest.raises(InputError, match=r"1cls\.csv is not in it"):
+        VisALayout(tmp_path)
+    data, _ = make_mvtec(tmp_path)
+    with pytest.raises(InputError, match=r"unknown class 'disk'; .* has disc"):
+        MVTecLayout(data).choose(["disk"])
+    with pytest.raises(InputError, match="no picture in it"):
+        (tmp_path / "empty").mkdir()
+        list_textures(tmp_path / "empty")
+
+
+def test_files(tmp_path):
+    for name in ("b.PNG", "a.jpg", ".hidden.png", "note.txt", "c.tif"):
+        (tmp_path / name).write_bytes(b"x")
+    assert [p.name for p in list_images(tmp_path)] == ["a.jpg", "b.PNG", "c.tif"]
+    with pytest.raises(WorkError, match=r"cannot read image .*a\.jpg"):
+        read_rgb(tmp_path / "a.jpg")
+    Image.new("L", (4, 3), 7).save(tmp_path / "gray.png")
+    assert np.asarray(read_rgb(tmp_path / "gray.png")).shape == (3, 4, 3)
+    rgba = np.zeros((3, 4, 4), np.uint8)
+    rgba[..., 3], rgba[1, 2, 1] = 255, 9
+    Image.fromarray(rgba).save(tmp_path / "mask.png")
+    assert read_mask(tmp_path / "mask.png").sum() == 1
+
+
+# ----------------------------------------------------------------------------------- preprocessing
+
+
+def test_preprocessing_is_torchvisions():
+    image = picture(90, 70)
+    published = T.Compose([
+        T.Resize(64), T.CenterCrop(48), T.ToTensor(), T.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    ])  # fmt: skip
+    assert torch.equal(ImageSettings(resize=64, imagesize=48).transform(image), published(image))
+
+
+def test_toothbrush_and_wood_are_resized_larger(tiny):
+    layout = MVTecLayout(tiny[0])
+    settings = ImageSettings(resize=288, imagesize=288)
+    assert settings.for_class(layout, "wood").resize == 329
+    assert ImageSettings(resize=160, imagesize=160).for_class(layout, "toothbrush").resize == 183
+    assert settings.for_class(layout, "bottle").resize == 288
+
+
+def test_mask_follows_the_image():
+    image, mask = np.zeros((70, 90, 3), np.uint8), np.zeros((70, 90), np.uint8)
+    image[20:50, 30:60], mask[20:50, 30:60] = 255, 1
+    settings = ImageSettings(resize=64, imagesize=48)
+    bright = settings.transform(Image.fromarray(image))[0] > 0
+    assert (bright.numpy() != settings.transform_mask(mask)).mean() < 0.05
+    foreground = settings.transform_foreground(Image.fromarray(mask * 255).convert("RGB"))
+    assert foreground.dtype == bool
+    assert not (settings.transform_mask(mask).astype(bool) & ~foreground).any()
+
+
+def test_crop_larger_than_image_is_refused():
+    with pytest.raises(InputError, match="--imagesize 100 is larger than --resize 64"):
+        ImageSettings(resize=64, imagesize=100)
+
+
+@pytest.mark.parametrize(
+    "option", ["rotate_degrees", "translate", "scale", "brightness", "contrast", "saturation", "gray", "hflip", "vflip"]
+)
+def test_every_random_augmentation_does_something(option):
+    value = 30 if option == "rotate_degrees" else 0.9
+    settings = ImageSettings(resize=64, imagesize=64, **{option: value})
+    image = picture(64, 64)
+    plain = SMALL.transform(image)
+    drawn = [settings.transform(image, np.random.default_rng(i)) for i in range(8)]
+    assert settings.randomly_augmented
+    assert any(not torch.equal(one, plain) for one in drawn)
+    assert torch.equal(settings.transform(image), plain)  # never in testing
+    assert torch.equal(settings.transform(image, np.random.default_rng(3)), drawn[3])
+
+
+@pytest.mark.parametrize("index", range(9))
+def test_every_texture_operation_keeps_size_and_kind(index):
+    image = picture(50, 40)
+    out = augment.TEXTURE_OPERATIONS[index](image, np.random.default_rng(0))
+    assert out.size == image.size
+    assert out.mode == "RGB"
+    assert np.asarray(out).tolist() != np.asarray(image).tolist()
+
+
+def test_texture_is_cropped_after_its_operations():
+    """A rotation after the crop would leave black corners where the wide picture has content."""
+    settings = ImageSettings(resize=64, imagesize=32)
+    white = Image.new("RGB", (200, 200), (255, 255, 255))
+    for seed in range(30):
+        out = settings.transform_texture(white, np.random.default_rng(seed))
+        assert out.std() < 1.2  # one colour, up to the channels' normalisation
+
+
+# ------------------------------------------------------------------------------------ training set
+
+
+def test_training_item(tmp_path):
+    item = train_set(tmp_path)[0, 0]
+    assert item["image"].shape == item["aug"].shape == (3, 64, 64)
+    assert item["mask_s"].shape == (8, 8)
+    changed = (item["image"] != item["aug"]).any(0)
+    pooled = torch.nn.functional.adaptive_max_pool2d(changed.float()[None], 8)[0]
+    assert changed.any()
+    assert not (pooled.bool() & ~item["mask_s"].bool()).any()
+
+
+def test_item_depends_on_seed_epoch_and_index_alone(tmp_path):
+    first, second = train_set(tmp_path / "a", seed=4), train_set(tmp_path / "b", seed=4)
+    np.random.seed(1)
+    torch.manual_seed(1)
+    assert torch.equal(first[3, 2]["aug"], second[3, 2]["aug"])
+    assert not torch.equal(first[3, 2]["aug"], first[4, 2]["aug"])
+    assert not torch.equal(first[3, 2]["aug"], train_set(tmp_path / "c", seed=5)[3, 2]["aug"])
+
+
+def test_loader_gives_the_same_whatever_its_workers(tmp_path):
+    data = train_set(tmp_path)
+    batches = []
+    for workers in (0, 2):
+        sampler = EpochSampler(len(data), 7)
+        sampler.set_epoch(2)
+        loader = datasets.make_loader(data, 4, workers, sampler)
+        batches.append(list(loader))
+    for a, b in zip(*batches, strict=True):
+        assert a["image_path"] == b["image_path"]
+        assert torch.equal(a["aug"], b["aug"])
+
+
+def test_sampler_shuffles_by_epoch_and_stops_at_its_count():
+    sampler = EpochSampler(50, 3, count=20)
+    first = list(sampler)
+    sampler.set_epoch(1)
+    second = list(sampler)
+    assert len(first) == len(sampler) == 20
+    assert len({i for _, i in first}) == 20
+    assert {e for e, _ in second} == {1}
+    assert [i for _, i in first] != [i for _, i in second]
+    assert [i for _, i in EpochSampler(5, 0, shuffle=False)] == [0, 1, 2, 3, 4]
+
+
+def test_foreground_masks(tmp_path):
+    data, _ = make_mvtec(tmp_path)
+    layout = MVTecLayout(data)
+    samples = layout.train("disc")
+    with pytest.raises(InputError, match=r"fg_mask/disc/000\.png is not there.*--fg 0"):
+        layout.foreground("disc", samples)
+    left = np.zeros((64, 64), np.uint8)
+    left[:, :32] = 255
+    (data / "fg_mask" / "disc").mkdir(parents=True)
+    for sample in samples:
+        Image.fromarray(left).save(data / "fg_mask" / "disc" / sample.path.name)
+    masks = layout.foreground("disc", samples)
+    dataset = TrainDataset(samples, SMALL, list_textures(tmp_path / "textures"), (8, 8), masks)
+    for i in range(6):
+        item = dataset[0, i]
+        assert torch.equal(item["image"][:, :, 33:], item["aug"][:, :, 33:])
+    assert layout.classes() == ["disc"]
+
+
+def test_truncated_image_is_named(tmp_path):
+    data, textures = make_mvtec(tmp_path)
+    broken = data / "disc" / "train" / "good" / "002.png"
+    broken.write_bytes(broken.read_bytes()[:200])
+    dataset = TrainDataset([Sample(broken)], SMALL, list_textures(textures), (8, 8))
+    with pytest.raises(WorkError, match=r"cannot read image .*002\.png"):
+        dataset[0, 0]
+
+
+def test_excel_files_hold_the_published_rows():
+    import pandas as pd
+
+    folder = Path(datasets.__file__).parent / "excel"
+    rows = pd.concat(pd.read_excel(path) for path in folder.glob("*_distribution.xlsx"))
+    flags = {row.Class: (row.Distribution, row.Foreground) for row in rows.itertuples()}
+    assert len(flags) >= 37
+    assert flags["mvtec_bottle"] == (1, 1)
+    assert flags["visa_candle"] == (0, 0)
+    assert flags["wfdd_grey_cloth"] == (0, 0)
