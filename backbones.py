@@ -6,8 +6,6 @@ Names are the published ones, and `timm:NAME` or `torchvision:NAME` for any othe
 from __future__ import annotations
 
 import re
-import socket
-import urllib.error
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -154,41 +152,30 @@ def _fetch(name: str, library: str, model: str, backbone: nn.Module) -> dict[str
     """The ImageNet state dict from the cache or the network."""
     if library == "torchvision":
         url = torchvision.models.get_model_weights(model)["IMAGENET1K_V1"].url
-        target = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
-        place = f"{target.name} in {target.parent}"
+        folder, file = Path(torch.hub.get_dir()) / "checkpoints", url.rsplit("/", 1)[1]
     else:
         repo = backbone.pretrained_cfg.get("hf_hub_id")
-        url = f"https://huggingface.co/{repo}"
-        place = f"{repo} in {huggingface_hub.constants.HF_HUB_CACHE}"
         if not repo:
             raise InputError(f"timm has no weights for backbone {name!r}; give --weights PATH or another -b")
+        url = huggingface_hub.hf_hub_url(repo, "model.safetensors")
+        folder = Path(huggingface_hub.constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}"
+        file = f"model.safetensors of {repo}"
     try:
         if library == "torchvision":
             state = torch.hub.load_state_dict_from_url(url, check_hash=True, weights_only=True)
         else:
+            if not any(folder.glob("snapshots/*/*")):
+                huggingface_hub.get_hf_file_metadata(url)  # without a network this fails at once, timm in a minute
             state = timm.create_model(model, pretrained=True).state_dict()
-    except (urllib.error.URLError, huggingface_hub.errors.HfHubHTTPError, OSError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not _is_network(error):
-            raise
+    except Exception as error:  # no network, a proxy's refusal, a damaged download: each library has its own kinds
         raise WorkError(
-            f"backbone {name!r} needs its ImageNet weights {place}: not there, and {url} cannot be reached "
-            f"({type(error).__name__}); put the file there, or give --weights PATH of a state dict that reaches "
-            f"to the last layer used (--weights random runs without, badly)"
+            f"backbone {name!r} needs its ImageNet weights, {file}: not found in {folder}, and {url} cannot be "
+            f"fetched ({type(error).__name__}: {_first_line(error)}); put the file there, or give --weights PATH of "
+            f"a state dict that reaches to the last layer used (--weights random runs without, badly)"
         ) from error
     own = backbone.state_dict()
     # some torchvision files (inception_v3, googlenet) also hold the auxiliary classifiers that are not built
     return {key: value for key, value in state.items() if key in own}
-
-
-def _is_network(error: BaseException | None) -> bool:
-    """Whether a connection problem is among the error's causes."""
-    while error is not None:
-        if isinstance(error, (ConnectionError, socket.gaierror, TimeoutError, urllib.error.URLError)):
-            return True
-        if type(error).__module__.split(".")[0] in ("httpx", "httpx2", "httpcore", "httpcore2", "requests"):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 def _load_file(backbone: nn.Module, name: str, path: Path) -> frozenset[str]:

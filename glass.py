@@ -110,7 +110,7 @@ class GLASS:
         origin = getattr(backbone, "origin", None)
         self.settings["backbone"] = origin.name if origin else type(backbone).__name__
         self.settings["weights"] = origin.weights if origin else ""
-        self._check(self.settings)
+        self.check_settings(self.settings)
         for name in names:
             setattr(self, name, self.settings[name])
         self.device = torch.device(device)
@@ -122,7 +122,12 @@ class GLASS:
         return self
 
     @staticmethod
-    def _check(s: Mapping[str, Any]) -> None:
+    def check_settings(s: Mapping[str, Any]) -> None:
+        """Refuse settings of `load` that cannot work with any backbone.
+
+        Raises:
+            InputError: names the setting and what would do.
+        """
         if s["patchsize"] < 1 or s["patchsize"] % 2 == 0:
             raise InputError(f"patchsize {s['patchsize']}: must be odd (1, 3, 5, …), so that a patch has a centre")
         for name in ("pretrain_embed_dimension", "target_embed_dimension", "dsc_layers", "dsc_hidden", "eval_epochs"):

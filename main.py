@@ -244,7 +244,7 @@ def _after(context: click.Context, parts: list[tuple[str, dict[str, Any]]], **op
         )
     given = dict(parts)
     if "net" not in given:
-        given["net"] = {p.name: p.get_default(context) for p in net.params}
+        given["net"] = net.make_context("net", [], parent=context).params
     from run import run  # torch and its kin take seconds to import, --help should not
 
     run(options, given["net"], given["dataset"])

@@ -3,7 +3,7 @@
 Pixels are ranked without sorting them all at once. Every metric here changes only where the score passes an
 anomalous pixel's, so it is enough to know, for each distinct score of an anomalous pixel, how many normal
 pixels score above it and how many at least it. Normal pixels are visited in chunks; what is kept grows with
-the anomalous pixels alone.
+the anomalous pixels alone, at most 24 bytes each.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -20,6 +21,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 PRO_LIMIT = 0.3  # of the false positive rate
 PUBLISHED_PRO_STEPS = 200
 CHUNK_PIXELS = 1 << 23
+BLOCK_PIXELS = 1 << 18
 NAN = float("nan")
 
 
@@ -99,47 +101,88 @@ def pixel_metrics(maps: ArrayLike, masks: ArrayLike) -> dict[str, float]:
     return {"auroc": ranking.auroc(), "ap": ranking.ap(), "pro": ranking.pro(PRO_LIMIT)}
 
 
-@dataclass(frozen=True)
-class _Ranking:
-    """Everything the curves need, by distinct score of an anomalous pixel in descending order."""
+class _Steps(NamedTuple):
+    """A stretch of the curves, by distinct score of an anomalous pixel in descending order."""
 
     positives: NDArray[np.int64]  # anomalous pixels with this score
-    overlap: NDArray[np.float64]  # sum of 1/area of their regions
+    overlap: NDArray[np.float64]  # sum of 1/area of the regions they lie in
     above: NDArray[np.int64]  # normal pixels with a higher score
     at_least: NDArray[np.int64]  # normal pixels with this score or a higher one
+
+
+@dataclass(frozen=True)
+class _Ranking:
+    """Everything the curves need, by anomalous pixel in ascending order of score."""
+
+    values: NDArray  # score
+    region: NDArray[np.int32]
+    below: NDArray[np.unsignedinteger]  # normal pixels with a lower score
+    up_to: NDArray[np.unsignedinteger]  # normal pixels with this score or a lower one
+    areas: NDArray[np.int64]  # of each region
     negatives: int
-    regions: int
 
     @property
     def _empty(self) -> bool:
-        return not len(self.positives) or not self.negatives
+        return not len(self.values) or not self.negatives
+
+    def _steps(self) -> Iterator[_Steps]:
+        """The curves from the highest score down, a bounded piece at a time; equal scores stay together."""
+        stop = len(self.values)
+        while stop:
+            start = int(np.searchsorted(self.values, self.values[max(0, stop - BLOCK_PIXELS)], side="left"))
+            piece = slice(start, stop)
+            values = self.values[piece][::-1]
+            first = np.flatnonzero(np.r_[True, values[1:] != values[:-1]])
+            yield _Steps(
+                positives=np.diff(np.r_[first, len(values)]),
+                overlap=np.add.reduceat(1 / self.areas[self.region[piece][::-1]], first),
+                above=self.negatives - self.up_to[piece][::-1][first].astype(np.int64),
+                at_least=self.negatives - self.below[piece][::-1][first].astype(np.int64),
+            )
+            stop = start
 
     def auroc(self) -> float:
         if self._empty:
             return NAN
         # a normal pixel of equal score counts half
-        lost = (self.positives * (self.above + self.at_least)).sum(dtype=np.float64) / 2
-        return float(1 - lost / (self.positives.sum(dtype=np.float64) * self.negatives))
+        lost = sum((s.positives * (s.above + s.at_least)).sum(dtype=np.float64) / 2 for s in self._steps())
+        return float(1 - lost / (len(self.values) * self.negatives))
 
     def ap(self) -> float:
         if self._empty:
             return NAN
-        found = self.positives.cumsum()
-        precision = found / (found + self.at_least)
-        return float((precision * self.positives).sum() / found[-1])
+        total, found = 0.0, 0
+        for s in self._steps():
+            reached = found + s.positives.cumsum()
+            total += (reached / (reached + s.at_least) * s.positives).sum()
+            found = int(reached[-1])
+        return float(total / len(self.values))
 
     def pro(self, limit: float) -> float:
         if self._empty:
             return NAN
-        # the curve climbs at the scores of anomalous pixels (slanting where normal ones share a score),
-        # and is level in between
-        climbed = self.overlap.cumsum() / self.regions
-        fpr = np.stack([self.above, self.at_least], 1).ravel() / self.negatives
-        pro = np.stack([np.r_[0.0, climbed[:-1]], climbed], 1).ravel()
-        fpr, pro = np.r_[0.0, fpr, 1.0], np.r_[0.0, pro, climbed[-1]]
-        inside = fpr <= limit
-        at_limit = np.interp(limit, fpr, pro) if not inside.all() else pro[-1]
-        return float(np.trapezoid(np.r_[pro[inside], at_limit], np.r_[fpr[inside], limit]) / limit)
+        area, rate, height = 0.0, 0.0, 0.0
+        for s in self._steps():
+            # the curve climbs at the scores of anomalous pixels (slanting where normal ones share a score),
+            # and is level in between
+            climbed = height + s.overlap.cumsum() / len(self.areas)
+            fpr = np.r_[rate, np.stack([s.above, s.at_least], 1).ravel() / self.negatives]
+            pro = np.r_[height, np.stack([np.r_[height, climbed[:-1]], climbed], 1).ravel()]
+            area += _area_up_to(fpr, pro, limit)
+            rate, height = fpr[-1], pro[-1]
+            if rate >= limit:
+                break
+        return float((area + max(0.0, limit - rate) * height) / limit)
+
+
+def _area_up_to(x: NDArray, y: NDArray, limit: float) -> float:
+    """Area under the curve from x[0] to `limit` (or to its end before that); x ascends."""
+    inside = x <= limit
+    if inside.all():
+        return float(np.trapezoid(y, x))
+    return (
+        float(np.trapezoid(np.r_[y[inside], np.interp(limit, x, y)], np.r_[x[inside], limit])) if inside.any() else 0.0
+    )
 
 
 def _chunks(maps: ArrayLike) -> Iterator[tuple[int, int]]:
@@ -152,43 +195,39 @@ def _chunks(maps: ArrayLike) -> Iterator[tuple[int, int]]:
 def _rank(maps: ArrayLike, masks: ArrayLike) -> _Ranking:
     if len(maps) != len(masks):
         raise ValueError(f"{len(maps)} maps, but {len(masks)} masks")
-    values, weights, regions = _anomalous_pixels(maps, masks)
-    order = np.argsort(values)[::-1]
-    values, weights = values[order], weights[order]
-    first = np.flatnonzero(np.r_[True, values[1:] != values[:-1]]) if len(values) else np.zeros(0, np.int64)
-    distinct = values[first][::-1]  # ascending, as searchsorted wants it
-    below, up_to = np.zeros(len(distinct), np.int64), np.zeros(len(distinct), np.int64)
+    values, region, areas = _anomalous_pixels(maps, masks)
+    order = np.argsort(values)
+    values = values[order]
+    region = region[order]
+    del order
+    counts = np.uint32 if np.size(maps) < 2**32 else np.uint64
+    below, up_to = np.zeros(len(values), counts), np.zeros(len(values), counts)
     negatives = 0
     for start, stop in _chunks(maps):
         normal = np.concatenate([np.asarray(maps[i])[np.asarray(masks[i]) == 0] for i in range(start, stop)])
         normal.sort()
         negatives += len(normal)
-        below += np.searchsorted(normal, distinct, side="left")
-        up_to += np.searchsorted(normal, distinct, side="right")
-    return _Ranking(
-        positives=np.diff(np.r_[first, len(values)]),
-        overlap=np.add.reduceat(weights, first) if len(first) else weights,
-        above=(negatives - up_to)[::-1],
-        at_least=(negatives - below)[::-1],
-        negatives=negatives,
-        regions=regions,
-    )
+        for at in range(0, len(values), BLOCK_PIXELS):
+            piece = slice(at, at + BLOCK_PIXELS)
+            below[piece] += np.searchsorted(normal, values[piece], side="left").astype(counts)
+            up_to[piece] += np.searchsorted(normal, values[piece], side="right").astype(counts)
+    return _Ranking(values, region, below, up_to, areas, negatives)
 
 
-def _anomalous_pixels(maps: ArrayLike, masks: ArrayLike) -> tuple[NDArray, NDArray[np.float64], int]:
-    """Scores of all anomalous pixels, 1/area of the region each lies in, and the number of regions."""
-    values, weights, regions = [], [], 0
+def _anomalous_pixels(maps: ArrayLike, masks: ArrayLike) -> tuple[NDArray, NDArray[np.int32], NDArray[np.int64]]:
+    """Score and region of every anomalous pixel, and the area of each region."""
+    values, region, areas, count = [], [], [], 0
     for one_map, mask in zip(maps, masks, strict=True):
         anomalous = np.asarray(mask) > 0
         if anomalous.any():
-            count, labels = cv2.connectedComponents(anomalous.astype(np.uint8), connectivity=8)
-            inside = labels[anomalous]
+            labels = cv2.connectedComponents(anomalous.astype(np.uint8), connectivity=8)[1][anomalous]
             values.append(np.asarray(one_map)[anomalous])
-            weights.append(1 / np.bincount(inside)[inside])
-            regions += count - 1
+            region.append(labels + np.int32(count - 1))
+            areas.append(np.bincount(labels)[1:])
+            count += len(areas[-1])
     if not values:
-        return np.zeros(0, np.float32), np.zeros(0), 0
-    return np.concatenate(values), np.concatenate(weights), regions
+        return np.zeros(0, np.float32), np.zeros(0, np.int32), np.zeros(0, np.int64)
+    return np.concatenate(values), np.concatenate(region), np.concatenate(areas)
 
 
 def compute_pro_published(masks: ArrayLike, maps: ArrayLike) -> float:

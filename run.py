@@ -55,7 +55,7 @@ NOT_FOR_GLASS = frozenset({"backbone_names", "layers_to_extract_from", "weights"
 
 @dataclass(frozen=True)
 class Net:
-    """A backbone with the layers used and the seed of what is trained on it."""
+    """A backbone with the layers used and the seed of what is trained on it. `name` is as given after -b."""
 
     name: str
     backbone: nn.Module
@@ -139,6 +139,8 @@ def _prepare(main: Options, net: Options, dataset: Options) -> Run:
     fix_seeds(main["seed"])
     layout = DATASETS[dataset["name"]](dataset["data_path"])
     layout.choose(dataset["subdatasets"])
+    _image_settings(dataset)
+    GLASS.check_settings(net)
     textures = list_textures(dataset["aug_path"]) if main["test"] == "ckpt" else []
     names = [backbones.split_seed(name) for name in net["backbone_names"]]
     layers = _layers_of(net["layers_to_extract_from"], len(names))
@@ -147,8 +149,8 @@ def _prepare(main: Options, net: Options, dataset: Options) -> Run:
     if net["weights"] == "random":
         LOGGER.warning("backbone weights are random: expect poor results")
     nets = [
-        Net(name, backbones.load(name, net["weights"], main["seed"]), used, main["seed"] if seed is None else seed)
-        for (name, seed), used in zip(names, layers, strict=True)
+        Net(given, backbones.load(name, net["weights"], main["seed"]), used, main["seed"] if seed is None else seed)
+        for given, (name, seed), used in zip(net["backbone_names"], names, layers, strict=True)
     ]
     models = Path(main["models_path"]) if main["models_path"] else results / "models"
     return Run(main, net, dataset, device, results, models, layout, nets, textures)
@@ -168,17 +170,21 @@ def _layers_of(given: Sequence[str], count: int) -> list[list[str]]:
     return layers
 
 
-def _class_data(this: Run, name: str) -> ClassData:
-    given = dict(this.dataset)
+def _image_settings(dataset: Options) -> ImageSettings:
+    given = dict(dataset)
     if given["augment"]:
         given |= {key: value for key, value in LIGHT_AUGMENTATION.items() if not given[key]}
     settings = ImageSettings(**{f.name: given[f.name] for f in fields(ImageSettings)})
-    settings = replace(settings, rand_aug=bool(settings.rand_aug)).for_class(this.layout, name)
+    return replace(settings, rand_aug=bool(settings.rand_aug))
+
+
+def _class_data(this: Run, name: str) -> ClassData:
     test = this.layout.test(name)
     if not this.training and not test:
         raise InputError(f"class {name}: {this.layout.root} has no test image of it")
     train = this.layout.train(name) if this.training else []
-    return ClassData(name, f"{given['name']}_{name}", train, test, settings)
+    settings = _image_settings(this.dataset).for_class(this.layout, name)
+    return ClassData(name, f"{this.dataset['name']}_{name}", train, test, settings)
 
 
 def _check_net(this: Run, net: Net) -> None:

@@ -274,6 +274,8 @@ class CentreDataset(Dataset):
 class TestDataset(Dataset):
     """Images to be scored, with their ground truth. A defective image without a mask gets −1 everywhere."""
 
+    __test__ = False  # pytest takes a name that begins so for a test
+
     def __init__(self, samples: Sequence[Sample], settings: ImageSettings) -> None:
         self.samples, self.settings = list(samples), settings
 

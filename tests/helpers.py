@@ -93,8 +93,38 @@ def make_textures(folder, rng):
         cv2.imwrite(str(folder / f"kind{i % 2}" / f"{i}.jpg"), noise)
 
 
-NET = ["net", "-b", "resnet18", "--weights", "random", "--pretrain_embed_dimension", "32", "--target_embed_dimension", "32", "--dsc_hidden", "32", "--step", "5", "--meta_epochs", "2"]
-DATASET = ["dataset", "--distribution", "2", "--fg", "0", "--batch_size", "4", "--num_workers", "0", "--resize", "64", "--imagesize", "64"]
+NET = [
+    "net",
+    "-b",
+    "resnet18",
+    "--weights",
+    "random",
+    "--pretrain_embed_dimension",
+    "32",
+    "--target_embed_dimension",
+    "32",
+    "--dsc_hidden",
+    "32",
+    "--step",
+    "5",
+    "--meta_epochs",
+    "2",
+]
+DATASET = [
+    "dataset",
+    "--distribution",
+    "2",
+    "--fg",
+    "0",
+    "--batch_size",
+    "4",
+    "--num_workers",
+    "0",
+    "--resize",
+    "64",
+    "--imagesize",
+    "64",
+]
 
 
 def cli(*arguments, cwd=ROOT, **kwargs):

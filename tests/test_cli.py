@@ -208,8 +208,8 @@ def test_both_spellings(option):
 
 
 def test_defaults_are_the_published_ones():
-    net = {p.name: p.default for p in command.net.params}
-    dataset = {p.name: p.default for p in command.dataset.params}
+    net = command.net.make_context("net", []).params
+    dataset = command.dataset.make_context("dataset", ["mvtec", "a", "b"]).params
     assert list(net["backbone_names"]) == ["wideresnet50"]
     assert list(net["layers_to_extract_from"]) == ["layer2", "layer3"]
     expected = {

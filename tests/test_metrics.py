@@ -6,7 +6,9 @@ import tracemalloc
 import numpy as np
 import pytest
 import reference
-from hypothesis import given
+import torch
+from helpers import make_glass
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, roc_auc_score
 
@@ -24,20 +26,29 @@ def maps_and_masks(draw):
     return (maps / 1000).astype(np.float32), masks
 
 
-@given(maps_and_masks(), st.sampled_from([1, 100, 1 << 23]))
-def test_pixels_agree_with_scikit_learn(data, chunk):
+@pytest.fixture(params=[(1 << 23, 1 << 18), (1, 1), (100, 7)], ids=["whole", "single", "few"])
+def pieces(request, monkeypatch):
+    """However many pixels are visited at a time, the result is the same."""
+    chunk, block = request.param
+    monkeypatch.setattr(metrics, "CHUNK_PIXELS", chunk)
+    monkeypatch.setattr(metrics, "BLOCK_PIXELS", block)
+
+
+same_for_every_example = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@same_for_every_example
+@given(data=maps_and_masks())
+def test_pixels_agree_with_scikit_learn(pieces, data):
     maps, masks = data
-    before, metrics.CHUNK_PIXELS = metrics.CHUNK_PIXELS, chunk
-    try:
-        ours = metrics.compute_pixelwise_retrieval_metrics(maps, masks)
-    finally:
-        metrics.CHUNK_PIXELS = before
+    ours = metrics.compute_pixelwise_retrieval_metrics(maps, masks)
     assert ours["auroc"] == pytest.approx(roc_auc_score(masks.ravel(), maps.ravel()), abs=1e-12)
     assert ours["ap"] == pytest.approx(average_precision_score(masks.ravel(), maps.ravel()), abs=1e-12)
 
 
-@given(maps_and_masks(), st.sampled_from([0.05, 0.3, 1.0]))
-def test_pro_is_the_obvious_one(data, limit):
+@same_for_every_example
+@given(data=maps_and_masks(), limit=st.sampled_from([0.05, 0.3, 1.0]))
+def test_pro_is_the_obvious_one(pieces, data, limit):
     maps, masks = data
     assert metrics.compute_pro(masks, maps, limit) == pytest.approx(reference.pro(masks, maps, limit), abs=1e-9)
 
@@ -88,17 +99,41 @@ def test_packed_masks_give_back_what_was_put_in():
     assert (packed[1] == -1).all()
 
 
-def test_memory_beyond_the_maps_does_not_grow_with_the_images(monkeypatch):
-    """Twice the good images, the same defects: the same peak."""
-    monkeypatch.setattr(metrics, "CHUNK_PIXELS", 1 << 18)
-    peaks = []
-    for count in (100, 200):
-        maps = np.random.default_rng(0).random((count, 128, 128), np.float32)
-        masks = metrics.PackedMasks(count, (128, 128))
-        masks[0] = np.eye(128)
-        tracemalloc.start()
-        metrics.pixel_metrics(maps, masks)
-        peaks.append(tracemalloc.get_traced_memory()[1])
-        tracemalloc.stop()
-    assert peaks[1] < 1.1 * peaks[0]
-    assert peaks[1] < maps.nbytes
+def peak_beyond_maps(count, defective):
+    """Bytes allocated at the peak of a test run over `count` images, without the maps."""
+
+    def stream():
+        for at in range(0, count, 10):
+            masks = torch.zeros(10, 1, 64, 64, dtype=torch.int8)
+            if at < defective:
+                masks[:, :, 8:24, 8:24] = 1
+            anomaly = torch.full((10,), at < defective)
+            yield {
+                "image": torch.randn(10, 3, 64, 64),
+                "mask_gt": masks,
+                "is_anomaly": anomaly,
+                "image_path": ["x"] * 10,
+            }
+
+    class Loader:
+        dataset = range(count)
+
+        def __iter__(self):
+            return stream()
+
+    model = make_glass(layers=("layer1",), pretrain_embed_dimension=16, target_embed_dimension=16, dsc_hidden=8)
+    tracemalloc.start()
+    found = model.predict(Loader())
+    model.evaluate(found)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return peak - found.maps.nbytes, found.maps.nbytes
+
+
+def test_memory_of_testing_does_not_grow_beyond_the_maps(monkeypatch):
+    monkeypatch.setattr(metrics, "CHUNK_PIXELS", 1 << 17)
+    monkeypatch.setattr(metrics, "BLOCK_PIXELS", 1 << 13)
+    peak_beyond_maps(50, 10)  # what is allocated once
+    (small, small_maps), (large, large_maps) = peak_beyond_maps(100, 20), peak_beyond_maps(300, 20)
+    grown = (large - small) / (large_maps - small_maps)
+    assert grown < 0.06, f"{grown:.1%} of the maps' growth"  # the masks' bits are 3 %
