@@ -165,7 +165,8 @@ def _fetch(name: str, library: str, model: str, backbone: nn.Module) -> dict[str
             state = torch.hub.load_state_dict_from_url(url, check_hash=True, weights_only=True)
         else:
             if not any(folder.glob("snapshots/*/*")):
-                huggingface_hub.get_hf_file_metadata(url)  # without a network this fails at once, timm in a minute
+                # without a network this fails at once, where timm would try for a minute
+                huggingface_hub.get_hf_file_metadata(huggingface_hub.hf_hub_url(repo, "config.json"))
             state = timm.create_model(model, pretrained=True).state_dict()
     except Exception as error:  # no network, a proxy's refusal, a damaged download: each library has its own kinds
         raise WorkError(

@@ -182,19 +182,25 @@ class NetworkFeatureAggregator(nn.Module):
         return hook
 
     def _drop(self, unused: list[str], trial: Tensor, outputs: dict[str, Tensor]) -> None:
-        """Take out the modules beyond the cut, unless the maps show that one of them is needed after all."""
+        """Take out the modules beyond the cut: all at once, or where the maps show that one is needed, one by one."""
         expected = [self._layouts[name].to_map(outputs[name]) for name in self.layers]
         kept = {name: self.backbone.get_submodule(name) for name in unused}
-        for name in unused:
-            _replace(self.backbone, name, nn.Identity())
+        for names in (unused, *([name] for name in unused)):
+            for name in names:
+                _replace(self.backbone, name, nn.Identity())
+            if self._gives(expected, trial):
+                if names is unused:
+                    return
+            else:
+                for name in reversed(names):
+                    _replace(self.backbone, name, kept[name])
+
+    def _gives(self, expected: list[Tensor], trial: Tensor) -> bool:
         try:
             got = self._maps(trial)
-            same = all(torch.allclose(a, b, rtol=1e-3, atol=1e-4) for a, b in zip(got, expected, strict=True))
-        except Exception:  # a parent may use a child's weights without calling it
-            same = False
-        if not same:
-            for name in reversed(unused):
-                _replace(self.backbone, name, kept[name])
+        except Exception:  # a parent may use a child without calling it, and miss any part of it
+            return False
+        return all(torch.allclose(a, b, rtol=1e-3, atol=1e-4) for a, b in zip(got, expected, strict=True))
 
     def _require_weights(self, missing: frozenset[str]) -> None:
         lacking = sorted(missing & self.backbone.state_dict().keys())

@@ -112,6 +112,7 @@ def run(main: Options, net: Options, dataset: Options) -> None:
     classes = [_class_data(this, name) for name in this.layout.choose(dataset["subdatasets"])]
     for one_net in this.nets:
         _check_net(this, one_net)
+    _write_settings(this, started)
     for data in classes:
         for index, one_net in enumerate(this.nets):
             row = data.row if len(this.nets) == 1 else f"{data.row} {one_net.name}"
@@ -148,10 +149,10 @@ def _prepare(main: Options, net: Options, dataset: Options) -> Run:
         backbones.resolve(name)
     if net["weights"] == "random":
         LOGGER.warning("backbone weights are random: expect poor results")
-    nets = [
-        Net(given, backbones.load(name, net["weights"], main["seed"]), used, main["seed"] if seed is None else seed)
-        for given, (name, seed), used in zip(net["backbone_names"], names, layers, strict=True)
-    ]
+    nets = []
+    for given, (name, own), used in zip(net["backbone_names"], names, layers, strict=True):
+        seed = main["seed"] if own is None else own
+        nets.append(Net(given, backbones.load(name, net["weights"], seed), used, seed))
     models = Path(main["models_path"]) if main["models_path"] else results / "models"
     return Run(main, net, dataset, device, results, models, layout, nets, textures)
 
@@ -246,20 +247,36 @@ def _run_class(this: Run, data: ClassData, net: Net, index: int) -> dict[str, An
 
 
 def _decide(this: Run, data: ClassData, model_dir: Path) -> distribution.Decision:
-    """The variant of a class. A training under way keeps the one it was started with."""
+    """The variant of a class.
+
+    A training under way keeps the one it was started with: by now the file may hold the verdict that was written
+    then, which `--distribution 4` would turn round and `--fg 2` would follow.
+    """
     dataset = this.dataset["name"]
+    started = _started_with(model_dir)
     decision = distribution.decide(
         this.dataset["distribution"],
         this.dataset["fg"],
         this.net["svd"],
         distribution.read_flags(dataset, data.row),
-        lambda: _judge(this, data),
+        lambda: _judge(this, data) if started is None else started["svd"],
     )
+    if started is not None and this.net["svd"] is None and this.dataset["distribution"] in (0, 1, 4):
+        decision = replace(decision, svd=started["svd"], reason="as the training was started")
+    if started is not None and this.dataset["fg"] == 2:
+        decision = replace(decision, foreground=started["foreground"])
     LOGGER.info(
         "%s: %s (%s)%s", data.row, distribution.NAMES[decision.svd], decision.reason,
         ", with foreground masks" if decision.foreground else "",
     )  # fmt: skip
     return decision
+
+
+def _started_with(model_dir: Path) -> dict[str, Any] | None:
+    """The settings of the training in a class's folder, where there is one of ours."""
+    latest = model_dir / checkpoint.LATEST
+    config = checkpoint.load(latest).get("config", {}) if latest.exists() else {}
+    return config if {"svd", "foreground"} <= config.keys() else None
 
 
 def _judge(this: Run, data: ClassData) -> int:
@@ -320,7 +337,7 @@ def _in_percent(figures: Mapping[str, float]) -> str:
 
 
 def _write_settings(this: Run, started: float) -> None:
-    """settings.json after each class: effective arguments, versions, device, duration so far."""
+    """settings.json, at the start and after each class: effective arguments, versions, device, duration so far."""
     device = torch.cuda.get_device_name(this.device) if this.device.type == "cuda" else platform.processor() or "cpu"
     report.write_settings(
         this.results,
@@ -330,7 +347,7 @@ def _write_settings(this: Run, started: float) -> None:
             "models": this.configs,
             "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
             "device": {"kind": str(this.device), "name": device, "threads": torch.get_num_threads()},
-            "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "written": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "duration_seconds": round(time.monotonic() - started, 1),
         },
     )

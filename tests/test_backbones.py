@@ -88,6 +88,14 @@ def test_cut_network_gives_the_whole_networks_maps(name, layers):
     assert cut.feature_shapes == [tuple(m.shape[1:]) for m in cut(images)]
 
 
+def test_a_module_that_is_used_without_being_called_stays():
+    """EVA asks its `rope` for an embedding; the blocks beyond the cut go all the same."""
+    backbone = backbones.load("timm:eva02_tiny_patch14_224", "random")
+    cut = NetworkFeatureAggregator(backbone, ["blocks.1"], "cpu", (3, 56, 56))
+    assert tuple(cut(torch.randn(1, 3, 56, 56))[0].shape) == (1, 192, 4, 4)
+    assert sum(p.numel() for p in cut.parameters()) < 0.4 * sum(p.numel() for p in backbone.parameters())
+
+
 def test_cut_wide_resnet_holds_the_parameters_that_are_needed():
     backbone = backbones.load("wideresnet50", "random")
     cut = NetworkFeatureAggregator(backbone, ["layer2", "layer3"], "cpu", SHAPE)

@@ -294,3 +294,16 @@ def test_without_network_or_weights(tiny, tmp_path, monkeypatch):
     last = done.stdout.strip().splitlines()[-1]
     assert "wide_resnet50_2-95faca4d.pth" in last
     assert "--weights PATH" in last
+
+
+def test_resumed_class_keeps_its_variant(tiny, tmp_path):
+    """The first run judges and writes a row; --distribution 4 would turn it round in the second."""
+    import distribution
+
+    for epochs in (1, 2):
+        arguments = ["--gpu", -1, "--results_path", tmp_path / "r", *NET, "--meta_epochs", epochs, *DATASET]
+        arguments += ["--distribution", 4, "-d", "disc", "custom", *tiny]
+        done = CliRunner().invoke(command.main, [str(a) for a in arguments])
+        assert done.exit_code == 0, done.output
+    config = torch.load(tmp_path / "r/models/backbone_0/custom_disc/ckpt.pth", weights_only=True)["config"]
+    assert config["svd"] == distribution.read_flags("custom", "custom_disc")[0]
