@@ -16,6 +16,7 @@ import torch
 import torchvision
 from torch import nn
 
+from checkpoint import unreadable
 from errors import InputError, WorkError
 
 TORCHVISION = {
@@ -30,10 +31,10 @@ TORCHVISION = {
     "wideresnet50": "wide_resnet50_2",
     "wideresnet101": "wide_resnet101_2",
 }
-# right: the name in timm 1.x, with the tag of the weights where the old name meant other weights than the default
+# right: the name in timm 1.x with the tag of the weights that the old name stood for (resnet200 never had any)
 TIMM = {
     "resnet200": "resnet200",
-    "resnest50": "resnest50d_4s2x40d",
+    "resnest50": "resnest50d_4s2x40d.in1k",
     "resnetv2_50_bit": "resnetv2_50x3_bit.goog_in21k_ft_in1k",
     "resnetv2_50_21k": "resnetv2_50x3_bit.goog_in21k",
     "resnetv2_101_bit": "resnetv2_101x3_bit.goog_in21k_ft_in1k",
@@ -41,28 +42,28 @@ TIMM = {
     "resnetv2_152_bit": "resnetv2_152x4_bit.goog_in21k_ft_in1k",
     "resnetv2_152_21k": "resnetv2_152x4_bit.goog_in21k",
     "resnetv2_152_384": "resnetv2_152x2_bit.goog_teacher_in21k_ft_in1k_384",
-    "resnetv2_101": "resnetv2_101",
-    "mnasnet_100": "mnasnet_100",
-    "mnasnet_a1": "semnasnet_100",
-    "mnasnet_b1": "mnasnet_100",
-    "densenet121": "densenet121",
-    "densenet201": "densenet201",
-    "inception_v4": "inception_v4",
-    "vit_small": "vit_small_patch16_224",
-    "vit_base": "vit_base_patch16_224",
-    "vit_large": "vit_large_patch16_224",
-    "vit_r50": "vit_large_r50_s32_224",
-    "vit_deit_base": "deit_base_patch16_224",
-    "vit_deit_distilled": "deit_base_distilled_patch16_224",
-    "vit_swin_base": "swin_base_patch4_window7_224",
-    "vit_swin_large": "swin_large_patch4_window7_224",
-    "efficientnet_b7": "tf_efficientnet_b7",
-    "efficientnet_b5": "tf_efficientnet_b5",
-    "efficientnet_b3": "tf_efficientnet_b3",
-    "efficientnet_b1": "tf_efficientnet_b1",
-    "efficientnetv2_m": "tf_efficientnetv2_m",
-    "efficientnetv2_l": "tf_efficientnetv2_l",
-    "efficientnet_b3a": "efficientnet_b3",
+    "resnetv2_101": "resnetv2_101.a1h_in1k",
+    "mnasnet_100": "mnasnet_100.rmsp_in1k",
+    "mnasnet_a1": "semnasnet_100.rmsp_in1k",
+    "mnasnet_b1": "mnasnet_100.rmsp_in1k",
+    "densenet121": "densenet121.ra_in1k",
+    "densenet201": "densenet201.tv_in1k",
+    "inception_v4": "inception_v4.tf_in1k",
+    "vit_small": "vit_small_patch16_224.augreg_in21k_ft_in1k",
+    "vit_base": "vit_base_patch16_224.augreg_in21k_ft_in1k",
+    "vit_large": "vit_large_patch16_224.augreg_in21k_ft_in1k",
+    "vit_r50": "vit_large_r50_s32_224.augreg_in21k_ft_in1k",
+    "vit_deit_base": "deit_base_patch16_224.fb_in1k",
+    "vit_deit_distilled": "deit_base_distilled_patch16_224.fb_in1k",
+    "vit_swin_base": "swin_base_patch4_window7_224.ms_in22k_ft_in1k",
+    "vit_swin_large": "swin_large_patch4_window7_224.ms_in22k_ft_in1k",
+    "efficientnet_b7": "tf_efficientnet_b7.ra_in1k",
+    "efficientnet_b5": "tf_efficientnet_b5.ra_in1k",
+    "efficientnet_b3": "tf_efficientnet_b3.aa_in1k",
+    "efficientnet_b1": "tf_efficientnet_b1.aa_in1k",
+    "efficientnetv2_m": "tf_efficientnetv2_m.in1k",
+    "efficientnetv2_l": "tf_efficientnetv2_l.in1k",
+    "efficientnet_b3a": "efficientnet_b3.ra2_in1k",
 }
 NAMES = (*TORCHVISION, *TIMM)
 
@@ -143,36 +144,42 @@ def load(name: str, weights: str | Path = "pretrained", seed: int = 0) -> nn.Mod
 def _build(library: str, model: str) -> nn.Module:
     if library == "timm":
         return timm.create_model(model, pretrained=False)
-    # both would only add an auxiliary classifier or its loss
-    extra = {"aux_logits": False, "init_weights": True} if model in ("googlenet", "inception_v3") else {}
+    # without the auxiliary classifier; its ImageNet weights want the input scaled as torchvision does with them
+    inception = model in ("googlenet", "inception_v3")
+    extra = {"aux_logits": False, "init_weights": True, "transform_input": True} if inception else {}
     return torchvision.models.get_model(model, weights=None, **extra)
 
 
 def _fetch(name: str, library: str, model: str, backbone: nn.Module) -> dict[str, torch.Tensor]:
     """The ImageNet state dict from the cache or the network."""
     if library == "torchvision":
-        url = torchvision.models.get_model_weights(model)["IMAGENET1K_V1"].url
+        sets = torchvision.models.get_model_weights(model).__members__
+        # a few large models have no V1 set, only others
+        url = sets.get("IMAGENET1K_V1", next(iter(sets.values()))).url
         folder, file = Path(torch.hub.get_dir()) / "checkpoints", url.rsplit("/", 1)[1]
     else:
-        repo = backbone.pretrained_cfg.get("hf_hub_id")
-        if not repo:
+        repo, url = (backbone.pretrained_cfg.get(key) for key in ("hf_hub_id", "url"))
+        if not repo and not url:
             raise InputError(f"timm has no weights for backbone {name!r}; give --weights PATH or another -b")
-        url = huggingface_hub.hf_hub_url(repo, "model.safetensors")
-        folder = Path(huggingface_hub.constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}"
-        file = f"model.safetensors of {repo}"
+        folder, file = Path(torch.hub.get_dir()) / "checkpoints", str(url).rsplit("/", 1)[-1]
+        if repo:
+            url = huggingface_hub.hf_hub_url(repo, "model.safetensors")
+            folder = Path(huggingface_hub.constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}"
+            file = f"model.safetensors of {repo}"
     try:
         if library == "torchvision":
             state = torch.hub.load_state_dict_from_url(url, check_hash=True, weights_only=True)
         else:
-            if not any(folder.glob("snapshots/*/*")):
+            if repo and not any(folder.glob("snapshots/*/*")):
                 # without a network this fails at once, where timm would try for a minute
                 huggingface_hub.get_hf_file_metadata(huggingface_hub.hf_hub_url(repo, "config.json"))
             state = timm.create_model(model, pretrained=True).state_dict()
     except Exception as error:  # no network, a proxy's refusal, a damaged download: each library has its own kinds
         raise WorkError(
-            f"backbone {name!r} needs its ImageNet weights, {file}: not found in {folder}, and {url} cannot be "
-            f"fetched ({type(error).__name__}: {_first_line(error)}); put the file there, or give --weights PATH of "
-            f"a state dict that reaches to the last layer used (--weights random runs without, badly)"
+            f"backbone {name!r} needs its ImageNet weights, {file}, which is neither to be had from {folder} nor "
+            f"from {url} ({type(error).__name__}: {_first_line(error)}); fetch it where there is a network and give "
+            f"--weights PATH: a state dict that reaches to the last layer used will do (--weights random runs "
+            f"without, badly)"
         ) from error
     own = backbone.state_dict()
     # some torchvision files (inception_v3, googlenet) also hold the auxiliary classifiers that are not built
@@ -210,7 +217,7 @@ def _read_state_dict(path: Path) -> dict[str, torch.Tensor]:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the readers raise half a dozen kinds for a damaged or foreign file
         raise InputError(
-            f"--weights {path} is not a state dict that can be read safely: {_first_line(error)}"
+            f"--weights {path} is not a state dict that can be read safely: {unreadable(error)}"
         ) from error
     for wrapper in ("state_dict", "model", "teacher"):
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):

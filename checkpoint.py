@@ -44,11 +44,17 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     except FileNotFoundError as error:
         raise WorkError(f"no checkpoint {path}") from error
     except Exception as error:  # unpickling, zip and tensor errors of a foreign or damaged file
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise WorkError(f"{path} is not a checkpoint that can be read safely: {reason}") from error
+        raise WorkError(f"{path} is not a checkpoint that can be read safely: {unreadable(error)}") from error
     if not isinstance(state, dict) or not isinstance(state.get("discriminator"), dict):
         raise WorkError(f"{path} is not a GLASS checkpoint: it holds no discriminator")
     return state
+
+
+def unreadable(error: Exception) -> str:
+    """Why torch could not read a file, without its advice to read it unsafely."""
+    if "nsupported" in str(error):  # "Unsupported global", "Unsupported operand": an object other than tensors
+        return "it holds more than tensors and plain values"
+    return f"damaged, or of another kind ({type(error).__name__})"
 
 
 def best_path(folder: Path, epoch: int) -> Path:

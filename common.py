@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import copy
 import difflib
+import hashlib
 import math
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+import torchvision
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter1d
 from torch import Tensor, nn
@@ -89,8 +91,11 @@ class NetworkFeatureAggregator(nn.Module):
         self._state = threading.local()
         origin = getattr(backbone, "origin", None)
         self.name = origin.name if origin else type(backbone).__name__
-        # frozen weights are shared with the given network, only the module tree is ours to cut
-        shared = {} if train_backbone else {id(t): t for t in (*backbone.parameters(), *backbone.buffers())}
+        # frozen weights are shared with the given network, only the module tree is ours to cut; but a move to
+        # another device would change the given network's own
+        tensors = (*backbone.parameters(), *backbone.buffers())
+        here = torch.empty(0, device=device).device
+        shared = {} if train_backbone or any(t.device != here for t in tensors) else {id(t): t for t in tensors}
         self.backbone = copy.deepcopy(backbone, shared).to(device).eval()
         if callable(getattr(self.backbone, "set_input_size", None)):  # timm's transformers are built for one size
             self._set_input_size()
@@ -103,6 +108,7 @@ class NetworkFeatureAggregator(nn.Module):
         self._hook()
         self._drop(unused, trial, outputs)
         self._require_weights(origin.missing if origin else frozenset())
+        self.fingerprint = _fingerprint(backbone, self.backbone.state_dict().keys())
         self.feature_shapes = [tuple(m.shape[1:]) for m in self._maps(trial)]
         self.train(False)
 
@@ -269,6 +275,16 @@ class _Watch:
         return names
 
 
+def _fingerprint(backbone: nn.Module, keys: Iterable[str]) -> str:
+    """A hash of the given network's weights of these names: tells one set of weights from another."""
+    state, digest = backbone.state_dict(), hashlib.sha256()
+    for key in sorted(keys):
+        if key in state and not key.endswith("num_batches_tracked"):
+            digest.update(key.encode())
+            digest.update(state[key].detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:32]
+
+
 def _tensor(output: object) -> Tensor:
     if isinstance(output, (tuple, list)) and output:
         output = output[0]
@@ -309,7 +325,9 @@ def _find_layout(output: Tensor, input_shape: Sequence[int], backbone: nn.Module
         _, a, b, c = output.shape
         nchw = abs(math.log(b * width / (c * height)))
         nhwc = abs(math.log(a * width / (b * height)))
-        prefer_nhwc = getattr(backbone, "output_fmt", "NCHW") == "NHWC"
+        # where channels, rows and columns are as many, the shape does not tell
+        swin = isinstance(backbone, torchvision.models.SwinTransformer)
+        prefer_nhwc = swin or getattr(backbone, "output_fmt", "NCHW") == "NHWC"
         return _Layout("nhwc" if nhwc < nchw or (nhwc == nchw and prefer_nhwc) else "nchw")
     if output.ndim == 3 and len(output) == 1:
         own = getattr(backbone, "num_prefix_tokens", None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from utils import ROOT, write_atomically
 
 MANIFOLD, HYPERSPHERE = 0, 1
 NAMES = {MANIFOLD: "manifold", HYPERSPHERE: "hypersphere"}
-EXCEL_DIR = ROOT / "datasets" / "excel"
+EXCEL_DIR = Path(os.environ.get("GLASS_EXCEL_DIR", ROOT / "datasets" / "excel"))
 COLUMNS = ["Class", "Distribution", "Foreground"]
 
 SIZE = 289
@@ -101,8 +102,10 @@ def read_flags(dataset: str, row: str) -> tuple[int, int] | None:
     found = table[table["Class"] == row]
     if found.empty:
         return None
-    flags = int(found["Distribution"].iloc[-1]), int(found["Foreground"].iloc[-1])
-    return flags
+    flags = found["Distribution"].iloc[-1], found["Foreground"].iloc[-1]
+    if not all(flag in (0, 1) for flag in flags):
+        raise WorkError(f"{excel_path(dataset)}: {row} has {flags[0]}, {flags[1]}, must be 0 or 1 each")
+    return int(flags[0]), int(flags[1])
 
 
 def write_flag(dataset: str, row: str, flag: int) -> None:
@@ -120,11 +123,12 @@ def write_flag(dataset: str, row: str, flag: int) -> None:
 
 @dataclass(frozen=True)
 class Decision:
-    """Variant, whether there are foreground masks, and why."""
+    """Variant, whether there are foreground masks, and why; the verdict where the class was judged for it."""
 
     svd: int
     foreground: bool
     reason: str
+    verdict: int | None = None
 
 
 def decide(
@@ -138,16 +142,22 @@ def decide(
         fg: 0 no foreground masks; 1 with; 2 as the file says, with where there is no row.
         svd: a given `--svd`, which wins over everything.
         flags: the file's row.
-        judge_class: judges the class and writes its row; called only where it is needed.
+        judge_class: judges the class; called only where it is needed.
     """
+    verdict = None
     if svd is not None:
         variant, reason = svd, "--svd"
     elif mode in (2, 3):
         variant, reason = mode - 2, f"--distribution {mode}"
     elif mode == 1 or flags is None:
-        variant, reason = judge_class(), "judged by the mean training image"
+        variant = verdict = judge_class()
+        reason = "judged by the mean training image"
     else:
         variant = flags[0] if mode == 0 else 1 - flags[0]
-        reason = "from the file" if mode == 0 else "the opposite of the file"
-    foreground = bool(fg == 1 or (fg == 2 and (flags is None or flags[1])))
-    return Decision(variant, foreground, reason)
+        reason = "from the Excel file" if mode == 0 else "the opposite of the Excel file"
+    return Decision(variant, wants_foreground(fg, flags), reason, verdict)
+
+
+def wants_foreground(fg: int, flags: tuple[int, int] | None) -> bool:
+    """Whether `--fg` asks for foreground masks, given the file's row."""
+    return bool(fg == 1 or (fg == 2 and (flags is None or flags[1])))

@@ -31,8 +31,23 @@ from utils import LOGGER, seeded
 Batch = Mapping[str, Any]
 STEP_FIGURES = ("loss", "p_true", "p_fake", "r_t", "r_g", "r_f")
 METRICS = ("image_auroc", "image_ap", "pixel_auroc", "pixel_ap", "pixel_pro")
-# settings that may change between the start of a training and its resumption
+# settings that may change between the start of a training and its resumption; `weights` is a path, what it
+# holds is compared by `backbone_hash`
 FREE_ON_RESUME = frozenset({"meta_epochs", "eval_epochs", "weights"})
+# settings that a test must share with the training, or its scores mean nothing
+NEEDED_ALIKE = (
+    "backbone",
+    "backbone_hash",
+    "layers_to_extract_from",
+    "pretrain_embed_dimension",
+    "target_embed_dimension",
+    "patchsize",
+    "dsc_layers",
+    "dsc_hidden",
+    "pre_proj",
+    "input_shape",
+    "resize",
+)
 
 
 @dataclass
@@ -117,6 +132,7 @@ class GLASS:
         self.feature_aggregator = NetworkFeatureAggregator(
             backbone, self.layers_to_extract_from, self.device, tuple(input_shape), train_backbone
         )
+        self.settings["backbone_hash"] = self.feature_aggregator.fingerprint
         self._build_pooling()
         self._build_heads()
         return self
@@ -137,6 +153,11 @@ class GLASS:
     def _build_pooling(self) -> None:
         shapes = self.feature_aggregator.feature_shapes
         self.grid: tuple[int, int] = shapes[0][1:]
+        if math.prod(self.grid) < 2:
+            raise InputError(
+                f"layer {self.layers_to_extract_from[0]} has a grid of 1x1 on an image of "
+                f"{self.input_shape[1]}x{self.input_shape[2]}: take a larger --imagesize or an earlier layer"
+            )
         self.patch_maker = PatchMaker(self.patchsize)
         self.preprocessing = Preprocessing(self.pretrain_embed_dimension)
         self.aggregator = Aggregator(self.target_embed_dimension)
@@ -306,7 +327,8 @@ class GLASS:
             loader.sampler.set_epoch(epoch)
         for batch in loader:
             figures = self.train_step(batch["image"], batch["aug"], batch["mask_s"])
-            values = {name: float(value) for name, value in figures.items()}
+            # one wait for the device, not six
+            values = dict(zip(STEP_FIGURES, torch.stack([figures[n] for n in STEP_FIGURES]).tolist(), strict=True))
             if not math.isfinite(values["loss"]):
                 raise WorkError(f"the loss became {values['loss']} in epoch {epoch}; try a smaller --lr")
             sums = {name: sums[name] + values[name] for name in STEP_FIGURES}
@@ -341,7 +363,7 @@ class GLASS:
         Returns:
             The record: `epoch` (how many are done), `best` and `last` (each `epoch` and the metrics).
         """
-        record = self._resume(name)
+        record = self.start(name)
         if record["epoch"] >= self.meta_epochs:
             return record
         centre_loader = train_loader if centre_loader is None else centre_loader
@@ -357,6 +379,9 @@ class GLASS:
         with bar, SummaryWriter(str(self.model_dir / "tb"), purge_step=record["epoch"]) as board:
             for epoch in range(record["epoch"], self.meta_epochs):
                 started = time.monotonic()
+                if self.train_backbone:  # it may have dropout, which knows no generator but the global one
+                    torch.manual_seed(self.seed * 1_000_003 + epoch)
+                before = bar.n
                 bar.set_description(f"{name} epoch {epoch + 1}/{self.meta_epochs}")
                 if moving or mean_embedding is None:
                     if hasattr(getattr(centre_loader, "sampler", None), "set_epoch"):
@@ -365,13 +390,25 @@ class GLASS:
                     mean_embedding = self._mean_embedding(centre_loader)
                 self._set_centre(mean_embedding)
                 figures = self._train_discriminator(train_loader, epoch, bar, _shown(record))
-                self._end_epoch(epoch, test_loader, name, record)
-                record["seconds"] += time.monotonic() - started
+                figures["samples_per_second"] = (bar.n - before) / (time.monotonic() - started)
+                is_best = self._end_epoch(epoch, test_loader, name, record)
                 _write_scalars(board, epoch, figures, record)
+                self._save_epoch(record, is_best)
         return record
 
-    def _end_epoch(self, epoch: int, test_loader: Iterable[Batch] | None, name: str, record: dict[str, Any]) -> None:
-        """Evaluate where it is due, keep the best, save what a resume needs."""
+    def start(self, name: str) -> dict[str, Any]:
+        """Load the state of a training under way, or save that of a new one: from then on its settings are fixed.
+
+        Returns:
+            The record as `trainer` does.
+        """
+        record = self._resume(name)
+        if not self._latest.exists() and record["epoch"] < self.meta_epochs:
+            self._save_epoch(record, False)
+        return record
+
+    def _end_epoch(self, epoch: int, test_loader: Iterable[Batch] | None, name: str, record: dict[str, Any]) -> bool:
+        """Evaluate where it is due; whether the epoch is the best so far."""
         final = epoch + 1 == self.meta_epochs
         record["epoch"] = epoch + 1
         if test_loader is not None and ((epoch + 1) % self.eval_epochs == 0 or final):
@@ -383,9 +420,17 @@ class GLASS:
         value = _selection_value(record["last"]) if judged else None
         best = _selection_value(record["best"]) if record["best"] else None
         unjudged = test_loader is None or (judged and value is None)
-        if (value is not None and (best is None or value > best)) or (unjudged and final):
-            record["best"] = dict(record["last"]) if judged else {"epoch": epoch}
-            checkpoint.save(self._weights(record["best"]), checkpoint.best_path(self.model_dir, epoch))
+        if not ((value is not None and (best is None or value > best)) or (unjudged and final)):
+            return False
+        record["best"] = dict(record["last"]) if judged else {"epoch": epoch}
+        return True
+
+    def _save_epoch(self, record: Mapping[str, Any], is_best: bool) -> None:
+        """Keep the best, save what a resume needs."""
+        if is_best:
+            checkpoint.save(
+                self._weights(record["best"]), checkpoint.best_path(self.model_dir, record["best"]["epoch"])
+            )
         checkpoint.save({**self._weights(record["last"] or {}), **self._training_state(record)}, self._latest)
         # the older best goes last: a run killed before this line still has the one its record names
         checkpoint.remove_other_bests(self.model_dir, record["best"]["epoch"] if record["best"] else None)
@@ -442,7 +487,7 @@ class GLASS:
         """The record of the class's training, its state loaded where there is one to go on with."""
         if self.model_dir is None:
             raise InputError("set_model_dir comes before trainer")
-        fresh = {"epoch": 0, "best": None, "last": None, "seconds": 0.0}
+        fresh = {"epoch": 0, "best": None, "last": None}
         best = checkpoint.find_best(self.model_dir)
         anew = f"delete {self.model_dir} to train anew"
         if not self._latest.exists():
@@ -463,7 +508,8 @@ class GLASS:
             optimiser.load_state_dict(state["optimisers"][key])
         self.generator.set_state(state["random_state"].cpu())
         checkpoint.remove_other_bests(self.model_dir, record["best"]["epoch"] if record["best"] else None)
-        LOGGER.info("%s: resumed after %d epochs of %d", name, record["epoch"], self.meta_epochs)
+        if record["epoch"]:
+            LOGGER.info("%s: resumed after %d epochs of %d", name, record["epoch"], self.meta_epochs)
         return record
 
     def _refuse_other_settings(self, saved: Mapping[str, Any], anew: str) -> None:
@@ -495,12 +541,14 @@ class GLASS:
         """
         if isinstance(loader, Tensor):
             loader = [{"image": loader}]
+        if not hasattr(loader, "dataset"):
+            loader = list(loader)  # counted first, then read
         count, size = _count_images(loader), tuple(self.input_shape[1:])
         found = Predictions(
             np.empty(count, np.float32), np.empty((count, *size), np.float32), np.zeros(count, bool),
             metrics.PackedMasks(count, size), [],
         )  # fmt: skip
-        at = 0
+        at, names = 0, set()
         for batch in loader:
             images = batch["image"]
             stop = at + len(images)
@@ -512,7 +560,7 @@ class GLASS:
             found.paths += list(batch.get("image_path", [""] * len(images)))
             if pictures is not None:
                 for i in range(len(images)):
-                    file = pictures / report.picture_name(found.paths[at + i])
+                    file = pictures / report.picture_name(found.paths[at + i], names)
                     report.save_picture(file, images[i].cpu().numpy(), found.masks[at + i], found.maps[at + i])
             at = stop
         return found
@@ -537,8 +585,8 @@ class GLASS:
         best = checkpoint.find_best(self.model_dir) if self.model_dir else None
         if best is None:
             raise WorkError(f"{name}: no ckpt_best_*.pth in {self.model_dir}; train it first, or give --models_path")
-        state = self.load_weights(best[0])
-        _warn_of_other_settings(state.get("config", {}), self.config, best[0])
+        _refuse_other_scores(checkpoint.load(best[0]).get("config", {}), self.config, best[0])
+        self.load_weights(best[0])
         figures = self.evaluate(self.predict(test_loader, self._picture_dir("eval", name)))
         for reason in _why_nan(figures):
             LOGGER.info("%s: %s", name, reason)
@@ -592,9 +640,9 @@ def _why_nan(figures: Mapping[str, float]) -> list[str]:
     return reasons
 
 
-def _warn_of_other_settings(saved: Mapping[str, Any], own: Mapping[str, Any], path: Path) -> None:
-    """Settings that change scores without changing shapes would spoil a test unseen."""
-    for key in ("backbone", "layers_to_extract_from", "patchsize", "input_shape", "resize"):
+def _refuse_other_scores(saved: Mapping[str, Any], own: Mapping[str, Any], path: Path) -> None:
+    """Some of these settings would spoil a test unseen, the others only give a message of shapes."""
+    for key in NEEDED_ALIKE:
         if key in saved and saved[key] != own.get(key):
             raise InputError(f"{path} was trained with {key} {saved[key]}, given is {own.get(key)}")
 
@@ -605,4 +653,6 @@ def _write_scalars(board: SummaryWriter, epoch: int, figures: Mapping[str, float
     if record["last"] and record["last"]["epoch"] == epoch:
         for name in METRICS:
             board.add_scalar(f"test/{name}", record["last"][name], epoch)
+            if record["best"] and name in record["best"]:
+                board.add_scalar(f"best/{name}", record["best"][name], epoch)
     board.flush()

@@ -5,6 +5,7 @@ Turns options into settings and runs one loop over the classes.
 
 from __future__ import annotations
 
+import math
 import sys
 from typing import Any
 
@@ -18,8 +19,27 @@ CONTEXT = {
     "max_content_width": 110,
 }
 AT_LEAST_0, AT_LEAST_1 = click.IntRange(min=0), click.IntRange(min=1)
-SHARE = click.FloatRange(0, 1)
-NOT_NEGATIVE = click.FloatRange(min=0)
+
+
+class Finite(click.FloatRange):
+    """A range that nan and infinity do not slip through."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """As FloatRange, for finite numbers."""
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        return number
+
+
+def _odd(_context: click.Context, _parameter: click.Parameter, value: int) -> int:
+    if value % 2 == 0:
+        raise click.BadParameter(f"{value} is even; a patch has a centre only where it is odd: 1, 3, 5, …")
+    return value
+
+
+SHARE = Finite(0, 1)
+NOT_NEGATIVE = Finite(min=0)
 FLAG = click.IntRange(0, 1)
 INTERRUPTED = 130
 
@@ -38,6 +58,8 @@ class OneLineErrors(click.Group):
         except click.exceptions.NoArgsIsHelpError as error:
             click.echo(error.ctx.get_help(), err=True)
             sys.exit(error.exit_code)
+        except click.NoSuchOption as error:
+            _fail(f"{error.format_message()}{self._owner(error.option_name)}", error.exit_code)
         except click.ClickException as error:
             _fail(error.format_message(), error.exit_code)
         except (click.Abort, KeyboardInterrupt):
@@ -47,6 +69,15 @@ class OneLineErrors(click.Group):
             if message is None:
                 raise
             _fail(message, code)
+
+    def _owner(self, option: str) -> str:
+        """Which other command an option belongs to, as a hint."""
+        option = option.replace("-", "_").replace("__", "--", 1)
+        for command in (self, *self.commands.values()):
+            if any(option in parameter.opts for parameter in command.params):
+                where = "comes before net and dataset" if command is self else f"belongs to {command.name}"
+                return f" {option} {where}."
+        return ""
 
 
 def _fail(message: str, code: int) -> None:
@@ -74,7 +105,6 @@ def _explain(error: Exception) -> tuple[str | None, int]:
     return None, 1
 
 
-# fmt: off - an option a line reads like the table it is
 @click.group(cls=OneLineErrors, chain=True, context_settings=CONTEXT)
 @click.option(
     "--results_path",
@@ -88,7 +118,7 @@ def _explain(error: Exception) -> tuple[str | None, int]:
     multiple=True,
     help="CUDA device, -1 is the CPU; repeat it to name further choices, the first that is there is used.  [default: 0 if there is one, else -1]",
 )
-@click.option("--seed", default=0, type=AT_LEAST_0, help="Start of every random draw.")
+@click.option("--seed", default=0, type=click.IntRange(0, 2**32 - 1), help="Start of every random draw.")
 @click.option("--log_group", default="", help="Label of a group of runs, kept in settings.json and TensorBoard.")
 @click.option("--log_project", default="", help="Label of the project, kept in settings.json and TensorBoard.")
 @click.option("--run_name", default="", help="Label of the run, kept in settings.json and TensorBoard.")
@@ -130,14 +160,21 @@ def main(**options: Any) -> None:
     help="Layer by dotted name, repeatable; with several backbones N.LAYER is for the N-th alone (from 0).",
 )
 @click.option(
-    "--weights", default="pretrained", help="Backbone weights: pretrained, random, or the path of a state dict."
+    "--weights",
+    multiple=True,
+    default=["pretrained"],
+    help="Backbone weights: pretrained, random, or the path of a state dict; with several backbones repeatable, one for each.",
 )
 @click.option(
     "--pretrain_embed_dimension", default=1536, type=AT_LEAST_1, help="Length each layer's patch vector is pooled to."
 )
 @click.option("--target_embed_dimension", default=1536, type=AT_LEAST_1, help="Length of the patch features.")
 @click.option(
-    "--patchsize", default=3, type=AT_LEAST_1, help="Side of the neighbourhood that describes a location, odd."
+    "--patchsize",
+    default=3,
+    type=AT_LEAST_1,
+    callback=_odd,
+    help="Side of the neighbourhood that describes a location, odd.",
 )
 @click.option("--meta_epochs", default=640, type=AT_LEAST_1, help="Epochs of training.")
 @click.option("--eval_epochs", default=1, type=AT_LEAST_1, help="Epochs from one evaluation to the next.")
@@ -146,7 +183,7 @@ def main(**options: Any) -> None:
 @click.option(
     "--dsc_margin", default=0.5, type=SHARE, help="Score from which a patch counts as anomalous in p_true and p_fake."
 )
-@click.option("--train_backbone", is_flag=True, help="Train the backbone too.")
+@click.option("--train_backbone", is_flag=True, help="Train the backbone too.  [default: no]")
 @click.option("--pre_proj", default=1, type=AT_LEAST_0, help="Layers of the projection; 0 is none.")
 @click.option("--mining", default=1, type=FLAG, help="1: gradient ascent (GAS); 0: noise alone.")
 @click.option("--noise", default=0.015, type=NOT_NEGATIVE, help="Standard deviation of the noise on features.")
@@ -155,10 +192,15 @@ def main(**options: Any) -> None:
 @click.option(
     "--lr",
     default=0.0001,
-    type=click.FloatRange(min=0, min_open=True),
+    type=Finite(min=0, min_open=True),
     help="Learning rate of the projection; the discriminator's is twice that.",
 )
-@click.option("--svd", default=None, type=FLAG, help="0 manifold, 1 hypersphere; wins over --distribution.")
+@click.option(
+    "--svd",
+    default=None,
+    type=FLAG,
+    help="0 manifold, 1 hypersphere; wins over --distribution.  [default: as --distribution says]",
+)
 @click.option("--step", default=20, type=AT_LEAST_0, help="Updates of gradient ascent.")
 @click.option("--limit", default=392, type=AT_LEAST_1, help="An epoch ends once more samples than this were used.")
 def net(**options: Any) -> tuple[str, dict[str, Any]]:
@@ -178,12 +220,10 @@ def net(**options: Any) -> tuple[str, dict[str, Any]]:
 @click.option(
     "--imagesize", default=288, type=click.IntRange(min=16), help="Side of the centre crop in pixels, at most --resize."
 )
-@click.option(
-    "--rotate_degrees", default=0.0, type=click.FloatRange(0, 180), help="Training images: rotate by up to ± this."
-)
+@click.option("--rotate_degrees", default=0.0, type=Finite(0, 180), help="Training images: rotate by up to ± this.")
 @click.option("--translate", default=0.0, type=SHARE, help="Training images: shift by up to ± this share of the side.")
 @click.option(
-    "--scale", default=0.0, type=click.FloatRange(0, 1, max_open=True), help="Training images: scale by 1 ± up to this."
+    "--scale", default=0.0, type=Finite(0, 1, max_open=True), help="Training images: scale by 1 ± up to this."
 )
 @click.option("--brightness", default=0.0, type=NOT_NEGATIVE, help="Training images: brightness times 1 ± up to this.")
 @click.option("--contrast", default=0.0, type=NOT_NEGATIVE, help="Training images: contrast times 1 ± up to this.")
@@ -215,12 +255,12 @@ def net(**options: Any) -> tuple[str, dict[str, Any]]:
     "--downsampling",
     default=None,
     type=AT_LEAST_1,
-    help="Stride of the first layer; taken from the network, refused where it contradicts it.",
+    help="Stride of the first layer; refused where it contradicts the network.  [default: the network's]",
 )
 @click.option(
     "--augment",
     is_flag=True,
-    help="Light augmentation of training images wherever no option above asks for one: rotation 5°, shift and scale 2 %, brightness, contrast, saturation 10 %.",
+    help="Light augmentation of training images wherever no option above asks for one: rotation 5°, shift and scale 2 %, brightness, contrast, saturation 10 %.  [default: no]",
 )
 @click.argument("name")
 @click.argument("data_path", type=click.Path())
@@ -233,7 +273,6 @@ def dataset(**options: Any) -> tuple[str, dict[str, Any]]:
     return "dataset", options
 
 
-# fmt: on
 @main.result_callback()
 @click.pass_context
 def _after(context: click.Context, parts: list[tuple[str, dict[str, Any]]], **options: Any) -> None:

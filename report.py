@@ -39,10 +39,14 @@ def write_results(folder: Path, rows: Mapping[str, Mapping[str, Any]]) -> pd.Dat
     """
     path = folder / "results.csv"
     table = pd.DataFrame.from_dict({name: dict(figures) for name, figures in rows.items()}, orient="index")
-    earlier = _earlier_rows(path, rows)
+    before = _read_rows(path)
+    earlier, same = before[~before.index.isin([*rows, MEAN])], before[before.index.isin(list(rows))]
     if len(earlier):
-        LOGGER.info("%s: kept the rows of earlier runs: %s", path, ", ".join(earlier.index))
+        if len(rows) == 1:  # once a run
+            LOGGER.info("%s: kept the rows of earlier runs: %s", path, ", ".join(earlier.index))
         table = pd.concat([earlier, table])
+    if len(same):  # a test alone has no figures of the last epoch: those of its training stay
+        table = table.combine_first(same[[c for c in same.columns if c not in COLUMNS]]).reindex(table.index)
     further = [c for c in table.columns if c not in COLUMNS]
     table = table.reindex(columns=[*COLUMNS, *further])
     table.loc[MEAN] = table.mean(numeric_only=True)
@@ -54,14 +58,13 @@ def write_results(folder: Path, rows: Mapping[str, Mapping[str, Any]]) -> pd.Dat
     return table
 
 
-def _earlier_rows(path: Path, rows: Mapping[str, Any]) -> pd.DataFrame:
+def _read_rows(path: Path) -> pd.DataFrame:
     if not path.exists():
         return pd.DataFrame()
     try:
-        table = pd.read_csv(path, index_col=ROW_NAMES)
+        return pd.read_csv(path, index_col=ROW_NAMES)
     except (ValueError, OSError, KeyError) as error:
         raise WorkError(f"cannot read {path} of an earlier run: {error}; move it away") from error
-    return table[[name not in rows and name != MEAN for name in table.index]]
 
 
 def format_table(table: pd.DataFrame) -> str:
@@ -79,10 +82,15 @@ def write_settings(folder: Path, settings: Mapping[str, Any]) -> None:
 # ---------------------------------------------------------------------------------------- pictures
 
 
-def picture_name(image_path: str) -> str:
-    """`…/test/broken/000.png` → `broken_000.png`."""
+def picture_name(image_path: str, taken: set[str]) -> str:
+    """`…/test/broken/000.png` → `broken_000.png`; with a number where that is in `taken`, which grows by it."""
     path = Path(image_path or "image")
-    return f"{path.parent.name}_{path.stem}.png".lstrip("_")
+    stem = f"{path.parent.name}_{path.stem}".lstrip("_")
+    name, number = f"{stem}.png", 2
+    while name in taken:
+        name, number = f"{stem}_{number}.png", number + 1
+    taken.add(name)
+    return name
 
 
 def to_bgr(image: NDArray[np.float32]) -> NDArray[np.uint8]:

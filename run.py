@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import re
+import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -35,6 +36,7 @@ from datasets import (
 from datasets.base import CentreDataset
 from datasets.files import read_rgb
 from datasets.textures import list_textures
+from distribution import Decision
 from errors import InputError
 from glass import GLASS, METRICS
 from utils import LOGGER, choose_device, fix_seeds, setup_logging
@@ -107,25 +109,29 @@ def run(main: Options, net: Options, dataset: Options) -> None:
         WorkError: something failed on the way.
     """
     setup_logging()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a batch system's stop ends like Ctrl-C
     started = time.monotonic()
     this = _prepare(main, net, dataset)
     classes = [_class_data(this, name) for name in this.layout.choose(dataset["subdatasets"])]
+    for data in classes:
+        _check_class(this, data)
     for one_net in this.nets:
         _check_net(this, one_net)
     _write_settings(this, started)
     for data in classes:
+        decision = _decide(this, data) if this.training else None
         for index, one_net in enumerate(this.nets):
             row = data.row if len(this.nets) == 1 else f"{data.row} {one_net.name}"
-            figures = _run_class(this, data, one_net, index)
+            figures = _run_class(this, data, one_net, index, decision)
             if figures is not None:
                 this.rows[row] = figures
                 table = report.write_results(this.results, this.rows)
             _write_settings(this, started)
     if this.rows:
         LOGGER.info("results in %s\n%s", this.results, report.format_table(table))
-    if this.training:
+    if any("last_epoch" in figures for figures in this.rows.values()):
         LOGGER.info(
-            "the best epoch was chosen on the test set, as published; last_* columns hold the last epoch's figures"
+            "the best epoch was chosen on the test set, as published; last_* columns hold the last one's figures"
         )
 
 
@@ -136,6 +142,10 @@ def _prepare(main: Options, net: Options, dataset: Options) -> Run:
     if dataset["name"] not in DATASETS:
         raise InputError(f"unknown data set {dataset['name']!r}; possible: {', '.join(DATASETS)}")
     results = Path(main["results_path"])
+    try:
+        results.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--results_path {results} cannot be made: {error.strerror}; give another") from error
     device = choose_device(main["gpu"])
     fix_seeds(main["seed"])
     layout = DATASETS[dataset["name"]](dataset["data_path"])
@@ -147,12 +157,15 @@ def _prepare(main: Options, net: Options, dataset: Options) -> Run:
     layers = _layers_of(net["layers_to_extract_from"], len(names))
     for name, _ in names:
         backbones.resolve(name)
-    if net["weights"] == "random":
+    weights = net["weights"] if len(net["weights"]) > 1 else list(net["weights"]) * len(names)
+    if len(weights) != len(names):
+        raise InputError(f"{len(weights)} --weights for {len(names)} backbones; give one for all or one for each")
+    if "random" in weights:
         LOGGER.warning("backbone weights are random: expect poor results")
     nets = []
-    for given, (name, own), used in zip(net["backbone_names"], names, layers, strict=True):
+    for given, (name, own), used, source in zip(net["backbone_names"], names, layers, weights, strict=True):
         seed = main["seed"] if own is None else own
-        nets.append(Net(given, backbones.load(name, net["weights"], seed), used, seed))
+        nets.append(Net(given, backbones.load(name, source, seed), used, seed))
     models = Path(main["models_path"]) if main["models_path"] else results / "models"
     return Run(main, net, dataset, device, results, models, layout, nets, textures)
 
@@ -188,11 +201,24 @@ def _class_data(this: Run, name: str) -> ClassData:
     return ClassData(name, f"{this.dataset['name']}_{name}", train, test, settings)
 
 
+def _check_class(this: Run, data: ClassData) -> None:
+    """Find out before the first class what would stop the last."""
+    if not this.training:
+        for index in range(len(this.nets)):
+            folder = this.models / f"backbone_{index}" / data.row
+            if checkpoint.find_best(folder) is None:
+                raise InputError(f"no ckpt_best_*.pth in {folder}: train the class first, or give --models_path")
+        return
+    flags = distribution.read_flags(this.dataset["name"], data.row)
+    if distribution.wants_foreground(this.dataset["fg"], flags):
+        this.layout.foreground(data.name, data.train)
+
+
 def _check_net(this: Run, net: Net) -> None:
     """Build the model once before the first class, so that what cannot work is said at once."""
     model = _build(this, net, svd=0)
     size, stride = this.dataset["imagesize"], this.dataset["downsampling"]
-    if stride is not None and (size // stride, size // stride) != model.grid:
+    if stride is not None and not all(side in (size // stride, -(-size // stride)) for side in model.grid):
         raise InputError(
             f"--downsampling {stride} contradicts backbone {net.name!r}, whose layer {net.layers[0]} has a grid of "
             f"{model.grid[0]}x{model.grid[1]} at --imagesize {size}; leave the option out"
@@ -215,26 +241,33 @@ def _build(this: Run, net: Net, svd: int) -> GLASS:
 # ----------------------------------------------------------------------------------------- a class
 
 
-def _run_class(this: Run, data: ClassData, net: Net, index: int) -> dict[str, Any] | None:
+def _run_class(this: Run, data: ClassData, net: Net, index: int, decision: Decision | None) -> dict[str, Any] | None:
     """Train where asked for and test one class; its row of results, None where there is nothing to test."""
     folder = this.models / f"backbone_{index}"
-    decision = _decide(this, data, folder / data.row) if this.training else distribution.Decision(0, False, "")
-    model = _build(this, net, decision.svd)
+    model = _build(this, net, decision.svd if decision else 0)
     model.set_model_dir(folder, data.row)
     model.results_path = this.results if len(this.nets) == 1 else this.results / f"backbone_{index}"
     model.extra_config = {
         "class_name": data.row, **asdict(data.settings),
-        "batch_size": this.dataset["batch_size"], "foreground": decision.foreground,
+        "batch_size": this.dataset["batch_size"], "distribution": this.dataset["distribution"],
+        "fg": this.dataset["fg"], "foreground": bool(decision and decision.foreground),
     }  # fmt: skip
-    this.configs[f"{folder.name}/{data.row}"] = model.config
     test_loader = None
     if data.test:
         _say_what_lacks(data)
         test_set = TestDataset(data.test, data.settings)
-        test_loader = make_loader(test_set, this.dataset["batch_size"], this.dataset["num_workers"])
+        test_loader = make_loader(
+            test_set, this.dataset["batch_size"], this.dataset["num_workers"], pin_memory=this.device.type == "cuda"
+        )
     record = None
-    if this.training:
+    if decision is not None:
+        model.start(data.row)
+        if decision.verdict is not None:  # only now: from here on the training knows its variant by itself
+            distribution.write_flag(this.dataset["name"], data.row, decision.verdict)
         record = _train(this, data, net, model, decision, test_loader)
+    best = checkpoint.find_best(model.model_dir)
+    config = checkpoint.load(best[0]).get("config") if best else None
+    this.configs[f"{folder.name}/{data.row}"] = config or model.config
     if test_loader is None:
         LOGGER.info("%s: no test images, nothing to test", data.row)
         return None
@@ -246,25 +279,25 @@ def _run_class(this: Run, data: ClassData, net: Net, index: int) -> dict[str, An
     return figures
 
 
-def _decide(this: Run, data: ClassData, model_dir: Path) -> distribution.Decision:
+def _decide(this: Run, data: ClassData) -> Decision:
     """The variant of a class.
 
-    A training under way keeps the one it was started with: by now the file may hold the verdict that was written
-    then, which `--distribution 4` would turn round and `--fg 2` would follow.
+    A training under way with the same --distribution and --fg keeps the one it was started with: by now the file
+    holds the verdict that was written then, which `--distribution 4` would turn round and `--fg 2` would follow.
     """
     dataset = this.dataset["name"]
-    started = _started_with(model_dir)
+    started = _started_with(this, this.models / "backbone_0" / data.row)
+    if started is not None:
+        decision = Decision(started["svd"], started["foreground"], "as the training was started")
+        LOGGER.info("%s: %s (%s)", data.row, distribution.NAMES[decision.svd], decision.reason)
+        return decision
     decision = distribution.decide(
         this.dataset["distribution"],
         this.dataset["fg"],
         this.net["svd"],
         distribution.read_flags(dataset, data.row),
-        lambda: _judge(this, data) if started is None else started["svd"],
+        lambda: _judge(this, data),
     )
-    if started is not None and this.net["svd"] is None and this.dataset["distribution"] in (0, 1, 4):
-        decision = replace(decision, svd=started["svd"], reason="as the training was started")
-    if started is not None and this.dataset["fg"] == 2:
-        decision = replace(decision, foreground=started["foreground"])
     LOGGER.info(
         "%s: %s (%s)%s", data.row, distribution.NAMES[decision.svd], decision.reason,
         ", with foreground masks" if decision.foreground else "",
@@ -272,15 +305,17 @@ def _decide(this: Run, data: ClassData, model_dir: Path) -> distribution.Decisio
     return decision
 
 
-def _started_with(model_dir: Path) -> dict[str, Any] | None:
-    """The settings of the training in a class's folder, where there is one of ours."""
+def _started_with(this: Run, model_dir: Path) -> dict[str, Any] | None:
+    """The settings of the training in a class's folder, where there is one asked for in the same way."""
     latest = model_dir / checkpoint.LATEST
     config = checkpoint.load(latest).get("config", {}) if latest.exists() else {}
-    return config if {"svd", "foreground"} <= config.keys() else None
+    asked = {key: this.dataset[key] for key in ("distribution", "fg")}
+    same = {key: config.get(key) for key in asked} == asked and this.net["svd"] in (None, config["svd"])
+    return config if same else None
 
 
 def _judge(this: Run, data: ClassData) -> int:
-    """Judge the class by its mean training image, resized straight; keep pictures and the verdict."""
+    """Judge the class by its mean training image, resized straight; keep pictures."""
     # the special size of some classes does not count here
     settings = replace(data.settings, resize=this.dataset["resize"])
     mean = distribution.mean_image(settings.straight(read_rgb(sample.path)) for sample in data.train)
@@ -288,7 +323,6 @@ def _judge(this: Run, data: ClassData) -> int:
     spectrum = distribution.spectrum(mean).astype(np.uint8) * 255
     report.save_image(this.results / "judge" / "avg" / str(flag) / f"{data.row}.png", mean)
     report.save_image(this.results / "judge" / "fft" / str(flag) / f"{data.row}.png", spectrum)
-    distribution.write_flag(this.dataset["name"], data.row, flag)
     return flag
 
 
@@ -297,7 +331,7 @@ def _train(
     data: ClassData,
     net: Net,
     model: GLASS,
-    decision: distribution.Decision,
+    decision: Decision,
     test_loader: torch.utils.data.DataLoader | None,
 ) -> dict[str, Any]:
     batch, workers = this.dataset["batch_size"], this.dataset["num_workers"]
@@ -305,9 +339,12 @@ def _train(
     train_set = TrainDataset(data.train, data.settings, this.textures, model.grid, masks, net.seed)
     # an epoch ends once more than `limit` samples were used
     sampler = EpochSampler(len(train_set), net.seed, (this.net["limit"] // batch + 1) * batch)
-    loader = make_loader(train_set, batch, workers, sampler)
+    pin = this.device.type == "cuda"
+    loader = make_loader(train_set, batch, workers, sampler, pin_memory=pin)
     everything = EpochSampler(len(train_set), net.seed, shuffle=False)
-    centre_loader = make_loader(CentreDataset(train_set), batch, workers, everything, keep_workers=False)
+    centre_loader = make_loader(
+        CentreDataset(train_set), batch, workers, everything, keep_workers=False, pin_memory=pin
+    )
     _label_board(this, model, data)
     return model.trainer(loader, test_loader, data.row, centre_loader)
 
@@ -343,7 +380,11 @@ def _write_settings(this: Run, started: float) -> None:
         this.results,
         {
             "command": sys.argv,
-            "arguments": {"main": dict(this.main), "net": dict(this.net), "dataset": dict(this.dataset)},
+            "arguments": {
+                "main": {**this.main, "models_path": str(this.models)},
+                "net": dict(this.net),
+                "dataset": dict(this.dataset),
+            },
             "models": this.configs,
             "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
             "device": {"kind": str(this.device), "name": device, "threads": torch.get_num_threads()},

@@ -76,7 +76,9 @@ class Layout:
         """
         known = self.classes()
         if not known:
-            raise InputError(f"DATA_PATH {self.root}: no class folder found in it")
+            own = any((self.root / part).is_dir() for part in ("train", "test"))
+            hint = f"; it looks like a class itself: give {self.root.absolute().parent}" if own else ""
+            raise InputError(f"DATA_PATH {self.root}: no class folder found in it{hint}")
         for name in wished:
             if name not in known:
                 raise InputError(f"unknown class {name!r}; {self.root} has {', '.join(known)}")
@@ -241,8 +243,7 @@ class TrainDataset(Dataset):
         texture = self.settings.transform_texture(texture, rng)
         foreground = None
         if self.masks is not None:
-            with Image.open(self.masks[index]) as mask:
-                foreground = self.settings.transform_foreground(mask.convert("RGB"))
+            foreground = self.settings.transform_foreground(read_rgb(self.masks[index]))
         try:
             mask, mask_s = synthesis.las_mask(rng, size, self.grid, foreground)
         except InputError as error:
@@ -331,7 +332,12 @@ def _quiet_worker(_: int) -> None:
 
 
 def make_loader(
-    dataset: Dataset, batch_size: int, num_workers: int, sampler: Sampler | None = None, keep_workers: bool = True
+    dataset: Dataset,
+    batch_size: int,
+    num_workers: int,
+    sampler: Sampler | None = None,
+    keep_workers: bool = True,
+    pin_memory: bool = False,
 ) -> DataLoader:
     """A loader whose workers, never more than the machine has cores, live on between epochs."""
     workers = min(num_workers, os.cpu_count() or 1, -(-len(dataset) // batch_size))
@@ -342,5 +348,5 @@ def make_loader(
         num_workers=workers,
         persistent_workers=keep_workers and workers > 0,
         worker_init_fn=_quiet_worker,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=pin_memory,
     )

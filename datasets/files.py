@@ -32,7 +32,13 @@ def read_rgb(path: Path) -> Image.Image:
     Raises:
         WorkError: it cannot be read; the message names it.
     """
-    return _read(path).convert("RGB")
+    image = _read(path)
+    if image.mode.startswith(("I", "F")):  # 16 or 32 bits: convert() would cut everything above 255 to white
+        values = np.asarray(image)
+        if image.mode == "F" or values.min() < 0 or values.max() > 65535:
+            raise WorkError(f"cannot read image {path}: neither 8 nor 16 bits a channel")
+        image = Image.fromarray((values / 257 + 0.5).astype(np.uint8))
+    return image.convert("RGB")
 
 
 def read_mask(path: Path) -> NDArray[np.uint8]:
@@ -43,7 +49,7 @@ def read_mask(path: Path) -> NDArray[np.uint8]:
     """
     values = np.asarray(_read(path))  # a palette image gives its indices, of which 0 is normal
     if values.ndim == 3:
-        values = values[..., :3].any(2)  # not the opacity, which is above 0 everywhere
+        values = values[..., : 1 if values.shape[2] == 2 else 3].any(2)  # not the opacity, which is never 0
     return (values > 0).astype(np.uint8)
 
 

@@ -20,11 +20,14 @@ class VisALayout(Layout):
         table = self.root / SPLIT
         if not table.is_file():
             raise InputError(f"DATA_PATH {self.root}: VisA's {SPLIT} is not in it")
-        with table.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            if not set(COLUMNS) <= set(reader.fieldnames or ()):
-                raise InputError(f"{table}: columns are {reader.fieldnames}, must be {','.join(COLUMNS)}")
-            self._rows = list(reader)
+        try:
+            with table.open(newline="", encoding="utf-8-sig") as file:
+                reader = csv.DictReader(file, restval="")
+                columns, self._rows = reader.fieldnames or [], list(reader)
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise InputError(f"{table} is not a CSV file in UTF-8: {error}") from error
+        if not set(COLUMNS) <= set(columns):
+            raise InputError(f"{table}: columns are {','.join(columns)}, must be {','.join(COLUMNS)}")
 
     def classes(self) -> list[str]:
         """The objects of the table, in its order."""
@@ -53,6 +56,7 @@ class VisALayout(Layout):
                 mask = self.root / row["mask"] if row["mask"] and not normal else None
                 samples.append(Sample(self.root / row["image"], GOOD if normal else row["label"], mask))
         for sample in samples:
+            # a row cut short has no image: its path is then the folder itself
             for path in (sample.path, sample.mask):
                 if path is not None and not path.is_file():
                     raise InputError(f"{self.root / SPLIT} names {path}, which is not there")

@@ -42,8 +42,8 @@ need_folder() { # NAME what-it-is: the variable must name a folder
 }
 
 # benchmark NAME RESULTS DATA TEST DISTRIBUTION FG DEFAULT_CLASSES [flags of main.py]
-# The settings are the published ones. -b and -le stay the command line's defaults (wideresnet50, layer2 and
-# layer3): an option that can be repeated would be added to, not replaced, by NET_FLAGS.
+# The settings are the published ones. -b and -le are not given, their defaults are right (wideresnet50, layer2
+# and layer3): those that NET_FLAGS names would be added to given ones, but they replace defaults.
 benchmark() {
     local name=$1 results=$2 data=$3 test=$4 distribution=$5 fg=$6 classes=$7 class
     shift 7

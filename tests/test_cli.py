@@ -3,11 +3,13 @@
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 
+import click
 import cv2
 import pytest
 import torch
@@ -152,12 +154,12 @@ def test_judged_class_is_trained_in_the_same_run(tiny, tmp_path):
 
 @pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGINT])
 def test_killed_run_started_again_ends_with_the_same_weights(trained, tiny, tmp_path, kill):
-    arguments = ["--gpu", -1, "--results_path", tmp_path / "r", *NET, "--meta_epochs", 6, *DATASET, "-d", "disc"]
+    arguments = ["--gpu", -1, "--results_path", tmp_path / "r", *NET, "--meta_epochs", 15, *DATASET, "-d", "disc"]
     command_line = [sys.executable, str(ROOT / "main.py"), *map(str, arguments), "custom", *map(str, tiny)]
     running = subprocess.Popen(command_line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     latest = tmp_path / "r" / "models" / "backbone_0" / "custom_disc" / "ckpt.pth"
     deadline = time.monotonic() + 120
-    while not latest.exists() and time.monotonic() < deadline and running.poll() is None:
+    while not list(latest.parent.glob("ckpt_best_*")) and time.monotonic() < deadline and running.poll() is None:
         time.sleep(0.02)
     os.kill(running.pid, kill)
     printed = running.communicate(timeout=60)[0]
@@ -166,8 +168,8 @@ def test_killed_run_started_again_ends_with_the_same_weights(trained, tiny, tmp_
         assert printed.strip().splitlines()[-1] == "Error: stopped; the same command goes on where it was"
     done = subprocess.run(command_line, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
-    assert "resumed after" in done.stderr
-    whole = train_cli(*tiny, tmp_path / "whole", net=("--meta_epochs", 6), dataset=("-d", "disc"))
+    assert "skipped" not in done.stderr  # it was killed before its end
+    whole = train_cli(*tiny, tmp_path / "whole", net=("--meta_epochs", 15), dataset=("-d", "disc"))
     assert whole.returncode == 0
     states = [
         torch.load(tmp_path / r / "models/backbone_0/custom_disc/ckpt.pth", weights_only=True) for r in ("r", "whole")
@@ -180,18 +182,23 @@ def test_killed_run_started_again_ends_with_the_same_weights(trained, tiny, tmp_
 # ---------------------------------------------------------------------------------------- bad input
 
 
-def test_help_names_every_option_with_default_or_range():
-    for parts, parameters in (
-        (["--help"], command.main.params), (["net", "--help"], command.net.params),
-        (["dataset", "--help"], command.dataset.params),
-    ):  # fmt: skip
-        done = CliRunner().invoke(command.main, parts)
+def test_help_names_every_option_with_its_default():
+    for name, part in (("", command.main), ("net", command.net), ("dataset", command.dataset)):
+        done = CliRunner().invoke(command.main, [*filter(None, [name]), "--help"], terminal_width=300)
         assert done.exit_code == 0
-        for parameter in parameters:
-            for option in getattr(parameter, "secondary_opts", []) + parameter.opts:
-                assert option in done.output or parameter.param_type_name == "argument"
-            if parameter.param_type_name == "option":
-                assert parameter.help.endswith((".", "]"))
+        entries = [" ".join(entry.split()) for entry in re.split(r"\n  (?=-)", done.output)]
+        for option in (p for p in part.params if p.param_type_name == "option"):
+            (entry,) = (e for e in entries if option.opts[-1] in e.split(" ")[:2])
+            assert "[default: " in entry
+            if isinstance(option.type, (click.IntRange, click.FloatRange)) and option.default is not None:
+                assert "x" in entry.split("[default: ")[1], option.opts
+
+
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_numbers_must_be_finite(value):
+    done = CliRunner().invoke(command.main, ["net", "--noise", value, "dataset", "mvtec", "a", "b"])
+    assert done.exit_code == 2
+    assert f"{value} is not a finite number" in done.output
 
 
 def test_help_is_quick_to_start():
@@ -240,10 +247,10 @@ def test_defaults_are_the_published_ones():
         (["dataset", "--fg", "3", "mvtec", "{data}", "{aug}"], "3 is not in the range 0<=x<=2"),
         (["net", "--radius", "1.5", "dataset", "mvtec", "{data}", "{aug}"], "1.5 is not in the range 0<=x<=1"),
         (["net", "-b", "resnet19", "dataset", "mvtec", "{data}", "{aug}"], "unknown backbone 'resnet19'; possible: alexnet"),
-        (["net", "-b", "resnet18", "--weights", "random", "-le", "layer9", "dataset", "mvtec", "{data}", "{aug}"], "no layer 'layer9'; possible: conv1"),
+        (["net", "-b", "resnet18", "--weights", "random", "-le", "layer9", "dataset", "--fg", "0", "mvtec", "{data}", "{aug}"], "no layer 'layer9'; possible: conv1"),
         (["net", "-b", "resnet18", "--weights", "no.pth", "dataset", "mvtec", "{data}", "{aug}"], "--weights no.pth: no such file"),
-        (["net", "-b", "resnet18", "--weights", "random", "--patchsize", "2", "dataset", "mvtec", "{data}", "{aug}"], "patchsize 2: must be odd"),
-        (["net", "-b", "resnet18", "--weights", "random", "dataset", "--downsampling", "16", "mvtec", "{data}", "{aug}"], "--downsampling 16 contradicts"),
+        (["net", "-b", "resnet18", "--weights", "random", "--patchsize", "2", "dataset", "mvtec", "{data}", "{aug}"], "2 is even; a patch has a centre"),
+        (["net", "-b", "resnet18", "--weights", "random", "dataset", "--fg", "0", "--downsampling", "16", "mvtec", "{data}", "{aug}"], "--downsampling 16 contradicts"),
         (["net", "-b", "resnet18", "--weights", "random", "dataset", "-d", "disc", "mvtec", "{data}", "{aug}"], "--fg 0"),
         (["--gpu", "99", "dataset", "mvtec", "{data}", "{aug}"], "-1 is the CPU"),
         (["--no_such_option", "dataset", "mvtec", "{data}", "{aug}"], "No such option"),
@@ -273,9 +280,40 @@ def test_truncated_image_fails_with_its_path_also_in_a_worker(tmp_path):
         assert f"Error: cannot read image {broken}" in done.stdout.strip().splitlines()[-1]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["net", "--resize", "5"], "--resize belongs to dataset"),
+        (["net", "dataset", "--limit", "40"], "--limit belongs to net"),
+        (["--batch-size", "4", "net"], "--batch_size belongs to dataset"),
+    ],
+)
+def test_option_of_another_command(arguments, says):
+    done = CliRunner().invoke(command.main, arguments)
+    assert done.exit_code == 2
+    assert says in done.output
+
+
+def test_folder_of_a_class_given_for_the_data(tiny, tmp_path):
+    assert f"give {tiny[0]}" in usage_error("--results_path", tmp_path, "dataset", "mvtec", tiny[0] / "disc", tiny[1])
+
+
+def test_results_path_that_cannot_be_written(tiny, tmp_path):
+    (tmp_path / "file").write_text("")
+    said = usage_error("--results_path", tmp_path / "file" / "sub", "dataset", "mvtec", *tiny)
+    assert f"--results_path {tmp_path}/file/sub" in said
+
+
+def test_scoring_again_keeps_the_last_epochs_figures(trained, tiny):
+    before = read_results(trained[0])
+    done = train_cli(*tiny, trained[0], main=("--test", "test"), dataset=("-d", "disc"))
+    assert done.returncode == 0, done.stdout
+    assert read_results(trained[0]) == before
+
+
 def test_testing_without_a_checkpoint(tiny, tmp_path):
     done = train_cli(*tiny, tmp_path, main=("--test", "test"))
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "no ckpt_best_*.pth" in done.stdout.strip().splitlines()[-1]
 
 
@@ -300,10 +338,56 @@ def test_resumed_class_keeps_its_variant(tiny, tmp_path):
     """The first run judges and writes a row; --distribution 4 would turn it round in the second."""
     import distribution
 
-    for epochs in (1, 2):
+    for epochs in (1, 2):  # as if killed after one
         arguments = ["--gpu", -1, "--results_path", tmp_path / "r", *NET, "--meta_epochs", epochs, *DATASET]
         arguments += ["--distribution", 4, "-d", "disc", "custom", *tiny]
         done = CliRunner().invoke(command.main, [str(a) for a in arguments])
         assert done.exit_code == 0, done.output
     config = torch.load(tmp_path / "r/models/backbone_0/custom_disc/ckpt.pth", weights_only=True)["config"]
     assert config["svd"] == distribution.read_flags("custom", "custom_disc")[0]
+
+
+def test_every_kind_of_augmentation_with_masks_and_a_trained_backbone_resumes_exactly(tmp_path):
+    data, textures = make_mvtec(tmp_path)
+    for image in (data / "disc" / "train" / "good").iterdir():
+        mask = cv2.imread(str(image), cv2.IMREAD_GRAYSCALE) > 90
+        (data / "fg_mask" / "disc").mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(data / "fg_mask" / "disc" / image.name), mask.astype("uint8") * 255)
+    net, dataset = ("--train_backbone",), ("--augment", "--rand_aug", 0, "--fg", 1)
+    states = []
+    for results, parts in (("whole", [2]), ("parts", [1, 2])):
+        for epochs in parts:
+            flags = (*net, "--meta_epochs", epochs, "--eval_epochs", 2)
+            done = train_cli(data, textures, tmp_path / results, net=flags, dataset=dataset)
+            assert done.returncode == 0, done.stdout
+        states.append(torch.load(tmp_path / results / "models/backbone_0/custom_disc/ckpt.pth", weights_only=True))
+    for part in ("discriminator", "pre_projection", "backbone"):
+        for key, value in states[0][part].items():
+            assert torch.equal(value, states[1][part][key]), key
+    assert states[0]["config"]["rotate_degrees"] == 5
+    assert states[0]["config"]["foreground"] is True
+    plain = train_cli(data, textures, tmp_path / "test", dataset=("--augment", "--rand_aug", 0), main=(
+        "--test", "test", "--models_path", tmp_path / "whole" / "models"))  # fmt: skip
+    assert plain.returncode == 1
+    assert "holds a trained backbone; give --train_backbone" in plain.stdout
+
+
+def test_other_backbone_weights_are_refused(trained, tiny, tmp_path):
+    import torchvision
+
+    torch.save(torchvision.models.resnet18(weights=None).state_dict(), tmp_path / "other.pth")
+    for main_flags, says in (
+        (("--test", "test"), "was trained with backbone_hash"), ((), "made with other settings (backbone_hash was"),
+    ):  # fmt: skip
+        models = ("--models_path", trained[0] / "models")
+        arguments = ["--gpu", -1, "--results_path", tmp_path / "r", *main_flags, *models, *NET, *DATASET, "-d", "disc"]
+        arguments[arguments.index("random")] = tmp_path / "other.pth"
+        done = cli(*arguments, "custom", *tiny)
+        assert done.returncode == 2, done.stdout
+        assert says in done.stdout
+
+
+def test_asking_for_another_variant_of_a_finished_class_is_refused(trained, tiny):
+    done = train_cli(*tiny, trained[0], dataset=("-d", "disc", "--distribution", 3))
+    assert done.returncode == 2
+    assert "svd was 0, is 1" in done.stdout

@@ -5,13 +5,18 @@ import subprocess
 import sys
 
 import pytest
-from helpers import NET, ROOT
+from helpers import NET, ROOT, excel_copy
 
 SCRIPTS = sorted(p.name for p in (ROOT / "shell").glob("run-*.sh"))
 
 
 def script(name, *arguments, cwd, **variables):
-    base = {"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/"), "PYTHON": sys.executable}
+    base = {
+        "PATH": os.environ["PATH"],
+        "HOME": os.environ.get("HOME", "/"),
+        "PYTHON": sys.executable,
+        "GLASS_EXCEL_DIR": str(excel_copy()),
+    }
     return subprocess.run(
         ["bash", str(ROOT / "shell" / name), *arguments], cwd=cwd, env=base | {k: str(v) for k, v in variables.items()},
         text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=300,
@@ -32,12 +37,11 @@ def test_missing_variable_is_said_in_one_line(name, tmp_path):
 
 
 def test_custom_data_then_mad_man_with_its_models(tiny, tmp_path):
-    flags = " ".join(NET[3:])  # without the backbone: -b and -le would be added to the default
-    resnet = "--weights random"
+    flags = " ".join(NET[1:])
     small = "--resize 64 --imagesize 64 --batch_size 4 --num_workers 0"
     done = script(
         "run-custom.sh", "--gpu", "-1", cwd=tmp_path, DATAPATH=tiny[0], AUGPATH=tiny[1], CLASSES="disc",
-        NET_FLAGS=f"{resnet} {flags} --meta_epochs 1", DATASET_FLAGS=small, RESULTS=tmp_path / "r",
+        NET_FLAGS=f"{flags} --meta_epochs 1", DATASET_FLAGS=small, RESULTS=tmp_path / "r",
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
     assert (tmp_path / "r" / "results.csv").read_text().splitlines()[1].startswith("mvtec_disc,")
@@ -48,7 +52,7 @@ def test_custom_data_then_mad_man_with_its_models(tiny, tmp_path):
         (tmp_path / "MAD-man" / person / "disc").symlink_to(tiny[0] / "disc")
     done = script(
         "run-mad-man.sh", "--gpu", "-1", cwd=tmp_path, DATAPATH=tmp_path, CLASSES="disc", MODELS=tmp_path / "r" / "models",
-        NET_FLAGS=f"{resnet} {flags}", DATASET_FLAGS=small, RESULTS=tmp_path / "mad",
+        NET_FLAGS=flags, DATASET_FLAGS=small, RESULTS=tmp_path / "mad",
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
     rows = [(tmp_path / "mad" / p / "results.csv").read_text().splitlines()[1] for p in ("Person_1", "Person_2")]
