@@ -156,7 +156,11 @@ def test_judged_class_is_trained_in_the_same_run(tiny, tmp_path):
 def test_killed_run_started_again_ends_with_the_same_weights(trained, tiny, tmp_path, kill):
     arguments = ["--gpu", -1, "--results_path", tmp_path / "r", *NET, "--meta_epochs", 15, *DATASET, "-d", "disc"]
     command_line = [sys.executable, str(ROOT / "main.py"), *map(str, arguments), "custom", *map(str, tiny)]
-    running = subprocess.Popen(command_line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    # a shell starts background jobs with SIGINT ignored, which a child would inherit
+    running = subprocess.Popen(
+        command_line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
     latest = tmp_path / "r" / "models" / "backbone_0" / "custom_disc" / "ckpt.pth"
     deadline = time.monotonic() + 120
     while not list(latest.parent.glob("ckpt_best_*")) and time.monotonic() < deadline and running.poll() is None:
