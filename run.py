@@ -261,8 +261,8 @@ def _run_class(this: Run, data: ClassData, net: Net, index: int, decision: Decis
         )
     record = None
     if decision is not None:
-        model.start(data.row)
-        if decision.verdict is not None:  # only now: from here on the training knows its variant by itself
+        if decision.verdict is not None:
+            model.start(data.row)  # from here on the training knows its variant by itself, whatever the file says
             distribution.write_flag(this.dataset["name"], data.row, decision.verdict)
         record = _train(this, data, net, model, decision, test_loader)
     best = checkpoint.find_best(model.model_dir)
