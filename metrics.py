@@ -2,15 +2,15 @@
 
 Pixels are ranked without sorting them all at once. Every metric here changes only where the score passes an
 anomalous pixel's, so it is enough to know, for each distinct score of an anomalous pixel, how many normal
-pixels score above it and how many at least it. Normal pixels are visited in chunks; what is kept grows with
-the anomalous pixels alone, at most 24 bytes each.
+pixels score above it and how many at least it. Scores are taken in ranges from the highest down, each with at
+most `RANGE_PIXELS` anomalous pixels, and the normal pixels of a range are visited in chunks, so that the memory
+that ranking takes does not grow with the number of maps.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import cv2
@@ -21,7 +21,9 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 PRO_LIMIT = 0.3  # of the false positive rate
 PUBLISHED_PRO_STEPS = 200
 CHUNK_PIXELS = 1 << 23
-BLOCK_PIXELS = 1 << 18
+RANGE_PIXELS = 1 << 20
+BINS = 1 << 10  # a range with too many pixels is split into at a time
+MAX_SPLITS = 8
 NAN = float("nan")
 
 
@@ -77,8 +79,8 @@ def compute_pixelwise_retrieval_metrics(maps: ArrayLike, masks: ArrayLike) -> di
     Returns:
         `auroc` and `ap` in [0, 1]; nan where the known pixels are all of one kind.
     """
-    ranking = _rank(maps, masks)
-    return {"auroc": ranking.auroc(), "ap": ranking.ap()}
+    found = pixel_metrics(maps, masks)
+    return {"auroc": found["auroc"], "ap": found["ap"]}
 
 
 def compute_pro(masks: ArrayLike, maps: ArrayLike, limit: float = PRO_LIMIT) -> float:
@@ -92,13 +94,30 @@ def compute_pro(masks: ArrayLike, maps: ArrayLike, limit: float = PRO_LIMIT) -> 
     Returns:
         A value in [0, 1]; nan where the known pixels are all of one kind.
     """
-    return _rank(maps, masks).pro(limit)
+    return pixel_metrics(maps, masks, limit)["pro"]
 
 
-def pixel_metrics(maps: ArrayLike, masks: ArrayLike) -> dict[str, float]:
-    """`auroc`, `ap` and `pro` with the pixels ranked once."""
-    ranking = _rank(maps, masks)
-    return {"auroc": ranking.auroc(), "ap": ranking.ap(), "pro": ranking.pro(PRO_LIMIT)}
+def pixel_metrics(maps: ArrayLike, masks: ArrayLike, limit: float = PRO_LIMIT) -> dict[str, float]:
+    """`auroc`, `ap` and `pro` (to `limit` of the false positive rate) with the pixels ranked once."""
+    if len(maps) != len(masks):
+        raise ValueError(f"{len(maps)} maps, but {len(masks)} masks")
+    census = _count(maps, masks)
+    if not census.positives or not census.negatives:
+        return dict.fromkeys(("auroc", "ap", "pro"), NAN)
+    curves = _Curves(census, limit)
+    for low, high in _score_ranges(maps, masks, census):
+        curves.add(_rank(maps, masks, low, high, curves.false))
+    return {"auroc": curves.auroc, "ap": curves.ap, "pro": curves.pro}
+
+
+class _Census(NamedTuple):
+    """What the known pixels are."""
+
+    positives: int
+    negatives: int
+    regions: int
+    low: float  # of the anomalous pixels' scores
+    high: float
 
 
 class _Steps(NamedTuple):
@@ -108,71 +127,51 @@ class _Steps(NamedTuple):
     overlap: NDArray[np.float64]  # sum of 1/area of the regions they lie in
     above: NDArray[np.int64]  # normal pixels with a higher score
     at_least: NDArray[np.int64]  # normal pixels with this score or a higher one
+    false: int  # normal pixels with the stretch's lowest possible score or a higher one
 
 
-@dataclass(frozen=True)
-class _Ranking:
-    """Everything the curves need, by anomalous pixel in ascending order of score."""
+class _Curves:
+    """Areas under the curves, stretch by stretch from the highest score down."""
 
-    values: NDArray  # score
-    region: NDArray[np.int32]
-    below: NDArray[np.unsignedinteger]  # normal pixels with a lower score
-    up_to: NDArray[np.unsignedinteger]  # normal pixels with this score or a lower one
-    areas: NDArray[np.int64]  # of each region
-    negatives: int
+    def __init__(self, census: _Census, limit: float) -> None:
+        self._census, self._limit = census, limit
+        self.false = 0  # normal pixels visited
+        self._found = 0  # anomalous pixels visited
+        self._lost, self._precision, self._area = 0.0, 0.0, 0.0
+        self._rate, self._height = 0.0, 0.0  # where the PRO curve stands
+
+    def add(self, steps: _Steps) -> None:
+        self.false = steps.false
+        if not len(steps.positives):
+            return
+        # a normal pixel of equal score counts half
+        self._lost += float((steps.positives * (steps.above + steps.at_least)).sum(dtype=np.float64)) / 2
+        reached = self._found + steps.positives.cumsum()
+        self._precision += float((reached / (reached + steps.at_least) * steps.positives).sum())
+        self._found = int(reached[-1])
+        if self._rate < self._limit:
+            self._climb(steps)
+
+    def _climb(self, steps: _Steps) -> None:
+        """The PRO curve climbs at the scores of anomalous pixels (slanting where normal ones share a score)."""
+        climbed = self._height + steps.overlap.cumsum() / self._census.regions
+        rates = np.stack([steps.above, steps.at_least], 1).ravel() / self._census.negatives
+        fpr = np.r_[self._rate, rates]
+        pro = np.r_[self._height, np.stack([np.r_[self._height, climbed[:-1]], climbed], 1).ravel()]
+        self._area += _area_up_to(fpr, pro, self._limit)
+        self._rate, self._height = float(fpr[-1]), float(pro[-1])
 
     @property
-    def _empty(self) -> bool:
-        return not len(self.values) or not self.negatives
-
-    def _steps(self) -> Iterator[_Steps]:
-        """The curves from the highest score down, a bounded piece at a time; equal scores stay together."""
-        stop = len(self.values)
-        while stop:
-            start = int(np.searchsorted(self.values, self.values[max(0, stop - BLOCK_PIXELS)], side="left"))
-            piece = slice(start, stop)
-            values = self.values[piece][::-1]
-            first = np.flatnonzero(np.r_[True, values[1:] != values[:-1]])
-            yield _Steps(
-                positives=np.diff(np.r_[first, len(values)]),
-                overlap=np.add.reduceat(1 / self.areas[self.region[piece][::-1]], first),
-                above=self.negatives - self.up_to[piece][::-1][first].astype(np.int64),
-                at_least=self.negatives - self.below[piece][::-1][first].astype(np.int64),
-            )
-            stop = start
-
     def auroc(self) -> float:
-        if self._empty:
-            return NAN
-        # a normal pixel of equal score counts half
-        lost = sum((s.positives * (s.above + s.at_least)).sum(dtype=np.float64) / 2 for s in self._steps())
-        return float(1 - lost / (len(self.values) * self.negatives))
+        return 1 - self._lost / (self._census.positives * self._census.negatives)
 
+    @property
     def ap(self) -> float:
-        if self._empty:
-            return NAN
-        total, found = 0.0, 0
-        for s in self._steps():
-            reached = found + s.positives.cumsum()
-            total += (reached / (reached + s.at_least) * s.positives).sum()
-            found = int(reached[-1])
-        return float(total / len(self.values))
+        return self._precision / self._census.positives
 
-    def pro(self, limit: float) -> float:
-        if self._empty:
-            return NAN
-        area, rate, height = 0.0, 0.0, 0.0
-        for s in self._steps():
-            # the curve climbs at the scores of anomalous pixels (slanting where normal ones share a score),
-            # and is level in between
-            climbed = height + s.overlap.cumsum() / len(self.areas)
-            fpr = np.r_[rate, np.stack([s.above, s.at_least], 1).ravel() / self.negatives]
-            pro = np.r_[height, np.stack([np.r_[height, climbed[:-1]], climbed], 1).ravel()]
-            area += _area_up_to(fpr, pro, limit)
-            rate, height = fpr[-1], pro[-1]
-            if rate >= limit:
-                break
-        return float((area + max(0.0, limit - rate) * height) / limit)
+    @property
+    def pro(self) -> float:
+        return (self._area + max(0.0, self._limit - self._rate) * self._height) / self._limit
 
 
 def _area_up_to(x: NDArray, y: NDArray, limit: float) -> float:
@@ -185,6 +184,82 @@ def _area_up_to(x: NDArray, y: NDArray, limit: float) -> float:
     )
 
 
+def _count(maps: ArrayLike, masks: ArrayLike) -> _Census:
+    positives = negatives = regions = 0
+    low, high = math.inf, -math.inf
+    for one_map, mask in zip(maps, masks, strict=True):
+        mask = np.asarray(mask)
+        anomalous = mask > 0
+        negatives += int((mask == 0).sum())
+        if anomalous.any():
+            values = np.asarray(one_map)[anomalous]
+            positives += len(values)
+            regions += cv2.connectedComponents(anomalous.astype(np.uint8), connectivity=8)[0] - 1
+            low, high = min(low, float(values.min())), max(high, float(values.max()))
+    return _Census(positives, negatives, regions, low, high)
+
+
+def _score_ranges(maps: ArrayLike, masks: ArrayLike, census: _Census) -> list[tuple[float, float]]:
+    """Ranges (low ≤ score < high), descending, that cover all scores of anomalous pixels, few pixels in each.
+
+    None holds more than `RANGE_PIXELS` anomalous pixels, unless more than that have scores too close to part.
+    """
+    ranges = [(census.low, math.inf)]
+    counts = [census.positives]
+    for _ in range(MAX_SPLITS):
+        heavy = [i for i, count in enumerate(counts) if count > RANGE_PIXELS]
+        if not heavy:
+            break
+        edges = [low for low, _ in ranges]
+        for i in heavy:
+            low, high = ranges[i]
+            edges += list(np.linspace(low, min(high, census.high), BINS + 1)[1:-1])
+        edges = np.unique(edges)
+        ranges, counts = _merge(edges, _histogram(maps, masks, edges))
+    return ranges[::-1]
+
+
+def _histogram(maps: ArrayLike, masks: ArrayLike, edges: NDArray[np.float64]) -> NDArray[np.int64]:
+    """How many anomalous pixels score from each edge up to the next."""
+    counts = np.zeros(len(edges), np.int64)
+    for one_map, mask in zip(maps, masks, strict=True):
+        values = np.asarray(one_map)[np.asarray(mask) > 0].astype(np.float64)
+        counts += np.bincount(np.searchsorted(edges, values, side="right") - 1, minlength=len(edges))
+    return counts
+
+
+def _merge(edges: NDArray[np.float64], counts: NDArray[np.int64]) -> tuple[list[tuple[float, float]], list[int]]:
+    """Neighbouring bins joined while they hold at most `RANGE_PIXELS` together; with their counts."""
+    starts, sums = [0], [int(counts[0])]
+    for i in range(1, len(edges)):
+        if sums[-1] + counts[i] <= RANGE_PIXELS:
+            sums[-1] += int(counts[i])
+        else:
+            starts.append(i)
+            sums.append(int(counts[i]))
+    lows = [float(edges[i]) for i in starts]
+    return list(zip(lows, [*lows[1:], math.inf], strict=True)), sums
+
+
+def _rank(maps: ArrayLike, masks: ArrayLike, low: float, high: float, false: int) -> _Steps:
+    """The stretch of scores in [low, high), `false` normal pixels scoring at least `high`."""
+    values, positives, overlap = _anomalous_pixels(maps, masks, low, high)
+    below, up_to = np.zeros(len(values), np.int64), np.zeros(len(values), np.int64)
+    negatives = 0
+    for start, stop in _chunks(maps):
+        normal = np.sort(np.concatenate([_normal_pixels(maps[i], masks[i], low, high) for i in range(start, stop)]))
+        negatives += len(normal)
+        below += np.searchsorted(normal, values, side="left")
+        up_to += np.searchsorted(normal, values, side="right")
+    total = false + negatives
+    return _Steps(positives[::-1], overlap[::-1], (total - up_to)[::-1], (total - below)[::-1], total)
+
+
+def _normal_pixels(one_map: ArrayLike, mask: ArrayLike, low: float, high: float) -> NDArray:
+    one_map = np.asarray(one_map)
+    return one_map[(np.asarray(mask) == 0) & (one_map >= low) & (one_map < high)]
+
+
 def _chunks(maps: ArrayLike) -> Iterator[tuple[int, int]]:
     """Index ranges of about `CHUNK_PIXELS` pixels."""
     size = max(1, CHUNK_PIXELS // max(1, int(np.prod(np.shape(maps[0]))))) if len(maps) else 1
@@ -192,42 +267,32 @@ def _chunks(maps: ArrayLike) -> Iterator[tuple[int, int]]:
         yield start, min(start + size, len(maps))
 
 
-def _rank(maps: ArrayLike, masks: ArrayLike) -> _Ranking:
-    if len(maps) != len(masks):
-        raise ValueError(f"{len(maps)} maps, but {len(masks)} masks")
-    values, region, areas = _anomalous_pixels(maps, masks)
-    order = np.argsort(values)
-    values = values[order]
-    region = region[order]
-    del order
-    counts = np.uint32 if np.size(maps) < 2**32 else np.uint64
-    below, up_to = np.zeros(len(values), counts), np.zeros(len(values), counts)
-    negatives = 0
-    for start, stop in _chunks(maps):
-        normal = np.concatenate([np.asarray(maps[i])[np.asarray(masks[i]) == 0] for i in range(start, stop)])
-        normal.sort()
-        negatives += len(normal)
-        for at in range(0, len(values), BLOCK_PIXELS):
-            piece = slice(at, at + BLOCK_PIXELS)
-            below[piece] += np.searchsorted(normal, values[piece], side="left").astype(counts)
-            up_to[piece] += np.searchsorted(normal, values[piece], side="right").astype(counts)
-    return _Ranking(values, region, below, up_to, areas, negatives)
-
-
-def _anomalous_pixels(maps: ArrayLike, masks: ArrayLike) -> tuple[NDArray, NDArray[np.int32], NDArray[np.int64]]:
-    """Score and region of every anomalous pixel, and the area of each region."""
-    values, region, areas, count = [], [], [], 0
+def _anomalous_pixels(
+    maps: ArrayLike, masks: ArrayLike, low: float, high: float
+) -> tuple[NDArray, NDArray[np.int64], NDArray[np.float64]]:
+    """Distinct scores of anomalous pixels in [low, high), ascending; how many have each, their sum of 1/area."""
+    parts = []
     for one_map, mask in zip(maps, masks, strict=True):
         anomalous = np.asarray(mask) > 0
         if anomalous.any():
             labels = cv2.connectedComponents(anomalous.astype(np.uint8), connectivity=8)[1][anomalous]
-            values.append(np.asarray(one_map)[anomalous])
-            region.append(labels + np.int32(count - 1))
-            areas.append(np.bincount(labels)[1:])
-            count += len(areas[-1])
-    if not values:
-        return np.zeros(0, np.float32), np.zeros(0, np.int32), np.zeros(0, np.int64)
-    return np.concatenate(values), np.concatenate(region), np.concatenate(areas)
+            values = np.asarray(one_map)[anomalous]
+            share = (1 / np.bincount(labels).clip(1))[labels]
+            inside = (values >= low) & (values < high)
+            parts.append(_by_score(values[inside], np.ones(inside.sum(), np.int64), share[inside]))
+    return _by_score(*(np.concatenate(part) for part in zip(*parts, strict=True)))
+
+
+def _by_score(
+    values: NDArray, positives: NDArray[np.int64], overlap: NDArray[np.float64]
+) -> tuple[NDArray, NDArray[np.int64], NDArray[np.float64]]:
+    """Sorted by score, equal scores added up."""
+    order = np.argsort(values)
+    values = values[order]
+    first = np.flatnonzero(np.r_[True, values[1:] != values[:-1]]) if len(values) else np.zeros(0, np.int64)
+    if not len(first):
+        return values, positives[order], overlap[order]
+    return values[first], np.add.reduceat(positives[order], first), np.add.reduceat(overlap[order], first)
 
 
 def compute_pro_published(masks: ArrayLike, maps: ArrayLike) -> float:

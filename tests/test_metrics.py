@@ -26,12 +26,13 @@ def maps_and_masks(draw):
     return (maps / 1000).astype(np.float32), masks
 
 
-@pytest.fixture(params=[(1 << 23, 1 << 18), (1, 1), (100, 7)], ids=["whole", "single", "few"])
+@pytest.fixture(params=[(1 << 23, 1 << 20), (1, 1), (100, 7)], ids=["whole", "single", "few"])
 def pieces(request, monkeypatch):
     """However many pixels are visited at a time, the result is the same."""
-    chunk, block = request.param
+    chunk, pixels = request.param
     monkeypatch.setattr(metrics, "CHUNK_PIXELS", chunk)
-    monkeypatch.setattr(metrics, "BLOCK_PIXELS", block)
+    monkeypatch.setattr(metrics, "RANGE_PIXELS", pixels)
+    monkeypatch.setattr(metrics, "BINS", 4)
 
 
 same_for_every_example = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -132,8 +133,8 @@ def peak_beyond_maps(count, defective):
 
 def test_memory_of_testing_does_not_grow_beyond_the_maps(monkeypatch):
     monkeypatch.setattr(metrics, "CHUNK_PIXELS", 1 << 17)
-    monkeypatch.setattr(metrics, "BLOCK_PIXELS", 1 << 13)
+    monkeypatch.setattr(metrics, "RANGE_PIXELS", 1 << 11)
     peak_beyond_maps(50, 10)  # what is allocated once
-    (small, small_maps), (large, large_maps) = peak_beyond_maps(100, 20), peak_beyond_maps(300, 20)
+    (small, small_maps), (large, large_maps) = peak_beyond_maps(100, 60), peak_beyond_maps(300, 180)
     grown = (large - small) / (large_maps - small_maps)
     assert grown < 0.06, f"{grown:.1%} of the maps' growth"  # the masks' bits are 3 %
