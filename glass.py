@@ -36,6 +36,8 @@ METRICS = ("image_auroc", "image_ap", "pixel_auroc", "pixel_ap", "pixel_pro")
 FREE_ON_RESUME = frozenset({"meta_epochs", "eval_epochs", "weights"})
 # settings that a test must share with the training, or its scores mean nothing
 NEEDED_ALIKE = (
+    "split_seed",
+    "test_share",
     "backbone",
     "backbone_hash",
     "layers_to_extract_from",
@@ -47,6 +49,7 @@ NEEDED_ALIKE = (
     "pre_proj",
     "input_shape",
     "resize",
+    "keep_all",
 )
 
 

@@ -10,6 +10,7 @@ import sys
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 CONTEXT = {
     "show_default": True,
@@ -36,6 +37,25 @@ def _odd(_context: click.Context, _parameter: click.Parameter, value: int) -> in
     if value % 2 == 0:
         raise click.BadParameter(f"{value} is even; a patch has a centre only where it is odd: 1, 3, 5, …")
     return value
+
+
+class SizeType(click.ParamType):
+    """`288` or `256x512` (height x width), each side at least 16."""
+
+    name = "size"
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
+        """What --help shows."""
+        return "N|HxW"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | tuple[int, int]:
+        """A number, or a pair (H, W)."""
+        if not isinstance(value, str):
+            return value
+        sides = value.lower().split("x")
+        if len(sides) > 2 or not all(side.isascii() and side.isdigit() and int(side) >= 16 for side in sides):
+            self.fail(f"{value!r} is no size; possible: 288, or 256x512 (height x width), at least 16 each", param, ctx)
+        return int(sides[0]) if len(sides) == 1 else (int(sides[0]), int(sides[1]))
 
 
 SHARE = Finite(0, 1)
@@ -215,10 +235,47 @@ def net(**options: Any) -> tuple[str, dict[str, Any]]:
     "--num_workers", default=16, type=AT_LEAST_0, help="Processes that load images; never more than cores are used."
 )
 @click.option(
-    "--resize", default=288, type=click.IntRange(min=16), help="Length of the shorter side in pixels before the crop."
+    "--resize",
+    default=288,
+    type=SizeType(),
+    help="Before the crop: length of the shorter side in pixels, or HxW for both. Not given, it is --imagesize where that is larger or HxW.",
 )
 @click.option(
-    "--imagesize", default=288, type=click.IntRange(min=16), help="Side of the centre crop in pixels, at most --resize."
+    "--imagesize",
+    default=288,
+    type=SizeType(),
+    help="Centre crop in pixels: side of a square, or HxW; no larger than --resize.",
+)
+@click.option(
+    "--keep_all",
+    is_flag=True,
+    help="Resize the whole image to --imagesize without a crop, for parts that are not square.  [default: no]",
+)
+@click.option(
+    "--cache_gb",
+    default=None,
+    type=NOT_NEGATIVE,
+    help="Memory for decoded images and textures, in GB; 0 keeps none.  [default: a quarter of what is free]",
+)
+@click.option(
+    "--skip_bad",
+    is_flag=True,
+    help="Leave out images that cannot be read, and list them, instead of stopping.  [default: no]",
+)
+@click.option(
+    "--test_share",
+    default=0.2,
+    type=Finite(0, 1, min_open=True, max_open=True),
+    help="NAME folder, where there are defects but no good test image: share of the good images kept for the test.",
+)
+@click.option(
+    "--defects",
+    default=None,
+    type=click.Path(),
+    help="Folder of pictures of known defects, with masks where there are any, to draw in place of textures.  [default: none]",
+)
+@click.option(
+    "--defects_share", default=0.5, type=SHARE, help="Share of the training samples that get one of --defects."
 )
 @click.option("--rotate_degrees", default=0.0, type=Finite(0, 180), help="Training images: rotate by up to ± this.")
 @click.option("--translate", default=0.0, type=SHARE, help="Training images: shift by up to ± this share of the side.")
@@ -243,7 +300,7 @@ def net(**options: Any) -> tuple[str, dict[str, Any]]:
     "--fg",
     default=1,
     type=click.IntRange(0, 2),
-    help="Foreground masks: 0 none; 1 from DATA_PATH/fg_mask; 2 as the Excel file says.",
+    help="Foreground masks: 0 none; 1 from DATA_PATH/fg_mask, made where none lies there; 2 as the Excel file says.",
 )
 @click.option(
     "--rand_aug",
@@ -268,8 +325,13 @@ def net(**options: Any) -> tuple[str, dict[str, Any]]:
 def dataset(**options: Any) -> tuple[str, dict[str, Any]]:
     """Options of the data.
 
-    NAME is mvtec, visa, mpdd, wfdd or custom; DATA_PATH holds a folder a class; AUG_PATH holds texture pictures (DTD) at any depth.
+    NAME is mvtec, visa, mpdd, wfdd, or folder (or custom) for a layout of your own; DATA_PATH holds a folder a class;
+    AUG_PATH holds texture pictures (DTD) at any depth, or is the word builtin.
     """
+    given = click.get_current_context().get_parameter_source("resize") is not ParameterSource.DEFAULT
+    whole = options["keep_all"] or not isinstance(options["imagesize"], int)
+    if not given and (whole or options["imagesize"] > options["resize"]):
+        options["resize"] = options["imagesize"]
     return "dataset", options
 
 

@@ -14,6 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import torch
 from torch import nn
@@ -33,13 +34,17 @@ from datasets import (
     TrainDataset,
     make_loader,
 )
-from datasets.base import CentreDataset
+from datasets.base import CentreDataset, plan_cache, read_all, show_size
+from datasets.cache import ImageCache, cache_budget
+from datasets.check import Problem, check_textures, drop_bad, quick_check
+from datasets.defects import Defects, digest, list_defects, refuse_test_images
 from datasets.files import read_rgb
-from datasets.textures import list_textures
+from datasets.foreground import make_masks
+from datasets.textures import FileTextures, Textures, open_textures
 from distribution import Decision
-from errors import InputError
+from errors import InputError, WorkError
 from glass import GLASS, METRICS
-from utils import LOGGER, choose_device, fix_seeds, setup_logging
+from utils import LOGGER, choose_device, fix_seeds, setup_logging, write_text
 
 Options = Mapping[str, Any]
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "scipy", "scikit-learn", "opencv-python-headless", "pillow")
@@ -74,6 +79,12 @@ class ClassData:
     train: list[Sample]
     test: list[Sample]
     settings: ImageSettings
+    held_out: list[Sample]
+    image_sizes: dict[Path, tuple[int, int]] = field(default_factory=dict)
+
+    def without(self, problems: Sequence[Problem]) -> ClassData:
+        """The class without the images that cannot be read."""
+        return replace(self, train=drop_bad(self.train, problems), test=drop_bad(self.test, problems))
 
 
 @dataclass
@@ -88,7 +99,8 @@ class Run:
     models: Path
     layout: Layout
     nets: list[Net]
-    textures: list[Path]
+    textures: Textures | None
+    defects: list[tuple[Path, Path | None]]
     rows: dict[str, dict[str, Any]] = field(default_factory=dict)
     configs: dict[str, dict[str, Any]] = field(default_factory=dict)
 
@@ -112,17 +124,19 @@ def run(main: Options, net: Options, dataset: Options) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a batch system's stop ends like Ctrl-C
     started = time.monotonic()
     this = _prepare(main, net, dataset)
-    classes = [_class_data(this, name) for name in this.layout.choose(dataset["subdatasets"])]
+    classes = [_check_images(this, _class_data(this, name)) for name in this.layout.choose(dataset["subdatasets"])]
     for data in classes:
         _check_class(this, data)
     for one_net in this.nets:
         _check_net(this, one_net)
     _write_settings(this, started)
-    for data in classes:
+    for listed in classes:
+        data, cache = _read_class(this, listed)
         decision = _decide(this, data) if this.training else None
+        masks = _foreground(this, data, decision)
         for index, one_net in enumerate(this.nets):
             row = data.row if len(this.nets) == 1 else f"{data.row} {one_net.name}"
-            figures = _run_class(this, data, one_net, index, decision)
+            figures = _run_class(this, data, one_net, index, decision, masks, cache)
             if figures is not None:
                 this.rows[row] = figures
                 table = report.write_results(this.results, this.rows)
@@ -148,11 +162,13 @@ def _prepare(main: Options, net: Options, dataset: Options) -> Run:
         raise InputError(f"--results_path {results} cannot be made: {error.strerror}; give another") from error
     device = choose_device(main["gpu"])
     fix_seeds(main["seed"])
-    layout = DATASETS[dataset["name"]](dataset["data_path"])
+    layout = DATASETS[dataset["name"]](dataset["data_path"], main["seed"], dataset["test_share"])
     layout.choose(dataset["subdatasets"])
-    _image_settings(dataset)
+    image_settings(dataset)
     GLASS.check_settings(net)
-    textures = list_textures(dataset["aug_path"]) if main["test"] == "ckpt" else []
+    training = main["test"] == "ckpt"
+    textures = _readable_textures(main, dataset) if training else None
+    defects = list_defects(dataset["defects"]) if training and dataset["defects"] else []
     names = [backbones.split_seed(name) for name in net["backbone_names"]]
     layers = _layers_of(net["layers_to_extract_from"], len(names))
     for name, _ in names:
@@ -167,7 +183,21 @@ def _prepare(main: Options, net: Options, dataset: Options) -> Run:
         seed = main["seed"] if own is None else own
         nets.append(Net(given, backbones.load(name, source, seed), used, seed))
     models = Path(main["models_path"]) if main["models_path"] else results / "models"
-    return Run(main, net, dataset, device, results, models, layout, nets, textures)
+    return Run(main, net, dataset, device, results, models, layout, nets, textures, defects)
+
+
+def _readable_textures(main: Options, dataset: Options) -> Textures:
+    """The textures, without those that cannot be read where --skip_bad leaves them out."""
+    textures = open_textures(dataset["aug_path"], main["seed"])
+    if not isinstance(textures, FileTextures):
+        return textures
+    problems = check_textures(textures.paths)
+    _stop_or_skip("textures", problems, dataset["skip_bad"], Path(main["results_path"]))
+    bad = {problem.path for problem in problems}
+    kept = [path for path in textures.paths if path not in bad]
+    if not kept:
+        raise WorkError(f"AUG_PATH {dataset['aug_path']}: no texture is left")
+    return FileTextures(kept)
 
 
 def _layers_of(given: Sequence[str], count: int) -> list[list[str]]:
@@ -184,7 +214,8 @@ def _layers_of(given: Sequence[str], count: int) -> list[list[str]]:
     return layers
 
 
-def _image_settings(dataset: Options) -> ImageSettings:
+def image_settings(dataset: Options) -> ImageSettings:
+    """Preprocessing from the options of `dataset`."""
     given = dict(dataset)
     if given["augment"]:
         given |= {key: value for key, value in LIGHT_AUGMENTATION.items() if not given[key]}
@@ -197,8 +228,43 @@ def _class_data(this: Run, name: str) -> ClassData:
     if not this.training and not test:
         raise InputError(f"class {name}: {this.layout.root} has no test image of it")
     train = this.layout.train(name) if this.training else []
-    settings = _image_settings(this.dataset).for_class(this.layout, name)
-    return ClassData(name, f"{this.dataset['name']}_{name}", train, test, settings)
+    settings = image_settings(this.dataset).for_class(this.layout, name)
+    return ClassData(name, f"{this.dataset['name']}_{name}", train, test, settings, this.layout.held_out(name))
+
+
+def _check_images(this: Run, data: ClassData) -> ClassData:
+    """Look at the headers of all files of a class; the class without what --skip_bad leaves out.
+
+    Raises:
+        WorkError: what would stop the work or spoil its figures.
+    """
+    problems, sizes = quick_check(data.name, data.train, data.test)
+    for problem in (p for p in problems if p.kind == "train_and_test"):
+        LOGGER.warning("%s: %s: the figures will be too good", data.row, problem)
+    problems = [p for p in problems if p.kind != "train_and_test"]
+    _stop_or_skip(f"class {data.row}", problems, this.dataset["skip_bad"], this.results)
+    kept = replace(data.without(problems), image_sizes=sizes)
+    if this.training and not kept.train:
+        raise WorkError(f"class {data.name}: no training image is left")
+    if this.defects:
+        refuse_test_images(this.defects, kept.test)
+    return kept
+
+
+def _stop_or_skip(what: str, problems: Sequence[Problem], skip_bad: bool, results: Path) -> None:
+    """Stop at problems, but for unreadable files with --skip_bad, which are listed."""
+    bad = [p for p in problems if p.kind == "unreadable"]
+    stops = [p for p in problems if not (p.kind == "unreadable" and skip_bad)]
+    if stops:
+        more = f" (and {len(stops) - 1} more; python -m datasets.check lists all)" if len(stops) > 1 else ""
+        hint = "; --skip_bad leaves unreadable images out" if bad and len(bad) == len(stops) else ""
+        raise WorkError(f"{what}: {stops[0]}{more}{hint}")
+    if bad:
+        listed = results / "skipped" / f"{what.removeprefix('class ')}.txt"
+        before = listed.read_text(encoding="utf-8").splitlines() if listed.exists() else []
+        lines = list(dict.fromkeys([*before, *(click.format_filename(str(problem)) for problem in bad)]))
+        write_text(listed, "".join(f"{line}\n" for line in lines))
+        LOGGER.warning("%s: %d unreadable files left out, listed in %s", what, len(bad), listed)
 
 
 def _check_class(this: Run, data: ClassData) -> None:
@@ -212,26 +278,37 @@ def _check_class(this: Run, data: ClassData) -> None:
     flags = distribution.read_flags(this.dataset["name"], data.row)
     if distribution.wants_foreground(this.dataset["fg"], flags):
         this.layout.foreground(data.name, data.train)
+    if data.held_out:
+        table = "".join(f"{sample.path},test\n" for sample in data.held_out)
+        table += "".join(f"{sample.path},train\n" for sample in data.train)
+        listed = this.results / "splits" / f"{data.row}.csv"
+        write_text(listed, f"path,part\n{table}")
+        LOGGER.info(
+            "%s: no good test image is given: %d of the good images are kept out of the training for the test "
+            "(seed %d), listed in %s", data.row, len(data.held_out), this.main["seed"], listed,
+        )  # fmt: skip
 
 
 def _check_net(this: Run, net: Net) -> None:
     """Build the model once before the first class, so that what cannot work is said at once."""
     model = _build(this, net, svd=0)
-    size, stride = this.dataset["imagesize"], this.dataset["downsampling"]
-    if stride is not None and not all(side in (size // stride, -(-size // stride)) for side in model.grid):
+    size, stride = image_settings(this.dataset).size, this.dataset["downsampling"]
+    sides = zip(size, model.grid, strict=True)
+    if stride is not None and not all(cells in (side // stride, -(-side // stride)) for side, cells in sides):
         raise InputError(
             f"--downsampling {stride} contradicts backbone {net.name!r}, whose layer {net.layers[0]} has a grid of "
-            f"{model.grid[0]}x{model.grid[1]} at --imagesize {size}; leave the option out"
+            f"{model.grid[0]}x{model.grid[1]} at --imagesize {show_size(this.dataset['imagesize'])}; "
+            "leave the option out"
         )
 
 
 def _build(this: Run, net: Net, svd: int) -> GLASS:
-    size = this.dataset["imagesize"]
+    size = image_settings(this.dataset).size
     return GLASS(this.device).load(
         backbone=net.backbone,
         layers_to_extract_from=net.layers,
         device=this.device,
-        input_shape=(3, size, size),
+        input_shape=(3, *size),
         seed=net.seed,
         svd=svd,
         **{key: value for key, value in this.net.items() if key not in NOT_FOR_GLASS},
@@ -241,7 +318,61 @@ def _build(this: Run, net: Net, svd: int) -> GLASS:
 # ----------------------------------------------------------------------------------------- a class
 
 
-def _run_class(this: Run, data: ClassData, net: Net, index: int, decision: Decision | None) -> dict[str, Any] | None:
+def _read_class(this: Run, data: ClassData) -> tuple[ClassData, ImageCache]:
+    """Read every image once: what cannot be read is found before the training, what there is room for is kept."""
+    cache = ImageCache(cache_budget(this.dataset["cache_gb"]))
+    if not this.training or _finished(this, data):
+        return data, cache
+    line = plan_cache(
+        cache, data.settings, data.train, this.dataset["fg"] > 0, data.test, this.textures, data.image_sizes
+    )
+    LOGGER.info("%s: keeping %s", data.row, line)
+    train = TrainDataset(data.train, data.settings, this.textures, (1, 1), cache=cache)
+    both = (train, TestDataset(data.test, data.settings, cache))
+    problems = []
+    for index, error in read_all(both, this.dataset["num_workers"], data.row).items():
+        path = (data.train + data.test)[index].path
+        problems.append(Problem(path, error.removeprefix(f"cannot read image {path}: "), "unreadable"))
+    _stop_or_skip(f"class {data.row}", problems, this.dataset["skip_bad"], this.results)
+    data = data.without(problems)
+    if not data.train:
+        raise WorkError(f"class {data.name}: no training image is left")
+    return data, cache
+
+
+def _finished(this: Run, data: ClassData) -> bool:
+    """Whether the class is trained already, with every backbone."""
+    for index in range(len(this.nets)):
+        folder = this.models / f"backbone_{index}" / data.row
+        latest = folder / checkpoint.LATEST
+        if latest.exists():
+            record = checkpoint.load(latest).get("record")
+            if not isinstance(record, dict) or record["epoch"] < this.net["meta_epochs"]:
+                return False
+        elif checkpoint.find_best(folder) is None:
+            return False
+    return True
+
+
+def _foreground(this: Run, data: ClassData, decision: Decision | None) -> list[Path] | None:
+    """The foreground mask of each training image: the user's, else ones made and kept under the results."""
+    if decision is None or not decision.foreground or _finished(this, data):
+        return None
+    given = this.layout.foreground(data.name, data.train)
+    if given is not None:
+        _stop_or_skip(f"class {data.row}", check_textures(given), False, this.results)
+    return given if given is not None else make_masks(data.train, this.results / "foreground" / data.row)
+
+
+def _run_class(
+    this: Run,
+    data: ClassData,
+    net: Net,
+    index: int,
+    decision: Decision | None,
+    masks: list[Path] | None,
+    cache: ImageCache,
+) -> dict[str, Any] | None:
     """Train where asked for and test one class; its row of results, None where there is nothing to test."""
     folder = this.models / f"backbone_{index}"
     model = _build(this, net, decision.svd if decision else 0)
@@ -251,11 +382,14 @@ def _run_class(this: Run, data: ClassData, net: Net, index: int, decision: Decis
         "class_name": data.row, **asdict(data.settings),
         "batch_size": this.dataset["batch_size"], "distribution": this.dataset["distribution"],
         "fg": this.dataset["fg"], "foreground": bool(decision and decision.foreground),
+        "defects": digest(this.defects) if this.defects else "", "defects_share": this.dataset["defects_share"],
     }  # fmt: skip
+    if data.held_out:  # another choice would test on images of the training
+        model.extra_config |= {"split_seed": this.main["seed"], "test_share": this.dataset["test_share"]}
     test_loader = None
     if data.test:
         _say_what_lacks(data)
-        test_set = TestDataset(data.test, data.settings)
+        test_set = TestDataset(data.test, data.settings, cache)
         test_loader = make_loader(
             test_set, this.dataset["batch_size"], this.dataset["num_workers"], pin_memory=this.device.type == "cuda"
         )
@@ -264,7 +398,7 @@ def _run_class(this: Run, data: ClassData, net: Net, index: int, decision: Decis
         if decision.verdict is not None:
             model.start(data.row)  # from here on the training knows its variant by itself, whatever the file says
             distribution.write_flag(this.dataset["name"], data.row, decision.verdict)
-        record = _train(this, data, net, model, decision, test_loader)
+        record = _train(this, data, net, model, test_loader, masks, cache)
     best = checkpoint.find_best(model.model_dir)
     config = checkpoint.load(best[0]).get("config") if best else None
     this.configs[f"{folder.name}/{data.row}"] = config or model.config
@@ -317,7 +451,7 @@ def _started_with(this: Run, model_dir: Path) -> dict[str, Any] | None:
 def _judge(this: Run, data: ClassData) -> int:
     """Judge the class by its mean training image, resized straight; keep pictures."""
     # the special size of some classes does not count here
-    settings = replace(data.settings, resize=this.dataset["resize"])
+    settings = image_settings(this.dataset)
     mean = distribution.mean_image(settings.straight(read_rgb(sample.path)) for sample in data.train)
     flag = distribution.judge(mean)
     spectrum = distribution.spectrum(mean).astype(np.uint8) * 255
@@ -331,12 +465,13 @@ def _train(
     data: ClassData,
     net: Net,
     model: GLASS,
-    decision: Decision,
     test_loader: torch.utils.data.DataLoader | None,
+    masks: list[Path] | None,
+    cache: ImageCache,
 ) -> dict[str, Any]:
     batch, workers = this.dataset["batch_size"], this.dataset["num_workers"]
-    masks = this.layout.foreground(data.name, data.train) if decision.foreground else None
-    train_set = TrainDataset(data.train, data.settings, this.textures, model.grid, masks, net.seed)
+    defects = Defects(this.defects, data.settings, this.dataset["defects_share"]) if this.defects else None
+    train_set = TrainDataset(data.train, data.settings, this.textures, model.grid, masks, net.seed, cache, defects)
     # an epoch ends once more than `limit` samples were used
     sampler = EpochSampler(len(train_set), net.seed, (this.net["limit"] // batch + 1) * batch)
     pin = this.device.type == "cuda"

@@ -49,10 +49,14 @@ def las_mask(
         if foreground is not None:
             mask &= foreground
         if mask.any():
-            pooled = F.adaptive_max_pool2d(torch.from_numpy(mask).float()[None], grid)[0]
-            return mask, pooled.numpy()
+            return mask, pool_mask(mask, grid)
     share = 0.0 if foreground is None else float(foreground.mean())
     raise InputError(f"no anomaly fits into the foreground: it covers {share:.2%} of the image")
+
+
+def pool_mask(mask: NDArray[np.bool_], grid: tuple[int, int]) -> NDArray[np.float32]:
+    """(H, W) → (H', W') in {0, 1}, its max-pool."""
+    return F.adaptive_max_pool2d(torch.from_numpy(mask).float()[None], grid)[0].numpy()
 
 
 def draw_beta(rng: np.random.Generator, mean: float, std: float) -> float:

@@ -9,7 +9,9 @@ from datasets.base import (
     TrainDataset,
     make_loader,
 )
+from datasets.folder import FolderLayout
 from datasets.mvtec import MVTecLayout
+from datasets.textures import open_textures
 from datasets.visa import VisALayout
 
 DATASETS: dict[str, type[Layout]] = {
@@ -17,16 +19,21 @@ DATASETS: dict[str, type[Layout]] = {
     "visa": VisALayout,
     "mpdd": MVTecLayout,
     "wfdd": MVTecLayout,
-    "custom": MVTecLayout,
+    "custom": FolderLayout,
+    "folder": FolderLayout,
 }
 
 __all__ = [
     "DATASETS",
     "EpochSampler",
+    "FolderLayout",
     "ImageSettings",
     "Layout",
+    "MVTecLayout",
     "Sample",
     "TestDataset",
     "TrainDataset",
+    "VisALayout",
     "make_loader",
+    "open_textures",
 ]

@@ -42,13 +42,15 @@ class MVTecLayout(Layout):
         folder = self.root / name / "test"
         if not folder.is_dir():
             return []
-        samples = []
-        for kind in list_folders(folder):
-            masks = {} if kind.name == GOOD else self._masks(name, kind.name)
-            for path in list_images(kind):
-                mask = masks.get(f"{path.stem}_mask") or masks.get(path.stem)
-                samples.append(Sample(path, kind.name, mask))
-        return samples
+        return [sample for kind in list_folders(folder) for sample in self._kind(name, kind)]
+
+    def _kind(self, name: str, folder: Path) -> list[Sample]:
+        """The test images of one kind with their masks."""
+        masks = {} if folder.name == GOOD else self._masks(name, folder.name)
+        return [
+            Sample(path, folder.name, masks.get(f"{path.stem}_mask") or masks.get(path.stem))
+            for path in list_images(folder)
+        ]
 
     def _masks(self, name: str, kind: str) -> dict[str, Path]:
         """Mask files of one kind of defect by stem."""

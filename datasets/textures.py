@@ -1,23 +1,142 @@
-"""Texture pictures for local anomalies."""
+"""Texture pictures for local anomalies: files of a folder, or built-in ones that need no download."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
-from datasets.files import list_images
+import numpy as np
+from PIL import Image
+
+from datasets import procedural
+from datasets.files import image_size, list_images, read_rgb
 from errors import InputError
+
+BUILTIN = "builtin"
+BUILTIN_COUNT = 530
+HINT = f"give a folder of texture pictures, e.g. dtd/images, or the word {BUILTIN}, which needs no folder"
+
+
+class Textures(Protocol):
+    """Pictures by index from 0. `read` does its work anew each time: who needs a picture twice keeps it."""
+
+    def __len__(self) -> int: ...
+
+    def name(self, index: int) -> str:
+        """A path, or a description such as "builtin 17: cracks"."""
+        ...
+
+    def size(self, index: int) -> tuple[int, int]:
+        """(width, height) in pixels, without decoding the picture."""
+        ...
+
+    def read(self, index: int) -> Image.Image:
+        """The picture as 8-bit RGB."""
+        ...
+
+
+class FileTextures:
+    """Textures in files.
+
+    Args:
+        paths: of the pictures, sorted; see `list_textures`.
+    """
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.paths = list(paths)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def name(self, index: int) -> str:
+        """The path."""
+        return str(self.paths[index])
+
+    def size(self, index: int) -> tuple[int, int]:
+        """(width, height) as shown, from the header: a picture that its EXIF tag turns by 90° has its sides swapped.
+
+        Raises:
+            WorkError: the header cannot be read; the message names the file.
+        """
+        return image_size(self.paths[index])
+
+    def read(self, index: int) -> Image.Image:
+        """The picture, the right way up.
+
+        Raises:
+            WorkError: it cannot be read; the message names the file.
+        """
+        return read_rgb(self.paths[index])
+
+
+class BuiltinTextures:
+    """Textures made from nothing but a seed: patterns, and the public-domain pictures of scikit-image's wheel.
+
+    A picture depends on seed and index alone. Neighbours are of different kinds; all kinds come equally often.
+
+    Args:
+        seed: ≥ 0; another one gives other pictures.
+
+    Raises:
+        WorkError: scikit-image is not installed.
+    """
+
+    def __init__(self, seed: int = 0) -> None:
+        self.seed = seed
+        self._photos = procedural.photo_folder()
+
+    def __len__(self) -> int:
+        return BUILTIN_COUNT
+
+    def name(self, index: int) -> str:
+        """Number and kind, e.g. "builtin 17: zigzag"."""
+        return f"{BUILTIN} {index}: {procedural.KINDS[self._kind(index)]}"
+
+    def size(self, index: int) -> tuple[int, int]:
+        """(width, height), the same for all."""
+        self._kind(index)
+        return procedural.SIDE, procedural.SIDE
+
+    def read(self, index: int) -> Image.Image:
+        """The picture, generated in about 20 ms on one core."""
+        kind = self._kind(index)
+        rng = np.random.default_rng([self.seed, index])
+        return Image.fromarray(procedural.draw(rng, kind, self._photos))
+
+    def _kind(self, index: int) -> int:
+        if not 0 <= index < len(self):
+            raise IndexError(f"texture {index} of {len(self)}")
+        return index % len(procedural.KINDS)
+
+
+def open_textures(aug_path: str | Path, seed: int = 0) -> Textures:
+    """The textures that an AUG_PATH means.
+
+    Args:
+        aug_path: a folder, searched at any depth; or the word `builtin` (`./builtin` is a folder of that name).
+        seed: of the built-in ones.
+
+    Raises:
+        InputError: no such folder, or no picture in it.
+        WorkError: built-in ones, but scikit-image is not installed.
+    """
+    # a Path has lost the "./" that tells the folder from the word; only the text still has it
+    if aug_path == BUILTIN:
+        return BuiltinTextures(seed)
+    return FileTextures(list_textures(aug_path))
 
 
 def list_textures(path: str | Path) -> list[Path]:
-    """All pictures below a folder, at any depth, sorted.
+    """All pictures below a folder, at any depth, sorted; hidden files and whatever lies in hidden folders left out.
 
     Raises:
         InputError: no such folder, or no picture in it.
     """
     path = Path(path)
     if not path.is_dir():
-        raise InputError(f"AUG_PATH {path}: no such folder; give a folder of texture pictures, e.g. dtd/images")
+        raise InputError(f"AUG_PATH {path}: no such folder; {HINT}")
     found = list_images(path, recursive=True)
     if not found:
-        raise InputError(f"AUG_PATH {path}: no picture in it at any depth; give a folder of texture pictures")
+        raise InputError(f"AUG_PATH {path}: no picture in it at any depth; {HINT}")
     return found

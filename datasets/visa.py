@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
-from datasets.base import GOOD, Layout, Sample
+from datasets.base import GOOD, TEST_SHARE, Layout, Sample
 from errors import InputError
 
 SPLIT = Path("split_csv") / "1cls.csv"
@@ -15,8 +15,8 @@ COLUMNS = ("object", "split", "label", "image", "mask")
 class VisALayout(Layout):
     """`split_csv/1cls.csv` with columns object, split, label, image, mask; paths relative to the data path."""
 
-    def __init__(self, root: str | Path) -> None:
-        super().__init__(root)
+    def __init__(self, root: str | Path, seed: int = 0, test_share: float = TEST_SHARE) -> None:
+        super().__init__(root, seed, test_share)
         table = self.root / SPLIT
         if not table.is_file():
             raise InputError(f"DATA_PATH {self.root}: VisA's {SPLIT} is not in it")

@@ -4,4 +4,6 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 ensure_env requirements-dev.txt
 cd "$ROOT"
-exec "$PYTHON" -m pytest "$@"
+# a process a core, each with one thread: most of the time goes into starting the command line again and again
+export OMP_NUM_THREADS=1
+exec "$PYTHON" -m pytest -n auto --maxprocesses 4 --dist worksteal "$@"

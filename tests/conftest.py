@@ -1,4 +1,4 @@
-"""Fixtures, and fewer threads than cores so that two runs side by side do not starve each other."""
+"""Fixtures, and one thread a process, since the tests run side by side."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ settings.register_profile(
     "glass", deadline=None, max_examples=25, derandomize=True, phases=(Phase.explicit, Phase.reuse, Phase.generate)
 )
 settings.load_profile("glass")
-torch.set_num_threads(2)
+torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)

@@ -142,7 +142,7 @@ def excel_copy():
 
 def cli(*arguments, cwd=ROOT, **kwargs):
     """Run the command line as a user does; standard output and error together."""
-    env = {**os.environ, "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "2", "GLASS_EXCEL_DIR": str(excel_copy())}
+    env = {**os.environ, "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1", "GLASS_EXCEL_DIR": str(excel_copy())}
     return subprocess.run(
         [sys.executable, str(ROOT / "main.py"), *map(str, arguments)],
         cwd=cwd, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=300, **kwargs,

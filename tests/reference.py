@@ -162,3 +162,51 @@ def perlin_noise(angles, size, cells):
             bottom = lerp(corner[0, 1], corner[1, 1], fade(y))
             out[row, column] = math.sqrt(2) * lerp(top, bottom, fade(x))
     return out
+
+
+def perlin_noise_repeated(rng, size, cells):
+    """Perlin noise as the published code makes it: the corners' gradients repeated for each pixel, in float64."""
+    height, width = (-(-size[i] // cells[i]) * cells[i] for i in (0, 1))
+    steps = cells[0] / height, cells[1] / width
+    offset = np.mgrid[0 : cells[0] : steps[0], 0 : cells[1] : steps[1]].transpose(1, 2, 0)[:height, :width] % 1
+    angles = 2 * np.pi * rng.random((cells[0] + 1, cells[1] + 1))
+    gradients = np.dstack((np.cos(angles), np.sin(angles)))
+
+    def corner(a, b):
+        part = gradients[a : cells[0] + a, b : cells[1] + b]
+        part = np.repeat(np.repeat(part, height // cells[0], axis=0), width // cells[1], axis=1)
+        return (np.dstack((offset[..., 0] - a, offset[..., 1] - b)) * part).sum(axis=-1)
+
+    fade = 6 * offset**5 - 15 * offset**4 + 10 * offset**3
+    left = corner(0, 0) + fade[..., 0] * (corner(1, 0) - corner(0, 0))
+    right = corner(0, 1) + fade[..., 0] * (corner(1, 1) - corner(0, 1))
+    return (math.sqrt(2) * (left + fade[..., 1] * (right - left)))[: size[0], : size[1]]
+
+
+def perlin_mask(rng, size, rotate):
+    """Two thresholded, rotated noises: their union, their intersection or the first."""
+    masks = []
+    for _ in range(2):
+        cells = [int(c) for c in 2 ** rng.integers(0, 6, size=2)]
+        masks.append(rotate(perlin_noise_repeated(rng, size, cells), rng.uniform(-90, 90)) > 0.5)
+    kind = rng.integers(3)
+    return (masks[0] | masks[1], masks[0] & masks[1], masks[0])[kind]
+
+
+def training_sample(rng, image_path, texture_path, size, grid, operations, rotate):
+    """A training sample made directly: both files read, each transformed by torchvision, the mask, the blend."""
+    import torchvision.transforms as T
+    from PIL import Image
+
+    finish = [T.CenterCrop(size), T.ToTensor(), T.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])]
+    image = T.Compose([T.Resize(size), *finish])(Image.open(image_path).convert("RGB"))
+    texture = T.Resize(size)(Image.open(texture_path).convert("RGB"))
+    for index in rng.choice(len(operations), 3, replace=False):
+        texture = operations[index](texture, rng)
+    texture = T.Compose(finish)(texture)
+    mask_s = torch.zeros(1)
+    while not mask_s.any():
+        mask = torch.from_numpy(perlin_mask(rng, (size, size), rotate)).float()
+        mask_s = F.adaptive_max_pool2d(mask[None], grid)
+    beta = float(np.clip(rng.normal(0.5, 0.1), 0.2, 0.8))
+    return image, image * (1 - mask) + (1 - beta) * texture * mask + beta * image * mask, mask_s[0]

@@ -1,5 +1,6 @@
 """Layouts, preprocessing, augmentation and the loaders' randomness."""
 
+import shutil
 from pathlib import Path
 
 import cv2
@@ -8,12 +9,24 @@ import pytest
 import torch
 import torchvision.transforms as T
 from helpers import make_mvtec
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 import datasets
-from datasets import EpochSampler, ImageSettings, MVTecLayout, Sample, TestDataset, TrainDataset, VisALayout, augment
+from datasets import (
+    EpochSampler,
+    FolderLayout,
+    ImageSettings,
+    MVTecLayout,
+    Sample,
+    TestDataset,
+    TrainDataset,
+    VisALayout,
+    augment,
+)
 from datasets.files import list_images, read_mask, read_rgb
-from datasets.textures import list_textures
+from datasets.textures import list_textures, open_textures
 from errors import InputError, WorkError
 
 SMALL = ImageSettings(resize=64, imagesize=64)
@@ -26,7 +39,7 @@ def picture(width, height, seed=0):
 
 def train_set(root, settings=SMALL, **kwargs):
     data, textures = make_mvtec(root)
-    return TrainDataset(MVTecLayout(data).train("disc"), settings, list_textures(textures), (8, 8), **kwargs)
+    return TrainDataset(MVTecLayout(data).train("disc"), settings, open_textures(textures), (8, 8), **kwargs)
 
 
 # ----------------------------------------------------------------------------------------- layouts
@@ -41,6 +54,70 @@ def test_mvtec_layout(tiny):
     assert [s.mask.name if s.mask else None for s in test] == ["000_mask.png", "001_mask.png", "002_mask.png"] + [
         None
     ] * 3
+
+
+def shaped(root, form, defects=True, good_test=True):
+    """The tiny class in one of the forms of a user's own folders."""
+    data, _ = make_mvtec(root)
+    disc, target = data / "disc", root / "own" / "disc"
+    target.mkdir(parents=True)
+    if form == "plain":
+        for path in list_images(disc / "train" / "good"):
+            path.rename(target / path.name)
+    elif form == "good":
+        (disc / "train" / "good").rename(target / "good")
+        if defects:
+            (disc / "test" / "blot").rename(target / "blot")
+            (disc / "ground_truth").rename(target / "ground_truth")
+    else:
+        (disc / "train").rename(target / "train")
+        if defects:
+            (disc / "test").rename(target / "test")
+            if not good_test:
+                shutil.rmtree(target / "test" / "good")
+    return root / "own"
+
+
+def test_folder_layout_takes_plain_good_and_train(tmp_path):
+    plain = FolderLayout(shaped(tmp_path / "a", "plain"))
+    assert plain.classes() == ["disc"]
+    assert len(plain.train("disc")) == 6
+    assert plain.test("disc") == plain.held_out("disc") == []  # nothing to tell them from: all are for training
+    good = FolderLayout(shaped(tmp_path / "b", "good"), test_share=0.4)
+    assert good.classes() == ["disc"]
+    kinds = [s.kind for s in good.test("disc")]
+    assert kinds.count("blot") == 3
+    assert all(s.mask for s in good.test("disc") if s.is_anomaly)
+    assert kinds.count("good") == len(good.held_out("disc")) > 0
+    assert kinds.count("good") + len(good.train("disc")) == 6
+    assert not {s.path for s in good.train("disc")} & {s.path for s in good.test("disc")}
+    given = FolderLayout(shaped(tmp_path / "c", "train"))
+    assert (len(given.train("disc")), len(given.test("disc")), given.held_out("disc")) == (6, 6, [])
+    missing = FolderLayout(shaped(tmp_path / "d", "train", good_test=False))
+    assert len(missing.train("disc")) + len(missing.held_out("disc")) == 6
+    assert [s.mask for s in missing.test("disc") if s.is_anomaly] == [None] * 3  # not known, not normal
+
+
+def test_good_images_held_out_stay_what_they_are(tmp_path):
+    """More images, or another place of the folder, move none from the training to the test."""
+    own = shaped(tmp_path / "a", "good")
+    held = [{s.path.name for s in FolderLayout(own, seed, 0.4).held_out("disc")} for seed in range(8)]
+    assert len({frozenset(h) for h in held}) > 1
+    assert all(0 < len(h) < 6 for h in held)
+    for i in range(10, 14):
+        picture(40, 40, i).save(own / "disc" / "good" / f"{i:03d}.png")
+    own = own.rename(tmp_path / "elsewhere")
+    for seed, before in enumerate(held):
+        now = {s.path.name for s in FolderLayout(own, seed, 0.4).held_out("disc")}
+        old = {name for name in now if int(name[:3]) < 10}
+        assert old <= before
+        assert before - old == set() or len(before) == 1  # a lone one was taken since none was drawn
+
+
+def test_folder_layout_says_what_is_possible(tmp_path):
+    (tmp_path / "disc" / "train").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"class disc: no good image in .*train/good, good, or images"):
+        FolderLayout(tmp_path).train("disc")
 
 
 @pytest.mark.parametrize("place", ["disc/ground_truth/blot", "ground_truth/disc/blot", "ground_truth/blot"])
@@ -98,7 +175,7 @@ def test_visa_layout(tmp_path):
 
 
 def test_every_name_has_a_layout():
-    assert set(datasets.DATASETS) == {"mvtec", "visa", "mpdd", "wfdd", "custom"}
+    assert set(datasets.DATASETS) == {"mvtec", "visa", "mpdd", "wfdd", "custom", "folder"}
 
 
 def test_bad_folders_say_what_is_possible(tmp_path):
@@ -167,9 +244,74 @@ def test_mask_follows_the_image():
     assert not (settings.transform_mask(mask).astype(bool) & ~foreground).any()
 
 
-def test_crop_larger_than_image_is_refused():
-    with pytest.raises(InputError, match="--imagesize 100 is larger than --resize 64"):
-        ImageSettings(resize=64, imagesize=100)
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"resize": 64, "imagesize": 100}, "--imagesize 100 is larger than --resize 64"),
+        ({"resize": (64, 90), "imagesize": 80}, "--imagesize 80 is larger than --resize 64x90"),
+        ({"resize": 64, "imagesize": (48, 80)}, "--imagesize 48x80 is larger than --resize 64"),
+        ({"resize": 70, "imagesize": 64, "keep_all": True}, "--resize 70 contradicts it"),
+    ],
+)
+def test_sizes_that_contradict_are_refused(settings, said):
+    with pytest.raises(InputError, match=said):
+        ImageSettings(**settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "resize"),
+    [
+        ({}, 288),
+        ({"imagesize": 64}, 288),
+        ({"imagesize": 320}, 320),
+        ({"imagesize": (64, 96)}, (64, 96)),
+        ({"imagesize": 64, "keep_all": True}, 64),
+    ],
+)
+def test_resize_by_default(settings, resize):
+    assert ImageSettings(**settings).resize == resize
+
+
+@given(
+    size=st.tuples(st.integers(20, 120), st.integers(20, 120)),
+    imagesize=st.one_of(st.integers(16, 70), st.tuples(st.integers(16, 70), st.integers(16, 70))),
+    more=st.integers(0, 20),
+    keep_all=st.booleans(),
+)
+def test_any_size_fits_and_everything_follows_the_image(size, imagesize, more, keep_all):
+    """Image, mask, foreground and texture of any shape come out at the size asked for, without a padded border."""
+    resize = None if keep_all else int(np.max(imagesize)) + more
+    settings = ImageSettings(resize=resize, imagesize=imagesize, keep_all=keep_all)
+    expected = settings.size
+    assert expected == ((imagesize, imagesize) if isinstance(imagesize, int) else imagesize)
+    white = Image.new("RGB", size, (255, 255, 255))
+    image = settings.transform(white)
+    assert image.shape == (3, *expected)
+    assert image.std(dim=(1, 2)).max() < 1e-6  # black would be a border beyond the image
+    assert settings.transform_texture(white, np.random.default_rng(0)).shape == (3, *expected)
+    mask = np.ones(size[::-1], np.uint8)
+    assert settings.transform_mask(mask).shape == expected
+    assert settings.transform_mask(mask).all()
+    assert settings.transform_foreground(white).shape == expected
+    assert settings.straight(white).shape == (*expected, 3)
+
+
+def test_keep_all_keeps_all():
+    """A mark at each end of a long image, which the square crop cuts off."""
+    long = np.zeros((64, 256, 3), np.uint8)
+    long[:, :8], long[:, -8:] = 255, 255
+    whole = ImageSettings(imagesize=64, keep_all=True).transform(Image.fromarray(long))
+    assert (whole[0, 32, [0, -1]] > 1).all()
+    assert not (SMALL.transform(Image.fromarray(long)) > 0).any()
+
+
+def test_a_pair_is_height_and_width():
+    image = picture(90, 70)
+    published = T.Compose([
+        T.Resize((64, 96)), T.CenterCrop((48, 80)), T.ToTensor(),
+        T.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    ])  # fmt: skip
+    assert torch.equal(ImageSettings(resize=(64, 96), imagesize=(48, 80)).transform(image), published(image))
 
 
 @pytest.mark.parametrize(
@@ -256,15 +398,17 @@ def test_foreground_masks(tmp_path):
     data, _ = make_mvtec(tmp_path)
     layout = MVTecLayout(data)
     samples = layout.train("disc")
-    with pytest.raises(InputError, match=r"fg_mask/disc/000\.png is not there.*--fg 0"):
-        layout.foreground("disc", samples)
+    assert layout.foreground("disc", samples) is None
     left = np.zeros((64, 64), np.uint8)
     left[:, :32] = 255
     (data / "fg_mask" / "disc").mkdir(parents=True)
-    for sample in samples:
+    for sample in samples[1:]:
         Image.fromarray(left).save(data / "fg_mask" / "disc" / sample.path.name)
+    with pytest.raises(InputError, match=r"fg_mask/disc holds foreground masks, but not 000\.png.*--fg 0"):
+        layout.foreground("disc", samples)
+    Image.fromarray(left).save(data / "fg_mask" / "disc" / samples[0].path.name)
     masks = layout.foreground("disc", samples)
-    dataset = TrainDataset(samples, SMALL, list_textures(tmp_path / "textures"), (8, 8), masks)
+    dataset = TrainDataset(samples, SMALL, open_textures(tmp_path / "textures"), (8, 8), masks)
     for i in range(6):
         item = dataset[0, i]
         assert torch.equal(item["image"][:, :, 33:], item["aug"][:, :, 33:])
@@ -275,7 +419,7 @@ def test_truncated_image_is_named(tmp_path):
     data, textures = make_mvtec(tmp_path)
     broken = data / "disc" / "train" / "good" / "002.png"
     broken.write_bytes(broken.read_bytes()[:200])
-    dataset = TrainDataset([Sample(broken)], SMALL, list_textures(textures), (8, 8))
+    dataset = TrainDataset([Sample(broken)], SMALL, open_textures(textures), (8, 8))
     with pytest.raises(WorkError, match=r"cannot read image .*002\.png"):
         dataset[0, 0]
 

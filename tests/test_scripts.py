@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from helpers import NET, ROOT, excel_copy
+from helpers import NET, ROOT, excel_copy, make_mvtec
 
 SCRIPTS = sorted(p.name for p in (ROOT / "shell").glob("run-*.sh"))
 
@@ -36,16 +36,16 @@ def test_missing_variable_is_said_in_one_line(name, tmp_path):
     assert len(done.stdout.strip().splitlines()) == 1
 
 
-def test_custom_data_then_mad_man_with_its_models(tiny, tmp_path):
+def test_mvtec_then_mad_man_with_its_models(tiny, tmp_path):
     flags = " ".join(NET[1:])
     small = "--resize 64 --imagesize 64 --batch_size 4 --num_workers 0"
     done = script(
-        "run-custom.sh", "--gpu", "-1", cwd=tmp_path, DATAPATH=tiny[0], AUGPATH=tiny[1], CLASSES="disc",
+        "run-mvtec.sh", "--gpu", "-1", cwd=tmp_path, DATAPATH=tiny[0], AUGPATH=tiny[1], CLASSES="disc",
         NET_FLAGS=f"{flags} --meta_epochs 1", DATASET_FLAGS=small, RESULTS=tmp_path / "r",
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
     assert (tmp_path / "r" / "results.csv").read_text().splitlines()[1].startswith("mvtec_disc,")
-    assert "manifold (--distribution 2)" in done.stdout
+    assert "with foreground masks" in done.stdout
 
     for person in ("Person_1", "Person_2"):
         (tmp_path / "MAD-man" / person).mkdir(parents=True)
@@ -57,6 +57,32 @@ def test_custom_data_then_mad_man_with_its_models(tiny, tmp_path):
     assert done.returncode == 0, done.stdout
     rows = [(tmp_path / "mad" / p / "results.csv").read_text().splitlines()[1] for p in ("Person_1", "Person_2")]
     assert rows[0] == rows[1]
+
+
+def test_custom_plain_folder_with_builtin_textures_leaves_a_usable_checkpoint(tmp_path):
+    data, _ = make_mvtec(tmp_path)
+    (tmp_path / "plain").mkdir()
+    plain = (data / "disc" / "train" / "good").rename(tmp_path / "plain" / "disc")
+    small = "--resize 64 --imagesize 64 --batch_size 4 --num_workers 0"
+    flags = " ".join(NET[1:])
+    done = script(
+        "run-custom.sh", "--gpu", "-1", cwd=tmp_path, DATAPATH=plain.parent, NET_FLAGS=flags, DATASET_FLAGS=small,
+        RESULTS=tmp_path / "r",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    assert "manifold (--distribution 2)" in done.stdout
+    models = tmp_path / "r" / "models"
+    assert (models / "backbone_0" / "folder_disc" / "ckpt_best_1.pth").is_file()
+    assert not (tmp_path / "r" / "results.csv").exists()
+    # usable: it scores pictures that came later
+    (tmp_path / "later" / "disc" / "test").mkdir(parents=True)
+    (data / "disc" / "test" / "blot").rename(tmp_path / "later" / "disc" / "test" / "blot")
+    done = script(
+        "run-custom.sh", "--gpu", "-1", "--test", "test", "--models_path", str(models), cwd=tmp_path,
+        DATAPATH=tmp_path / "later", NET_FLAGS=flags, DATASET_FLAGS=small, RESULTS=tmp_path / "s",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    assert len(list((tmp_path / "s" / "eval" / "folder_disc").glob("*.png"))) == 3
 
 
 @pytest.mark.parametrize(("name", "folder"), [("run-mad-man.sh", "Person_"), ("run-mad-sys.sh", "Beta_")])

@@ -1,0 +1,139 @@
+"""How fast a training sample is made, against the direct form, in the same run.
+
+    .venv/bin/python benchmarks/loader.py [--size 288] [--source 900] [--samples 60] [--data DIR --textures DIR]
+
+One core, no worker processes. Both forms make samples of the same 900x900 PNG files with textures, LAS and texture
+augmentation included; the product has each file's pixels in its cache, as from the second epoch on. Medians and
+ratios are printed and written to benchmarks/results/loader.csv with the machine's name. Without --data and --textures
+pictures are made for the purpose; with them the first training images found are enlarged to the source size.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "benchmarks")]
+
+import cv2  # noqa: E402
+import numpy as np  # noqa: E402
+import reference  # noqa: E402
+import torch  # noqa: E402
+from embedding import processor  # noqa: E402
+from PIL import Image  # noqa: E402
+
+import perlin  # noqa: E402
+import synthesis  # noqa: E402
+from datasets import ImageSettings, Sample, TrainDataset, augment  # noqa: E402
+from datasets.base import plan_cache  # noqa: E402
+from datasets.cache import GB, ImageCache  # noqa: E402
+from datasets.files import list_images  # noqa: E402
+from datasets.textures import FileTextures  # noqa: E402
+
+
+def sources(folder: Path, side: int, data: str | None, textures: str | None) -> tuple[list[Path], list[Path]]:
+    """24 images of `side` squared and 40 textures, as files."""
+    found = list_images(Path(data), recursive=True)[:24] if data else []
+    images, patterns = [], list_images(Path(textures), recursive=True)[:400:10] if textures else []
+    rng = np.random.default_rng(0)
+    for i in range(24):
+        image = (
+            np.asarray(Image.open(found[i]).convert("RGB")) if found else rng.integers(0, 256, (60, 60, 3), np.uint8)
+        )
+        image = cv2.resize(image, (side, side), interpolation=cv2.INTER_CUBIC)
+        grain = rng.normal(0, 2, image.shape)  # a photograph's, which PNG cannot pack away
+        Image.fromarray((image + grain).clip(0, 255).astype(np.uint8)).save(folder / f"{i:03d}.png")
+        images.append(folder / f"{i:03d}.png")
+    for i in range(0 if patterns else 40):
+        pattern = cv2.resize(rng.integers(0, 256, (40, 60, 3), np.uint8), (480, 320), interpolation=cv2.INTER_CUBIC)
+        Image.fromarray(pattern).save(folder / f"texture_{i:03d}.jpg", quality=95)
+        patterns.append(folder / f"texture_{i:03d}.jpg")
+    return images, patterns
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", type=int, default=288)
+    parser.add_argument("--source", type=int, default=900)
+    parser.add_argument("--samples", type=int, default=60)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--data")
+    parser.add_argument("--textures")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    cv2.setNumThreads(0)
+    with tempfile.TemporaryDirectory() as folder:
+        images, textures = sources(Path(folder), args.source, args.data, args.textures)
+        write(args, measure(args, images, textures))
+
+
+def measure(args: argparse.Namespace, images: list[Path], textures: list[Path]) -> dict[str, list[float]]:
+    """Milliseconds a sample (or mask) of each form, a value a round."""
+    size, grid = (args.size, args.size), (args.size // 8, args.size // 8)
+    settings, samples = ImageSettings(resize=args.size, imagesize=args.size), [Sample(p) for p in images]
+    cache = ImageCache(GB)
+    sides = dict.fromkeys(images, (args.source, args.source))
+    plan_cache(cache, settings, samples, False, [], FileTextures(textures), sides)
+    kept = TrainDataset(samples, settings, FileTextures(textures), grid, cache=cache)
+    unkept = TrainDataset(samples, settings, FileTextures(textures), grid)
+    for i in range(len(images)):
+        kept.load(i)
+    for i in range(len(textures)):
+        cache.get(("texture", i), lambda i=i: np.asarray(settings.resized(FileTextures(textures).read(i))))
+
+    def direct(rng: np.random.Generator, i: int) -> None:
+        image, texture = images[i % len(images)], textures[rng.integers(len(textures))]
+        reference.training_sample(rng, image, texture, args.size, grid, augment.TEXTURE_OPERATIONS, perlin.rotate)
+
+    forms: dict[str, Callable[[np.random.Generator, int], object]] = {
+        "sample, direct": direct,
+        "sample, nothing kept": lambda _rng, i: unkept[0, i % len(images)],
+        "sample, second epoch on": lambda _rng, i: kept[i, i % len(images)],
+        "Perlin mask, direct": lambda rng, _i: reference.perlin_mask(rng, size, perlin.rotate),
+        "Perlin mask": lambda rng, _i: synthesis.las_mask(rng, size, grid),
+    }
+    spent: dict[str, list[float]] = {name: [] for name in forms}
+    for round_ in range(args.repeats + 1):
+        for name, form in forms.items():
+            rng = np.random.default_rng(round_)
+            start = time.process_time()
+            for i in range(args.samples):
+                form(rng, i)
+            if round_:  # the first is to warm up
+                spent[name].append(1000 * (time.process_time() - start) / args.samples)
+    return spent
+
+
+def write(args: argparse.Namespace, spent: dict[str, list[float]]) -> None:
+    """Print the table and write it."""
+    machine = f"{processor()}, 1 thread, torch {torch.__version__}"
+    rows = []
+    for name, times in spent.items():
+        base = spent["Perlin mask, direct" if name.startswith("Perlin") else "sample, direct"]
+        median = statistics.median(times)
+        rows.append({
+            "form": name, "median_ms": round(median, 2), "min_ms": round(min(times), 2),
+            "ratio": round(statistics.median(base) / median, 2), "size": args.size, "source": args.source,
+            "samples": args.samples, "repeats": args.repeats, "pictures": "real" if args.data else "made",
+            "machine": machine,
+        })  # fmt: skip
+        print(f"{name:28s} {median:8.2f} ms of one core   {rows[-1]['ratio']:6.2f}×")
+    print(machine)
+    path = ROOT / "benchmarks" / "results" / "loader.csv"
+    path.parent.mkdir(exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    main()

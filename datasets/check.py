@@ -1,0 +1,317 @@
+"""Finding what is wrong with a data set: quickly before a run, or thoroughly as `python -m datasets.check`."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import click
+from tqdm import tqdm
+
+from datasets import DATASETS, Layout, Sample
+from datasets.cli import CONTEXT, run_command
+from datasets.files import Header, list_images, read_header, read_mask, read_rgb
+from datasets.textures import BUILTIN, list_textures
+from errors import InputError, WorkError
+
+Kind = Literal["unreadable", "mask_size", "empty", "same_stem", "train_and_test", "layout"]
+Item, Result = TypeVar("Item"), TypeVar("Result")
+
+# other kinds of pixels are decoded at once, as their header does not tell whether they can be
+USUAL = re.compile("palette|[1-4]×(1|8|16) bit")
+# a core each for decoding. Headers of files at hand need no threads at all, those on a network disk some
+THREADS, PEEKING_THREADS = min(16, os.cpu_count() or 1), 4
+AT_ONCE = 16
+BLOCKS, BLOCK = 8, 2048
+COLUMNS = ("class", "train", "test good", "test defective", "size (HxW)", "channels", "masks", "problems")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something wrong with a file (or class: then `path` is its name or folder).
+
+    kind: `unreadable`: cannot be opened, is cut off or no image; `mask_size`: a mask of another size than its image;
+    `empty`: a class without images; `same_stem`: two files of a folder differ in their suffix alone;
+    `train_and_test`: a test image with the bytes of a training image; `layout`: the layout's own complaint.
+    """
+
+    path: Path
+    what: str
+    kind: Kind
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.what}"
+
+
+# ------------------------------------------------------------------------------------------- checks
+
+
+def quick_check(
+    name: str, train: Sequence[Sample], test: Sequence[Sample]
+) -> tuple[list[Problem], dict[Path, tuple[int, int]]]:
+    """What is wrong with a class, from headers and file ends; only files that seem cut off are decoded.
+
+    Args:
+        name: of the class, for the message.
+        train, test: its samples.
+
+    Returns:
+        The problems, and the (width, height) upright of each readable image in pixels.
+    """
+    problems, headers = _check(name, train, test, _glance, None)
+    return problems, {s.path: headers[s.path].size for s in (*train, *test) if s.path in headers}
+
+
+def full_check(name: str, train: Sequence[Sample], test: Sequence[Sample]) -> tuple[list[Problem], dict[Path, Header]]:
+    """As `quick_check`, but everything is decoded, with a progress bar on standard error.
+
+    Returns:
+        The problems, and the header of each readable image and mask.
+    """
+    return _check(name, train, test, _decode, name)
+
+
+def check_textures(paths: Sequence[Path], full: bool = False) -> list[Problem]:
+    """The unreadable ones among texture pictures: from headers and file ends, or with `full` from all pixels."""
+    files = dict.fromkeys(paths, False)
+    return _look_at(files, _decode if full else _glance, "textures" if full else None)[0]
+
+
+def drop_bad(samples: Iterable[Sample], problems: Iterable[Problem]) -> list[Sample]:
+    """The samples without those whose image or mask is unreadable. Other problems leave a sample in."""
+    bad = {p.path for p in problems if p.kind == "unreadable"}
+    return [s for s in samples if s.path not in bad and s.mask not in bad]
+
+
+Look = Callable[[Path, bool], Header]
+
+
+def _check(
+    name: str, train: Sequence[Sample], test: Sequence[Sample], look: Look, bar: str | None
+) -> tuple[list[Problem], dict[Path, Header]]:
+    samples = (*train, *test)
+    if not samples:
+        return [Problem(Path(name), "the class has no training image and no test image", "empty")], {}
+    files = {s.path: False for s in samples} | {s.mask: True for s in samples if s.mask is not None}
+    problems, headers = _look_at(files, look, bar)
+    problems += _mask_sizes(samples, headers)
+    problems += _same_stems(samples)
+    problems += _in_both([s.path for s in train if s.path in headers], [s.path for s in test if s.path in headers])
+    return problems, headers
+
+
+def _look_at(files: dict[Path, bool], look: Look, bar: str | None) -> tuple[list[Problem], dict[Path, Header]]:
+    """Unreadable files and the headers of the others. `files`: path → whether it is a mask."""
+
+    def try_one(path: Path) -> Header | Problem:
+        try:
+            return look(path, files[path])
+        except WorkError as error:
+            reason = str(error).removeprefix(f"cannot read image {path}: ")
+            return Problem(path, f"cannot be read: {reason}", "unreadable")
+
+    results = dict(zip(files, _in_threads(try_one, list(files), bar), strict=True))
+    problems = [r for r in results.values() if isinstance(r, Problem)]
+    return problems, {path: r for path, r in results.items() if isinstance(r, Header)}
+
+
+def _in_threads(work: Callable[[Item], Result], items: Sequence[Item], bar: str | None = None) -> list[Result]:
+    """The results in order: one by one under a bar, many at once without, where each takes next to no time."""
+    at_once, threads = (AT_ONCE, PEEKING_THREADS) if bar is None else (1, THREADS)
+    parts = [items[i : i + at_once] for i in range(0, len(items), at_once)]
+    shown = tqdm(
+        total=len(items), desc=bar, unit="file", disable=bar is None, dynamic_ncols=True,
+        mininterval=0.1 if sys.stderr.isatty() else 30,
+    )  # fmt: skip
+    results: list[Result] = []
+    with ThreadPoolExecutor(threads) as pool, shown:
+        for part in pool.map(lambda part: [work(item) for item in part], parts):
+            results += part
+            shown.update(len(part))
+    return results
+
+
+def _glance(path: Path, is_mask: bool) -> Header:
+    header = read_header(path)
+    return _decode(path, is_mask) if header.suspect or not USUAL.fullmatch(header.pixels) else header
+
+
+def _decode(path: Path, is_mask: bool) -> Header:
+    header = read_header(path)
+    if is_mask:
+        height, width = read_mask(path).shape
+    else:
+        width, height = read_rgb(path).size
+    return Header((width, height), header.pixels)
+
+
+# ------------------------------------------------------------------------------- kinds of problems
+
+
+def _mask_sizes(samples: Sequence[Sample], headers: dict[Path, Header]) -> list[Problem]:
+    problems = []
+    for sample in samples:
+        image, mask = headers.get(sample.path), headers.get(sample.mask) if sample.mask else None
+        if image and mask and image.size != mask.size:
+            what = f"the mask has {_hxw(mask.size)} pixels (HxW), its image {sample.path} has {_hxw(image.size)}"
+            problems.append(Problem(sample.mask, what, "mask_size"))
+    return problems
+
+
+def _same_stems(samples: Sequence[Sample]) -> list[Problem]:
+    """Images of one folder that differ in their suffix alone, and masks beside which another would fit as well."""
+    images = {s.path for s in samples}
+    masks = {s.mask for s in samples if s.mask is not None}
+    beside = {path for folder in {m.parent for m in masks} for path in list_images(folder)} - images
+    problems = []
+    for paths, wanted, what in ((images, images, "image"), (masks | beside, masks, "mask")):
+        groups = defaultdict(list)
+        for path in sorted(paths):
+            groups[path.parent, path.stem].append(path)
+        for first, *others in groups.values():
+            if others and not wanted.isdisjoint((first, *others)):
+                names = ", ".join(path.name for path in others)
+                said = f"another {what} of the same name is beside it: {names}; which one counts is not clear"
+                problems.append(Problem(first, said, "same_stem"))
+    return problems
+
+
+def _in_both(train: Sequence[Path], test: Sequence[Path]) -> list[Problem]:
+    """Test images with the bytes of a training image."""
+    same: dict[object, Path] = {}
+    keys: dict[Path, object] = {}
+    # each look is dearer than the one before and has fewer files left to look at
+    for look in (os.path.getsize, _some_bytes, _all_bytes):
+        paths = list(dict.fromkeys((*train, *test)))
+        keys = dict(zip(paths, _in_threads(look, paths), strict=True))
+        in_test = {keys[path] for path in test}
+        same = {keys[path]: path for path in reversed(train) if keys[path] in in_test}
+        train = [path for path in train if keys[path] in same]
+        test = [path for path in test if keys[path] in same]
+    problems = []
+    for path in dict.fromkeys(test):
+        twin = same[keys[path]]
+        what = (
+            "is in train and in test"
+            if twin == path
+            else f"the test image has the same bytes as the training image {twin}"
+        )
+        problems.append(Problem(path, what, "train_and_test"))
+    return problems
+
+
+def _some_bytes(path: Path) -> bytes:
+    """Blocks from head to tail. Of pictures with one background those in the middle differ."""
+    with path.open("rb", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size <= BLOCKS * BLOCK:
+            return file.read()
+        blocks = []
+        for i in range(BLOCKS):
+            file.seek((size - BLOCK) * i // (BLOCKS - 1))
+            blocks.append(file.read(BLOCK))
+        return hashlib.sha256(b"".join(blocks)).digest()
+
+
+def _all_bytes(path: Path) -> bytes:
+    digest = hashlib.sha256()
+    with path.open("rb", buffering=0) as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.digest()
+
+
+# ------------------------------------------------------------------------------------- command line
+
+
+@click.command(context_settings=CONTEXT)
+@click.option("-d", "--subdatasets", multiple=True, help="Class, repeatable.  [default: all that are found]")
+@click.argument("name")
+@click.argument("data_path", type=click.Path())
+@click.argument("aug_path", type=click.Path(), required=False)
+def main(name: str, data_path: str, aug_path: str | None, subdatasets: tuple[str, ...]) -> None:
+    """Read every image and mask of a data set and say what is wrong with them.
+
+    NAME, DATA_PATH and AUG_PATH as for main.py. Exit code 1 where there is any problem.
+    """
+    if name not in DATASETS:
+        raise InputError(f"unknown data set {name!r}; possible: {', '.join(DATASETS)}")
+    layout = DATASETS[name](data_path)
+    classes = layout.choose(subdatasets)
+    textures = list_textures(aug_path) if aug_path and aug_path != BUILTIN else []
+    rows, problems = [COLUMNS], []
+    for one in classes:
+        row, found = _check_class(layout, one)
+        rows.append(row)
+        problems += found
+    click.echo(_table(rows))
+    if textures:
+        found = check_textures(textures, full=True)
+        click.echo(f"textures: {len(textures)} files, problems: {len(found)}")
+        problems += found
+    click.echo(f"problems: {len(problems)}")
+    for problem in problems:
+        click.echo(click.format_filename(str(problem)))  # a file name need not be text
+    click.get_current_context().exit(1 if problems else 0)
+
+
+def _check_class(layout: Layout, name: str) -> tuple[tuple[str, ...], list[Problem]]:
+    """A row of the table, and the problems."""
+    train, test, complaints = _samples(layout, name)
+    problems, headers = full_check(name, train, test)
+    if len(complaints) == 2:  # what could not be listed need not be empty
+        problems = []
+    problems = complaints + problems
+    defective = [s for s in test if s.is_anomaly]
+    images = [headers[path] for path in dict.fromkeys(s.path for s in (*train, *test)) if path in headers]
+    channels = ", ".join(sorted({header.pixels for header in images}))
+    masks = sum(s.mask is not None for s in defective)
+    counts = (len(train), len(test) - len(defective), len(defective))
+    masked = f"{masks}/{len(defective)}"
+    return (name, *map(str, counts), _sizes(images), channels or "-", masked, str(len(problems))), problems
+
+
+def _samples(layout: Layout, name: str) -> tuple[list[Sample], list[Sample], list[Problem]]:
+    """Training and test samples of a class, and what the layout complains of."""
+    folder, complaints = layout.root / name, []
+    parts: list[list[Sample]] = []
+    for part in (layout.test, layout.train):
+        try:
+            parts.append(part(name))
+        except InputError as error:
+            parts.append([])
+            complaints.append(Problem(folder, str(error), "layout"))
+    test, train = parts
+    only_test = (folder / "test").is_dir() and not (folder / "train").is_dir()  # as in MAD-man, to be tested only
+    return train, test, [] if test and only_test else complaints
+
+
+def _sizes(headers: Sequence[Header]) -> str:
+    """One size, or from the least to the largest of each side."""
+    if not headers:
+        return "-"
+    widths, heights = zip(*(header.size for header in headers), strict=True)
+    least, most = _hxw((min(widths), min(heights))), _hxw((max(widths), max(heights)))
+    return least if least == most else f"{least}–{most}"
+
+
+def _hxw(size: tuple[int, int]) -> str:
+    return f"{size[1]}x{size[0]}"
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    return "\n".join(line.rstrip() for line in lines)
+
+
+if __name__ == "__main__":
+    run_command(main)

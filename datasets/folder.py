@@ -1,0 +1,89 @@
+"""The layout of a user's own folders, whatever there is of training, test and masks."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from datasets.base import GOOD, Sample
+from datasets.files import list_folders, list_images
+from datasets.mvtec import BESIDE, MVTecLayout
+from errors import InputError
+
+NOT_A_KIND = BESIDE | {"train", "test"}
+
+
+class FolderLayout(MVTecLayout):
+    """Any of three forms, class by class.
+
+    - `<class>/train/good`, with or without `test/<kind>`;
+    - `<class>/good` and any number of other folders, each a kind of defect;
+    - `<class>/` with good images in it.
+
+    Masks are where the MVTec layout has them. Where there are defects but no good test image, a share of the good
+    images is taken out of the training for the test. Which ones depends on `seed` and each one's name alone: more
+    images change nothing for those that were there.
+    """
+
+    larger = frozenset()
+
+    def classes(self) -> list[str]:
+        """Folders of one of the three forms."""
+        return [f.name for f in list_folders(self.root) if f.name not in BESIDE and _form(f)]
+
+    def train(self, name: str) -> list[Sample]:
+        """The good images but those held out for the test.
+
+        Raises:
+            InputError: there are none.
+        """
+        held = {sample.path for sample in self.held_out(name)}
+        samples = [sample for sample in self._good(name) if sample.path not in held]
+        if not samples:
+            forms = "train/good, good, or images in the class folder itself"
+            raise InputError(f"class {name}: no good image in {self.root / name}; possible: {forms}")
+        return samples
+
+    def test(self, name: str) -> list[Sample]:
+        """Defective images, and good ones as given, else as held out; [] where there is no defective image."""
+        return self._given_test(name) + self.held_out(name)
+
+    def held_out(self, name: str) -> list[Sample]:
+        """Good images taken out of the training, since there are defects to be told from but no good test image."""
+        kinds = {sample.is_anomaly for sample in self._given_test(name)}
+        good = self._good(name)
+        if kinds != {True} or len(good) < 2:
+            return []
+        drawn = {sample.path: self._draw(sample.path) for sample in good}
+        held = [sample for sample in good if drawn[sample.path] < self.test_share]
+        if len(held) == len(good):
+            held.remove(max(held, key=lambda sample: drawn[sample.path]))
+        return held or [min(good, key=lambda sample: drawn[sample.path])]
+
+    def _draw(self, path: Path) -> float:
+        """A number in [0, 1) from the seed and the image's name."""
+        name = path.relative_to(self.root).as_posix()
+        digest = hashlib.sha256(f"{self.seed}/{name}".encode()).digest()
+        return int.from_bytes(digest[:8], "big") / 2**64
+
+    def _good(self, name: str) -> list[Sample]:
+        folder = self.root / name
+        form = _form(folder)
+        place = {"train": folder / "train" / GOOD, "good": folder / GOOD}.get(form, folder)
+        return [Sample(path) for path in list_images(place)]
+
+    def _given_test(self, name: str) -> list[Sample]:
+        folder = self.root / name
+        if _form(folder) != "good":
+            return super().test(name)
+        kinds = [f.name for f in list_folders(folder) if f.name not in NOT_A_KIND | {GOOD}]
+        return [sample for kind in kinds for sample in self._kind(name, folder / kind)]
+
+
+def _form(folder: Path) -> str | None:
+    """Which of the three forms a class folder has; None is none of them."""
+    if (folder / "train").is_dir() or (folder / "test").is_dir():
+        return "train"
+    if (folder / GOOD).is_dir():
+        return "good"
+    return "plain" if list_images(folder) else None

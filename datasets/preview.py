@@ -1,0 +1,135 @@
+"""A sheet of what LAS makes of a class's images, to look at before training: `python -m datasets.preview`."""
+
+from __future__ import annotations
+
+import io
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+import distribution
+import main
+import run
+import synthesis
+from datasets import DATASETS, Layout, TrainDataset
+from datasets.cli import CONTEXT, run_command
+from datasets.defects import Defects, list_defects
+from datasets.foreground import make_masks
+from datasets.textures import open_textures
+from errors import InputError
+from utils import IMAGENET_MEAN, IMAGENET_STD, setup_logging, write_atomically
+
+COLUMNS = ("image", "foreground", "mask", "texture or defect", "augmented")
+GAP, LABEL, SHOWN = 6, 18, 256
+STRIDE = 8  # of the grid that decides which masks are drawn again; the usual first layer's
+
+
+def preview_class(layout: Layout, name: str, options: dict[str, Any], samples: int, seed: int) -> Image.Image:
+    """The sheet of one class, a row a sample: image, foreground, mask, texture, augmented image.
+
+    Args:
+        layout: of the data set.
+        name: of the class.
+        options: of the command `dataset`, by name.
+        samples: how many rows, evenly spread over the training images.
+        seed: of all draws, those of a training with it in its first epoch.
+
+    Raises:
+        InputError, WorkError: as a run does.
+    """
+    settings = run.image_settings(options).for_class(layout, name)
+    train = layout.train(name)
+    textures = open_textures(options["aug_path"], seed)
+    defects = (
+        Defects(list_defects(options["defects"]), settings, options["defects_share"]) if options["defects"] else None
+    )
+    grid = tuple(max(1, side // STRIDE) for side in settings.size)
+    flags = distribution.read_flags(options["name"], f"{options['name']}_{name}")
+    with tempfile.TemporaryDirectory() as folder:
+        masks = None
+        if distribution.wants_foreground(options["fg"], flags):
+            masks = layout.foreground(name, train) or make_masks(train, Path(folder))
+        data = TrainDataset(train, settings, textures, grid, masks, seed, defects=defects)
+        chosen = np.unique(np.linspace(0, len(train) - 1, samples).astype(int))
+        rows = [_row(data, int(index)) for index in chosen]
+    return _sheet(f"{options['name']}_{name}", rows)
+
+
+def _row(data: TrainDataset, index: int) -> tuple[str, list[NDArray[np.uint8]]]:
+    """What it is, and the pictures of one sample, as a training makes it in its first epoch."""
+    image, rng = data.image(0, index)
+    texture, mask, _, beta = data.anomaly(rng, index)
+    augmented = synthesis.blend(image, texture, torch.from_numpy(mask).float(), beta)
+    foreground = data.foreground_of(index)
+    allowed = np.ones_like(mask) if foreground is None else foreground
+    pictures = [_visible(image), _visible(allowed), _visible(mask), _visible(texture), _visible(augmented)]
+    return f"{data.samples[index].path.name}  β {beta:.2f}", pictures
+
+
+def _visible(picture: Tensor | NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """Normalised (3, H, W) or mask (H, W) → (H, W, 3) uint8."""
+    if isinstance(picture, np.ndarray):
+        return np.repeat(picture[..., None].astype(np.uint8) * 255, 3, axis=2)
+    values = picture.permute(1, 2, 0).numpy() * np.array(IMAGENET_STD) + np.array(IMAGENET_MEAN)
+    return (values.clip(0, 1) * 255 + 0.5).astype(np.uint8)
+
+
+def _sheet(title: str, rows: list[tuple[str, list[NDArray[np.uint8]]]]) -> Image.Image:
+    height, width = rows[0][1][0].shape[:2]
+    scale = min(1.0, SHOWN / max(height, width))
+    height, width = round(height * scale), round(width * scale)
+    step = height + LABEL + GAP
+    sheet = Image.new("RGB", (GAP + (width + GAP) * len(COLUMNS), LABEL * 2 + GAP + step * len(rows)), (255, 255, 255))
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
+    draw.text((GAP, 2), title, (0, 0, 0), font)
+    for column, label in enumerate(COLUMNS):
+        draw.text((GAP + column * (width + GAP), LABEL + 2), label, (90, 90, 90), font)
+    for row, (label, pictures) in enumerate(rows):
+        top = LABEL * 2 + GAP + row * step
+        draw.text((GAP, top), label, (0, 0, 0), font)
+        for column, picture in enumerate(pictures):
+            shown = Image.fromarray(picture).resize((width, height), Image.Resampling.BILINEAR)
+            sheet.paste(shown, (GAP + column * (width + GAP), top + LABEL))
+    return sheet
+
+
+def _save(sheet: Image.Image, path: Path) -> None:
+    encoded = io.BytesIO()
+    sheet.save(encoded, "PNG")
+    write_atomically(path, lambda temporary: temporary.write_bytes(encoded.getvalue()))
+
+
+def _preview(out: str, samples: int, seed: int, **options: Any) -> None:
+    """Show what training will make of the images: the same options and arguments as main.py's dataset."""
+    options = main.dataset.callback(**options)[1]
+    setup_logging()
+    if options["name"] not in DATASETS:
+        raise InputError(f"unknown data set {options['name']!r}; possible: {', '.join(DATASETS)}")
+    layout = DATASETS[options["name"]](options["data_path"], seed, options["test_share"])
+    for name in layout.choose(options["subdatasets"]):
+        path = Path(out) / f"{options['name']}_{name}.png"
+        _save(preview_class(layout, name, options, samples, seed), path)
+        click.echo(path)
+
+
+OWN_OPTIONS = [
+    click.Option(
+        ["--out"], default="preview", type=click.Path(file_okay=False), help="Folder of the sheets, one a class."
+    ),
+    click.Option(["--samples"], default=6, type=click.IntRange(1, 100), help="Rows of a sheet."),
+    click.Option(["--seed"], default=0, type=click.IntRange(0, 2**32 - 1), help="Start of every random draw."),
+]
+command = click.Command(
+    "preview", callback=_preview, params=[*main.dataset.params, *OWN_OPTIONS], help=_preview.__doc__,
+    context_settings=CONTEXT,
+)  # fmt: skip
+
+if __name__ == "__main__":
+    run_command(command)
