@@ -1,0 +1,215 @@
+"""Test sets of weak defects like MAD-sys (paper section 4.1), made from any class: `python -m datasets.mad_sys`.
+
+Textures under Perlin masks are blended onto good test images at transparency β: I·(1−m) + (1−β)·T·m + β·I·m, from 0.1,
+plain to see, to 0.9, almost invisible. An image has the same mask and texture at every β, so that β alone differs.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import sys
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from tqdm import tqdm
+
+import perlin
+from datasets import MVTecLayout, Sample, augment, open_textures
+from datasets.cli import CONTEXT, run_command
+from datasets.files import read_rgb
+from datasets.textures import Textures
+from errors import InputError, WorkError
+from utils import write_atomically, write_text
+
+BETAS = (0.1, 0.3, 0.5, 0.7, 0.9)
+CLASSES = ("carpet", "grid", "leather", "tile", "wood")
+KIND = "synthetic"
+SHARE = 946 / 320  # of anomalous to normal images in the authors' subsets
+SETTINGS = "mad_sys.json"
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)")
+
+
+class SeveralValues(click.Command):
+    """A command whose `--beta` takes all the numbers that follow it."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """`--beta 0.1 0.3` → `--beta 0.1 --beta 0.3`."""
+        spelled, open_ = [], False
+        for position, arg in enumerate(args):
+            follows = open_ and args[position - 1] != "--beta" and NUMBER.fullmatch(arg)
+            spelled += ["--beta", arg] if follows else [arg]
+            open_ = arg == "--beta" or (open_ and bool(NUMBER.fullmatch(arg)))
+        return super().parse_args(ctx, spelled)
+
+
+def make_anomaly(
+    rng: np.random.Generator, image: NDArray[np.uint8], texture: Image.Image
+) -> tuple[NDArray[np.bool_], NDArray[np.uint8]]:
+    """Where and with what an image is changed.
+
+    Args:
+        rng: of all draws.
+        image: (H, W, 3) RGB.
+        texture: of any size; resized to cover the image, three of the nine operations, cropped.
+
+    Returns:
+        The mask (H, W) with at least one pixel, and the texture (H, W, 3).
+    """
+    height, width = image.shape[:2]
+    factor = max(height / texture.height, width / texture.width)
+    size = max(width, round(texture.width * factor)), max(height, round(texture.height * factor))
+    pattern = augment.augment_texture(texture.resize(size, Image.Resampling.BILINEAR), rng)
+    left, top = (pattern.width - width) // 2, (pattern.height - height) // 2
+    mask = perlin.perlin_mask(rng, (height, width))
+    while not mask.any():
+        mask = perlin.perlin_mask(rng, (height, width))
+    return mask, np.asarray(pattern.crop((left, top, left + width, top + height)))
+
+
+def blend(
+    image: NDArray[np.uint8], texture: NDArray[np.uint8], mask: NDArray[np.bool_], beta: float
+) -> NDArray[np.uint8]:
+    """The image with (1−β)·texture + β·image under the mask, rounded. (H, W, 3)."""
+    out = image.copy()
+    out[mask] = ((1 - beta) * texture[mask] + beta * image[mask] + 0.5).astype(np.uint8)
+    return out
+
+
+class Maker:
+    """Writes one class's images at every β; what is there already is kept."""
+
+    def __init__(self, out: Path, textures: Textures, betas: Sequence[float], seed: int) -> None:
+        self.out, self.textures, self.betas, self.seed = out, textures, betas, seed
+
+    def good(self, name: str, sample: Sample) -> None:
+        """Copy a normal image as it is."""
+        content = sample.path.read_bytes()
+        for beta in self.betas:
+            self._write(self._folder(beta, name) / "test" / "good" / sample.path.name, content)
+
+    def anomalous(self, name: str, sample: Sample, index: int) -> None:
+        """The index-th anomalous image from a normal one, and its mask, at every β."""
+        places = {
+            beta: (
+                self._folder(beta, name) / "test" / KIND / f"{index:03d}.png",
+                self._folder(beta, name) / "ground_truth" / KIND / f"{index:03d}_mask.png",
+            )
+            for beta in self.betas
+        }
+        missing = {beta: pair for beta, pair in places.items() if not all(path.exists() for path in pair)}
+        if not missing:
+            return
+        rng = np.random.default_rng([self.seed, zlib.crc32(name.encode()), index])
+        image = np.asarray(read_rgb(sample.path))
+        mask, texture = make_anomaly(rng, image, self.textures.read(int(rng.integers(len(self.textures)))))
+        for beta, (path, mask_path) in missing.items():
+            self._write(mask_path, _png(mask.astype(np.uint8) * 255))
+            self._write(path, _png(blend(image, texture, mask, beta)))
+
+    def _folder(self, beta: float, name: str) -> Path:
+        return self.out / f"Beta_{beta:g}" / name
+
+    @staticmethod
+    def _write(path: Path, content: bytes) -> None:
+        if not path.exists():
+            write_atomically(path, lambda temporary: temporary.write_bytes(content))
+
+
+def _png(image: NDArray[np.uint8]) -> bytes:
+    encoded = io.BytesIO()
+    Image.fromarray(image).save(encoded, "PNG")
+    return encoded.getvalue()
+
+
+def _choose(layout: MVTecLayout, wished: Sequence[str]) -> dict[str, list[Sample]]:
+    """The good test images of each class."""
+    known = layout.classes()
+    names = layout.choose(wished) if wished else [name for name in CLASSES if name in known]
+    if not names:
+        raise InputError(
+            f"{layout.root} has none of {', '.join(CLASSES)}; name a class with -d, it has {', '.join(known) or 'none'}"
+        )
+    chosen = {name: [s for s in layout.test(name) if not s.is_anomaly] for name in names}
+    for name, samples in chosen.items():
+        if not samples:
+            raise InputError(f"class {name}: no good test image in {layout.root / name / 'test' / 'good'}")
+    return chosen
+
+
+def _keep_settings(out: Path, settings: dict[str, Any]) -> None:
+    """One folder holds the sets of one choice of settings.
+
+    Raises:
+        InputError: it was made with others.
+    """
+    path = out / SETTINGS
+    if path.exists():
+        try:
+            before = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise WorkError(f"cannot read {path}: {error}") from error
+        other = [
+            f"{key} was {before.get(key)}, is {value}" for key, value in settings.items() if before.get(key) != value
+        ]
+        if other:
+            raise InputError(f"{out} was made with other settings ({'; '.join(other)}); give another folder")
+    else:
+        write_text(path, json.dumps(settings, indent=2) + "\n")
+
+
+@click.command(cls=SeveralValues, context_settings=CONTEXT)
+@click.argument("mvtec", type=click.Path())
+@click.argument("dtd", type=click.Path())
+@click.argument("out", type=click.Path(file_okay=False))
+@click.option(
+    "--beta",
+    "betas",
+    multiple=True,
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    default=BETAS,
+    help="Transparency of the defects, several after one flag or each after its own.",
+)
+@click.option(
+    "-d", "--subdatasets", multiple=True, help="Class, repeatable.  [default: carpet, grid, leather, tile and wood]"
+)
+@click.option("--seed", default=0, type=click.IntRange(0, 2**32 - 1), help="Start of every random draw.")
+@click.option(
+    "--count",
+    default=None,
+    type=click.IntRange(min=1),
+    help="Anomalous images a class.  [default: 2.96 times its normal ones, as in MAD-sys]",
+)
+def main(
+    mvtec: str, dtd: str, out: str, betas: tuple[float, ...], subdatasets: tuple[str, ...], seed: int, count: int | None
+) -> None:
+    """Make test sets of weak defects: OUT/Beta_0.1/CLASS/test and so on, in MVTec AD's layout.
+
+    MVTEC holds a folder a class with good test images, DTD texture pictures at any depth, or is the word builtin.
+    """
+    chosen = _choose(MVTecLayout(mvtec), subdatasets)
+    textures = open_textures(dtd, seed)
+    _keep_settings(Path(out), {"source": str(mvtec), "textures": str(dtd), "seed": seed, "count": count})
+    maker = Maker(Path(out), textures, tuple(dict.fromkeys(betas)), seed)
+    counts = {name: count or round(SHARE * len(samples)) for name, samples in chosen.items()}
+    total = sum(len(samples) + counts[name] for name, samples in chosen.items())
+    with tqdm(total=total, unit="img", dynamic_ncols=True, mininterval=0.5 if sys.stderr.isatty() else 30) as bar:
+        for name, samples in chosen.items():
+            bar.set_description(name)
+            for sample in samples:
+                maker.good(name, sample)
+                bar.update()
+            for index in range(counts[name]):
+                maker.anomalous(name, samples[index % len(samples)], index)
+                bar.update()
+
+
+if __name__ == "__main__":
+    run_command(main)
