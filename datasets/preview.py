@@ -70,7 +70,7 @@ def _row(data: TrainDataset, index: int) -> tuple[str, list[NDArray[np.uint8]]]:
     foreground = data.foreground_of(index)
     allowed = np.ones_like(mask) if foreground is None else foreground
     pictures = [_visible(image), _visible(allowed), _visible(mask), _visible(texture), _visible(augmented)]
-    return f"{data.samples[index].path.name}  β {beta:.2f}", pictures
+    return f"{data.samples[index].path.name}  beta {beta:.2f}", pictures
 
 
 def _visible(picture: Tensor | NDArray[np.bool_]) -> NDArray[np.uint8]:
