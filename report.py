@@ -40,6 +40,7 @@ def write_results(folder: Path, rows: Mapping[str, Mapping[str, Any]]) -> pd.Dat
     path = folder / "results.csv"
     table = pd.DataFrame.from_dict({name: dict(figures) for name, figures in rows.items()}, orient="index")
     before = _read_rows(path)
+    order = dict.fromkeys((*table.columns, *before.columns))  # what is joined below comes out sorted
     earlier, same = before[~before.index.isin([*rows, MEAN])], before[before.index.isin(list(rows))]
     if len(earlier):
         if len(rows) == 1:  # once a run
@@ -47,7 +48,7 @@ def write_results(folder: Path, rows: Mapping[str, Mapping[str, Any]]) -> pd.Dat
         table = pd.concat([earlier, table])
     if len(same):  # a test alone has no figures of the last epoch: those of its training stay
         table = table.combine_first(same[[c for c in same.columns if c not in COLUMNS]]).reindex(table.index)
-    further = [c for c in table.columns if c not in COLUMNS]
+    further = [c for c in order if c not in COLUMNS]
     table = table.reindex(columns=[*COLUMNS, *further])
     table.loc[MEAN] = table.mean(numeric_only=True)
     table.index.name = ROW_NAMES

@@ -229,7 +229,18 @@ def _class_data(this: Run, name: str) -> ClassData:
         raise InputError(f"class {name}: {this.layout.root} has no test image of it")
     train = this.layout.train(name) if this.training else []
     settings = image_settings(this.dataset).for_class(this.layout, name)
-    return ClassData(name, f"{this.dataset['name']}_{name}", train, test, settings, this.layout.held_out(name))
+    row, held_out = f"{this.dataset['name']}_{name}", this.layout.held_out(name)
+    if held_out and not this.training and not _trained_with_split(this, row):
+        # what the layout would hold out here was trained on, or is nothing that anyone asked to be tested
+        held = {sample.path for sample in held_out}
+        test, held_out = [sample for sample in test if sample.path not in held], []
+    return ClassData(name, row, train, test, settings, held_out)
+
+
+def _trained_with_split(this: Run, row: str) -> bool:
+    """Whether the checkpoint to be tested is of a training that held out good images."""
+    best = checkpoint.find_best(this.models / "backbone_0" / row)
+    return bool(best) and "split_seed" in checkpoint.load(best[0]).get("config", {})
 
 
 def _check_images(this: Run, data: ClassData) -> ClassData:

@@ -72,6 +72,18 @@ def test_test_of_a_split_with_another_seed_is_refused(tmp_path, textures):
     assert "split_seed 0, given is 5" in done.output
 
 
+def test_new_pictures_are_scored_without_images_of_the_training(tmp_path, textures):
+    """The training held nothing out, so a test with its checkpoint must not hold out what was trained on."""
+    own = shaped(tmp_path / "x", "train", defects=False)
+    assert run(own, textures, tmp_path / "r").exit_code == 0
+    (own / "disc" / "test" / "new").mkdir(parents=True)
+    shutil.copy(own / "disc/train/good/000.png", own / "disc/test/new/000.png")
+    done = run(own, textures, tmp_path / "t", main=("--test", "test", "--models_path", tmp_path / "r/models"))
+    assert done.exit_code == 0, done.output
+    assert [p.name for p in (tmp_path / "t/eval/folder_disc").iterdir()] == ["new_000.png"]
+    assert rows(tmp_path / "t")["folder_disc"]["image_auroc"] == "nan"
+
+
 def test_gray_and_deep_images_of_any_size_in_a_wide_format(tmp_path, textures):
     folder = tmp_path / "data" / "part"
     rng = np.random.default_rng(0)

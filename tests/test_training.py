@@ -293,6 +293,16 @@ def test_unknown_setting_is_an_error():
         make_glass(patchsize=2)
 
 
+def test_results_keep_the_order_of_their_columns(tmp_path):
+    """Also where a test's row takes the last epoch's figures from the training's."""
+    figures = dict.fromkeys(METRICS, 0.5) | {"best_epoch": 1}
+    last = {"last_epoch": 1, **{f"last_{metric}": 0.4 for metric in METRICS}}
+    first = report.write_results(tmp_path, {"mvtec_a": figures | last})
+    again = report.write_results(tmp_path, {"mvtec_a": figures})
+    assert list(again.columns) == list(first.columns) == [*METRICS, "best_epoch", *last]
+    assert again.loc["mvtec_a", "last_pixel_pro"] == 0.4
+
+
 def test_results_keep_rows_of_earlier_runs(tmp_path):
     figures = dict.fromkeys(METRICS, 0.5) | {"best_epoch": 3}
     report.write_results(tmp_path, {"mvtec_a": figures})
