@@ -2,112 +2,45 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import platform
 import re
 import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import click
 import numpy as np
 import torch
-from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
 import backbones
 import checkpoint
 import distribution
+import reading
 import report
-from datasets import (
-    DATASETS,
-    EpochSampler,
-    ImageSettings,
-    Layout,
-    Sample,
-    TestDataset,
-    TrainDataset,
-    make_loader,
-)
-from datasets.base import CentreDataset, plan_cache, read_all, show_size
+from datasets import DATASETS, EpochSampler, ImageSettings, TestDataset, TrainDataset, make_loader
+from datasets.base import CentreDataset
 from datasets.cache import ImageCache, cache_budget
-from datasets.check import Problem, check_textures, drop_bad, quick_check
-from datasets.defects import Defects, digest, list_defects, refuse_test_images
+from datasets.defects import Defects, digest, list_defects
 from datasets.files import read_rgb
 from datasets.foreground import make_masks
-from datasets.textures import FileTextures, Textures, open_textures
+from datasets.settings import show_size
+from datasets.textures import open_textures
 from distribution import Decision
-from errors import InputError, WorkError
+from errors import InputError
 from glass import GLASS, METRICS
-from utils import LOGGER, choose_device, fix_seeds, setup_logging, write_text
+from job import ClassData, Net, Options, Run
+from utils import LOGGER, choose_device, fix_seeds, setup_logging, write_atomically
 
-Options = Mapping[str, Any]
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "scipy", "scikit-learn", "opencv-python-headless", "pillow")
-# what --augment sets where the option of that name is 0
-LIGHT_AUGMENTATION = {
-    "rotate_degrees": 5.0,
-    "translate": 0.02,
-    "scale": 0.02,
-    "brightness": 0.1,
-    "contrast": 0.1,
-    "saturation": 0.1,
-}
 NOT_FOR_GLASS = frozenset({"backbone_names", "layers_to_extract_from", "weights", "svd"})
-
-
-@dataclass(frozen=True)
-class Net:
-    """A backbone with the layers used and the seed of what is trained on it. `name` is as given after -b."""
-
-    name: str
-    backbone: nn.Module
-    layers: list[str]
-    seed: int
-
-
-@dataclass(frozen=True)
-class ClassData:
-    """One class: its samples and how its images are prepared."""
-
-    name: str
-    row: str
-    train: list[Sample]
-    test: list[Sample]
-    settings: ImageSettings
-    held_out: list[Sample]
-    image_sizes: dict[Path, tuple[int, int]] = field(default_factory=dict)
-
-    def without(self, problems: Sequence[Problem]) -> ClassData:
-        """The class without the images that cannot be read."""
-        return replace(self, train=drop_bad(self.train, problems), test=drop_bad(self.test, problems))
-
-
-@dataclass
-class Run:
-    """All that the classes of a run have in common."""
-
-    main: Options
-    net: Options
-    dataset: Options
-    device: torch.device
-    results: Path
-    models: Path
-    layout: Layout
-    nets: list[Net]
-    textures: Textures | None
-    defects: list[tuple[Path, Path | None]]
-    rows: dict[str, dict[str, Any]] = field(default_factory=dict)
-    configs: dict[str, dict[str, Any]] = field(default_factory=dict)
-
-    @property
-    def training(self) -> bool:
-        """Whether classes are trained, not only tested."""
-        return self.main["test"] == "ckpt"
 
 
 def run(main: Options, net: Options, dataset: Options) -> None:
@@ -124,14 +57,20 @@ def run(main: Options, net: Options, dataset: Options) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a batch system's stop ends like Ctrl-C
     started = time.monotonic()
     this = _prepare(main, net, dataset)
-    classes = [_check_images(this, _class_data(this, name)) for name in this.layout.choose(dataset["subdatasets"])]
+    names = this.layout.choose(dataset["subdatasets"])
+    classes = [reading.glance(this, _class_data(this, name)) for name in names]
     for data in classes:
         _check_class(this, data)
     for one_net in this.nets:
         _check_net(this, one_net)
+    classes, cache = reading.read_everything(this, classes)
+    for data in classes:
+        _write_split(this, data)
     _write_settings(this, started)
-    for listed in classes:
-        data, cache = _read_class(this, listed)
+    for index_of_class, data in enumerate(classes):
+        if index_of_class:
+            cache = None  # or both would be in memory
+            cache = reading.plan_cache(this, data)
         decision = _decide(this, data) if this.training else None
         masks = _foreground(this, data, decision)
         for index, one_net in enumerate(this.nets):
@@ -155,19 +94,15 @@ def run(main: Options, net: Options, dataset: Options) -> None:
 def _prepare(main: Options, net: Options, dataset: Options) -> Run:
     if dataset["name"] not in DATASETS:
         raise InputError(f"unknown data set {dataset['name']!r}; possible: {', '.join(DATASETS)}")
-    results = Path(main["results_path"])
-    try:
-        results.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--results_path {results} cannot be made: {error.strerror}; give another") from error
+    results = _make_results(main["results_path"])
     device = choose_device(main["gpu"])
     fix_seeds(main["seed"])
     layout = DATASETS[dataset["name"]](dataset["data_path"], main["seed"], dataset["test_share"])
     layout.choose(dataset["subdatasets"])
-    image_settings(dataset)
+    ImageSettings.of(dataset)
     GLASS.check_settings(net)
     training = main["test"] == "ckpt"
-    textures = _readable_textures(main, dataset) if training else None
+    textures = open_textures(dataset["aug_path"], main["seed"]) if training else None
     defects = list_defects(dataset["defects"]) if training and dataset["defects"] else []
     names = [backbones.split_seed(name) for name in net["backbone_names"]]
     layers = _layers_of(net["layers_to_extract_from"], len(names))
@@ -183,21 +118,19 @@ def _prepare(main: Options, net: Options, dataset: Options) -> Run:
         seed = main["seed"] if own is None else own
         nets.append(Net(given, backbones.load(name, source, seed), used, seed))
     models = Path(main["models_path"]) if main["models_path"] else results / "models"
-    return Run(main, net, dataset, device, results, models, layout, nets, textures, defects)
+    budget = cache_budget(dataset["cache_gb"])
+    this = Run(main, net, dataset, device, results, models, layout, nets, textures, defects, budget)
+    reading.glance_at_textures(this)
+    return this
 
 
-def _readable_textures(main: Options, dataset: Options) -> Textures:
-    """The textures, without those that cannot be read where --skip_bad leaves them out."""
-    textures = open_textures(dataset["aug_path"], main["seed"])
-    if not isinstance(textures, FileTextures):
-        return textures
-    problems = check_textures(textures.paths)
-    _stop_or_skip("textures", problems, dataset["skip_bad"], Path(main["results_path"]))
-    bad = {problem.path for problem in problems}
-    kept = [path for path in textures.paths if path not in bad]
-    if not kept:
-        raise WorkError(f"AUG_PATH {dataset['aug_path']}: no texture is left")
-    return FileTextures(kept)
+def _make_results(path: str) -> Path:
+    results = Path(path)
+    try:
+        results.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--results_path {results} cannot be made: {error.strerror}; give another") from error
+    return results
 
 
 def _layers_of(given: Sequence[str], count: int) -> list[list[str]]:
@@ -214,21 +147,12 @@ def _layers_of(given: Sequence[str], count: int) -> list[list[str]]:
     return layers
 
 
-def image_settings(dataset: Options) -> ImageSettings:
-    """Preprocessing from the options of `dataset`."""
-    given = dict(dataset)
-    if given["augment"]:
-        given |= {key: value for key, value in LIGHT_AUGMENTATION.items() if not given[key]}
-    settings = ImageSettings(**{f.name: given[f.name] for f in fields(ImageSettings)})
-    return replace(settings, rand_aug=bool(settings.rand_aug))
-
-
 def _class_data(this: Run, name: str) -> ClassData:
     test = this.layout.test(name)
     if not this.training and not test:
         raise InputError(f"class {name}: {this.layout.root} has no test image of it")
     train = this.layout.train(name) if this.training else []
-    settings = image_settings(this.dataset).for_class(this.layout, name)
+    settings = ImageSettings.of(this.dataset).for_class(this.layout, name)
     row, held_out = f"{this.dataset['name']}_{name}", this.layout.held_out(name)
     if held_out and not this.training and not _trained_with_split(this, row):
         # what the layout would hold out here was trained on, or is nothing that anyone asked to be tested
@@ -243,41 +167,6 @@ def _trained_with_split(this: Run, row: str) -> bool:
     return bool(best) and "split_seed" in checkpoint.load(best[0]).get("config", {})
 
 
-def _check_images(this: Run, data: ClassData) -> ClassData:
-    """Look at the headers of all files of a class; the class without what --skip_bad leaves out.
-
-    Raises:
-        WorkError: what would stop the work or spoil its figures.
-    """
-    problems, sizes = quick_check(data.name, data.train, data.test)
-    for problem in (p for p in problems if p.kind == "train_and_test"):
-        LOGGER.warning("%s: %s: the figures will be too good", data.row, problem)
-    problems = [p for p in problems if p.kind != "train_and_test"]
-    _stop_or_skip(f"class {data.row}", problems, this.dataset["skip_bad"], this.results)
-    kept = replace(data.without(problems), image_sizes=sizes)
-    if this.training and not kept.train:
-        raise WorkError(f"class {data.name}: no training image is left")
-    if this.defects:
-        refuse_test_images(this.defects, kept.test)
-    return kept
-
-
-def _stop_or_skip(what: str, problems: Sequence[Problem], skip_bad: bool, results: Path) -> None:
-    """Stop at problems, but for unreadable files with --skip_bad, which are listed."""
-    bad = [p for p in problems if p.kind == "unreadable"]
-    stops = [p for p in problems if not (p.kind == "unreadable" and skip_bad)]
-    if stops:
-        more = f" (and {len(stops) - 1} more; python -m datasets.check lists all)" if len(stops) > 1 else ""
-        hint = "; --skip_bad leaves unreadable images out" if bad and len(bad) == len(stops) else ""
-        raise WorkError(f"{what}: {stops[0]}{more}{hint}")
-    if bad:
-        listed = results / "skipped" / f"{what.removeprefix('class ')}.txt"
-        before = listed.read_text(encoding="utf-8").splitlines() if listed.exists() else []
-        lines = list(dict.fromkeys([*before, *(click.format_filename(str(problem)) for problem in bad)]))
-        write_text(listed, "".join(f"{line}\n" for line in lines))
-        LOGGER.warning("%s: %d unreadable files left out, listed in %s", what, len(bad), listed)
-
-
 def _check_class(this: Run, data: ClassData) -> None:
     """Find out before the first class what would stop the last."""
     if not this.training:
@@ -289,21 +178,31 @@ def _check_class(this: Run, data: ClassData) -> None:
     flags = distribution.read_flags(this.dataset["name"], data.row)
     if distribution.wants_foreground(this.dataset["fg"], flags):
         this.layout.foreground(data.name, data.train)
-    if data.held_out:
-        table = "".join(f"{sample.path},test\n" for sample in data.held_out)
-        table += "".join(f"{sample.path},train\n" for sample in data.train)
-        listed = this.results / "splits" / f"{data.row}.csv"
-        write_text(listed, f"path,part\n{table}")
-        LOGGER.info(
-            "%s: no good test image is given: %d of the good images are kept out of the training for the test "
-            "(seed %d), listed in %s", data.row, len(data.held_out), this.main["seed"], listed,
-        )  # fmt: skip
+
+
+def _write_split(this: Run, data: ClassData) -> None:
+    """Which good images were kept out of the training, where nobody but this run decided that."""
+    if not (this.training and data.held_out):
+        return
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("path", "part"))
+    for part, samples in (("test", data.held_out), ("train", data.train)):
+        writer.writerows((sample.path, part) for sample in samples)
+    listed = this.results / "splits" / f"{data.row}.csv"
+    # a file name need not be text: written as it is
+    content = text.getvalue().encode("utf-8", "surrogateescape")
+    write_atomically(listed, lambda temporary: temporary.write_bytes(content))
+    LOGGER.info(
+        "%s: no good test image is given: %d of the good images are kept out of the training for the test "
+        "(seed %d), listed in %s", data.row, len(data.held_out), this.main["seed"], listed,
+    )  # fmt: skip
 
 
 def _check_net(this: Run, net: Net) -> None:
     """Build the model once before the first class, so that what cannot work is said at once."""
     model = _build(this, net, svd=0)
-    size, stride = image_settings(this.dataset).size, this.dataset["downsampling"]
+    size, stride = ImageSettings.of(this.dataset).size, this.dataset["downsampling"]
     sides = zip(size, model.grid, strict=True)
     if stride is not None and not all(cells in (side // stride, -(-side // stride)) for side, cells in sides):
         raise InputError(
@@ -314,7 +213,7 @@ def _check_net(this: Run, net: Net) -> None:
 
 
 def _build(this: Run, net: Net, svd: int) -> GLASS:
-    size = image_settings(this.dataset).size
+    size = ImageSettings.of(this.dataset).size
     return GLASS(this.device).load(
         backbone=net.backbone,
         layers_to_extract_from=net.layers,
@@ -329,49 +228,11 @@ def _build(this: Run, net: Net, svd: int) -> GLASS:
 # ----------------------------------------------------------------------------------------- a class
 
 
-def _read_class(this: Run, data: ClassData) -> tuple[ClassData, ImageCache]:
-    """Read every image once: what cannot be read is found before the training, what there is room for is kept."""
-    cache = ImageCache(cache_budget(this.dataset["cache_gb"]))
-    if not this.training or _finished(this, data):
-        return data, cache
-    line = plan_cache(
-        cache, data.settings, data.train, this.dataset["fg"] > 0, data.test, this.textures, data.image_sizes
-    )
-    LOGGER.info("%s: keeping %s", data.row, line)
-    train = TrainDataset(data.train, data.settings, this.textures, (1, 1), cache=cache)
-    both = (train, TestDataset(data.test, data.settings, cache))
-    problems = []
-    for index, error in read_all(both, this.dataset["num_workers"], data.row).items():
-        path = (data.train + data.test)[index].path
-        problems.append(Problem(path, error.removeprefix(f"cannot read image {path}: "), "unreadable"))
-    _stop_or_skip(f"class {data.row}", problems, this.dataset["skip_bad"], this.results)
-    data = data.without(problems)
-    if not data.train:
-        raise WorkError(f"class {data.name}: no training image is left")
-    return data, cache
-
-
-def _finished(this: Run, data: ClassData) -> bool:
-    """Whether the class is trained already, with every backbone."""
-    for index in range(len(this.nets)):
-        folder = this.models / f"backbone_{index}" / data.row
-        latest = folder / checkpoint.LATEST
-        if latest.exists():
-            record = checkpoint.load(latest).get("record")
-            if not isinstance(record, dict) or record["epoch"] < this.net["meta_epochs"]:
-                return False
-        elif checkpoint.find_best(folder) is None:
-            return False
-    return True
-
-
 def _foreground(this: Run, data: ClassData, decision: Decision | None) -> list[Path] | None:
     """The foreground mask of each training image: the user's, else ones made and kept under the results."""
-    if decision is None or not decision.foreground or _finished(this, data):
+    if decision is None or not decision.foreground or this.finished(data):
         return None
     given = this.layout.foreground(data.name, data.train)
-    if given is not None:
-        _stop_or_skip(f"class {data.row}", check_textures(given), False, this.results)
     return given if given is not None else make_masks(data.train, this.results / "foreground" / data.row)
 
 
@@ -393,8 +254,10 @@ def _run_class(
         "class_name": data.row, **asdict(data.settings),
         "batch_size": this.dataset["batch_size"], "distribution": this.dataset["distribution"],
         "fg": this.dataset["fg"], "foreground": bool(decision and decision.foreground),
-        "defects": digest(this.defects) if this.defects else "", "defects_share": this.dataset["defects_share"],
+        "defects": digest(this.defects_of(data.name)), "defects_share": this.dataset["defects_share"],
     }  # fmt: skip
+    if this.textures is not None:
+        model.extra_config["textures"] = this.textures.digest()
     if data.held_out:  # another choice would test on images of the training
         model.extra_config |= {"split_seed": this.main["seed"], "test_share": this.dataset["test_share"]}
     test_loader = None
@@ -414,7 +277,8 @@ def _run_class(
     config = checkpoint.load(best[0]).get("config") if best else None
     this.configs[f"{folder.name}/{data.row}"] = config or model.config
     if test_loader is None:
-        LOGGER.info("%s: no test images, nothing to test", data.row)
+        where = best[0] if best else model.model_dir
+        LOGGER.info("%s: no test images, nothing to test; the model is %s", data.row, where)
         return None
     figures = model.tester(test_loader, data.row)
     last = (record or {}).get("last")
@@ -462,7 +326,7 @@ def _started_with(this: Run, model_dir: Path) -> dict[str, Any] | None:
 def _judge(this: Run, data: ClassData) -> int:
     """Judge the class by its mean training image, resized straight; keep pictures."""
     # the special size of some classes does not count here
-    settings = image_settings(this.dataset)
+    settings = ImageSettings.of(this.dataset)
     mean = distribution.mean_image(settings.straight(read_rgb(sample.path)) for sample in data.train)
     flag = distribution.judge(mean)
     spectrum = distribution.spectrum(mean).astype(np.uint8) * 255
@@ -481,7 +345,7 @@ def _train(
     cache: ImageCache,
 ) -> dict[str, Any]:
     batch, workers = this.dataset["batch_size"], this.dataset["num_workers"]
-    defects = Defects(this.defects, data.settings, this.dataset["defects_share"]) if this.defects else None
+    defects = _defects(this, data)
     train_set = TrainDataset(data.train, data.settings, this.textures, model.grid, masks, net.seed, cache, defects)
     # an epoch ends once more than `limit` samples were used
     sampler = EpochSampler(len(train_set), net.seed, (this.net["limit"] // batch + 1) * batch)
@@ -493,6 +357,20 @@ def _train(
     )
     _label_board(this, model, data)
     return model.trainer(loader, test_loader, data.row, centre_loader)
+
+
+def _defects(this: Run, data: ClassData) -> Defects | None:
+    """The known defects of a class, at the scale of its training images."""
+    pairs = this.defects_of(data.name)
+    if not pairs:
+        if this.defects:
+            LOGGER.info("%s: --defects holds none of this class", data.row)
+        return None
+    sizes = np.array([data.image_sizes[sample.path] for sample in data.train])
+    width, height = np.median(sizes, axis=0).round().astype(int).tolist()
+    defects = Defects(pairs, data.settings, this.dataset["defects_share"], (width, height))
+    LOGGER.info("%s: %s", data.row, defects.describe())
+    return defects
 
 
 def _label_board(this: Run, model: GLASS, data: ClassData) -> None:

@@ -73,6 +73,13 @@ def choose_device(gpus: tuple[int, ...]) -> torch.device:
     raise InputError(f"--gpu {', '.join(map(str, gpus))}: {here}; -1 is the CPU")
 
 
+def cores() -> int:
+    """Cores that this process may use, which may be fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):  # neither Windows nor macOS has it
+        return len(os.sched_getaffinity(0)) or 1
+    return os.cpu_count() or 1
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a small file beside, then rename.
 

@@ -3,9 +3,10 @@
     .venv/bin/python benchmarks/loader.py [--size 288] [--source 900] [--samples 60] [--data DIR --textures DIR]
 
 One core, no worker processes. Both forms make samples of the same 900x900 PNG files with textures, LAS and texture
-augmentation included; the product has each file's pixels in its cache, as from the second epoch on. Medians and
-ratios are printed and written to benchmarks/results/loader.csv with the machine's name. Without --data and --textures
-pictures are made for the purpose; with them the first training images found are enlarged to the source size.
+augmentation included; the product has each picture's pixels in its cache, as from the second epoch on: a run reads
+images and textures once before it trains, which the last lines give the cost of. Medians and ratios are printed and
+written to benchmarks/results/loader.csv with the machine's name. Without --data and --textures pictures are made for
+the purpose; with them the first training images found are enlarged to the source size.
 """
 
 from __future__ import annotations
@@ -32,10 +33,10 @@ from PIL import Image  # noqa: E402
 import perlin  # noqa: E402
 import synthesis  # noqa: E402
 from datasets import ImageSettings, Sample, TrainDataset, augment  # noqa: E402
-from datasets.base import plan_cache  # noqa: E402
+from datasets.base import TextureReading, plan_images, plan_textures  # noqa: E402
 from datasets.cache import GB, ImageCache  # noqa: E402
 from datasets.files import list_images  # noqa: E402
-from datasets.textures import FileTextures  # noqa: E402
+from datasets.textures import BuiltinTextures, FileTextures  # noqa: E402
 
 
 def sources(folder: Path, side: int, data: str | None, textures: str | None) -> tuple[list[Path], list[Path]]:
@@ -81,13 +82,17 @@ def measure(args: argparse.Namespace, images: list[Path], textures: list[Path]) 
     settings, samples = ImageSettings(resize=args.size, imagesize=args.size), [Sample(p) for p in images]
     cache = ImageCache(GB)
     sides = dict.fromkeys(images, (args.source, args.source))
-    plan_cache(cache, settings, samples, False, [], FileTextures(textures), sides)
+    plan_images(cache, settings, samples, False, [], sides)
+    for one in (FileTextures(textures), BuiltinTextures(0)):
+        plan_textures(cache, settings, one)
+    cache.allocate()
     kept = TrainDataset(samples, settings, FileTextures(textures), grid, cache=cache)
+    builtin = TrainDataset(samples, settings, BuiltinTextures(0), grid, cache=cache)
     unkept = TrainDataset(samples, settings, FileTextures(textures), grid)
-    for i in range(len(images)):
-        kept.load(i)
-    for i in range(len(textures)):
-        cache.get(("texture", i), lambda i=i: np.asarray(settings.resized(FileTextures(textures).read(i))))
+    bare = TrainDataset(samples, settings, BuiltinTextures(0), grid)
+    for data in (kept, TextureReading(kept, len(kept.textures)), TextureReading(builtin, len(builtin.textures))):
+        for i in range(len(data)):
+            data.load(i)
 
     def direct(rng: np.random.Generator, i: int) -> None:
         image, texture = images[i % len(images)], textures[rng.integers(len(textures))]
@@ -97,8 +102,12 @@ def measure(args: argparse.Namespace, images: list[Path], textures: list[Path]) 
         "sample, direct": direct,
         "sample, nothing kept": lambda _rng, i: unkept[0, i % len(images)],
         "sample, second epoch on": lambda _rng, i: kept[i, i % len(images)],
+        "sample, built-in textures": lambda _rng, i: builtin[i, i % len(images)],
         "Perlin mask, direct": lambda rng, _i: reference.perlin_mask(rng, size, perlin.rotate),
         "Perlin mask": lambda rng, _i: synthesis.las_mask(rng, size, grid),
+        "once: image read": lambda _rng, i: unkept.load(i % len(images)),
+        "once: texture read": lambda _rng, i: unkept.texture_pixels(i % len(textures)),
+        "once: built-in texture made": lambda _rng, i: bare.texture_pixels(7 * i % len(bare.textures)),
     }
     spent: dict[str, list[float]] = {name: [] for name in forms}
     for round_ in range(args.repeats + 1):

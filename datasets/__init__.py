@@ -2,7 +2,6 @@
 
 from datasets.base import (
     EpochSampler,
-    ImageSettings,
     Layout,
     Sample,
     TestDataset,
@@ -11,6 +10,7 @@ from datasets.base import (
 )
 from datasets.folder import FolderLayout
 from datasets.mvtec import MVTecLayout
+from datasets.settings import ImageSettings
 from datasets.textures import open_textures
 from datasets.visa import VisALayout
 

@@ -2,37 +2,31 @@
 
 from __future__ import annotations
 
-import functools
-import math
-import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import torch
-import torchvision.transforms.functional as F
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
-from torchvision.transforms import InterpolationMode
 from tqdm import tqdm
 
 import synthesis
-from datasets import augment
-from datasets.cache import GB, ImageCache
+from datasets.cache import ImageCache
 from datasets.defects import Defects
 from datasets.files import list_images, read_mask, read_rgb
+from datasets.settings import ImageSettings, normalise
 from datasets.textures import Textures
 from errors import InputError, WorkError
-from utils import IMAGENET_MEAN, IMAGENET_STD
+from utils import LOGGER, cores
 
 GOOD = "good"
-DEFAULT_RESIZE = 288
 TEST_SHARE = 0.2
 
 
@@ -61,11 +55,13 @@ class Layout:
 
     # classes resized larger before the crop, by name
     larger: frozenset[str] = frozenset()
+    expected = ""  # what a class is, for a message
 
     def __init__(self, root: str | Path, seed: int = 0, test_share: float = TEST_SHARE) -> None:
         self.root, self.seed, self.test_share = Path(root), seed, test_share
         if not self.root.is_dir():
-            raise InputError(f"DATA_PATH {self.root}: no such folder")
+            is_file = "is a file, not a folder" if self.root.exists() else "no such folder"
+            raise InputError(f"DATA_PATH {self.root}: {is_file}; give the folder that holds a folder a class")
 
     def classes(self) -> list[str]:
         """Names of the classes found."""
@@ -90,14 +86,42 @@ class Layout:
             InputError: one is not there, or there is none at all.
         """
         known = self.classes()
+        if self.is_class_itself():
+            whole = self.root.absolute()
+            raise InputError(
+                f"DATA_PATH {self.root} is the folder of one class: give {whole.parent}, with -d {whole.name}"
+            )
         if not known:
-            own = any((self.root / part).is_dir() for part in ("train", "test"))
-            hint = f"; it looks like a class itself: give {self.root.absolute().parent}" if own else ""
-            raise InputError(f"DATA_PATH {self.root}: no class folder found in it{hint}")
+            raise InputError(f"DATA_PATH {self.root}: no class folder found in it; {self.expected}")
         for name in wished:
             if name not in known:
                 raise InputError(f"unknown class {name!r}; {self.root} has {', '.join(known)}")
+        empty = [] if wished else self.empty()
+        if empty:
+            raise InputError(
+                f"class {empty[0]}: {self.root / empty[0]} holds no file at any depth; put images there, take the "
+                "folder away, or name the classes wished with -d"
+            )
+        others = [] if wished else self.not_classes()
+        if others:
+            LOGGER.warning("%s holds pictures, but is no class: %s", self.root / others[0], self.expected)
         return list(dict.fromkeys(wished)) or known
+
+    def is_class_itself(self) -> bool:
+        """Whether the data path is what should be a class's folder inside it."""
+        return False
+
+    def empty(self) -> list[str]:
+        """Names of folders that could be classes, but hold no file at any depth."""
+        return []
+
+    def not_classes(self) -> list[str]:
+        """Names of folders that hold pictures, but are not classes of this layout."""
+        return []
+
+    def unused_masks(self, name: str) -> list[Path]:
+        """Mask files of a class that belong to none of its images."""
+        return []
 
     def foreground(self, name: str, samples: Sequence[Sample]) -> list[Path] | None:
         """The foreground mask of each training image, at `fg_mask/<class>/<image file name>`; None where none is.
@@ -122,185 +146,15 @@ class Layout:
         return found
 
 
-Size = int | tuple[int, int]
-
-
-@dataclass(frozen=True)
-class ImageSettings:
-    """Preprocessing of an image (resize, then centre crop to `imagesize`) and its random augmentation.
-
-    resize: a number is the length of the shorter side, (H, W) both sides; None is 288 or, where `imagesize` is a
-    pair or larger, the same as that. imagesize: the side of a square, or (H, W). keep_all: no crop, the whole image
-    is resized to `imagesize`. rotate_degrees in degrees; translate, scale, brightness, contrast, saturation as
-    ±shares; gray, hflip, vflip as probabilities; rand_aug: augment textures by three of nine operations; mean,
-    std: of β.
-
-    Raises:
-        InputError: a crop larger than what it is cut from.
-    """
-
-    resize: Size | None = None
-    imagesize: Size = 288
-    keep_all: bool = False
-    rotate_degrees: float = 0.0
-    translate: float = 0.0
-    scale: float = 0.0
-    brightness: float = 0.0
-    contrast: float = 0.0
-    saturation: float = 0.0
-    gray: float = 0.0
-    hflip: float = 0.0
-    vflip: float = 0.0
-    rand_aug: bool = True
-    mean: float = 0.5
-    std: float = 0.1
-
-    def __post_init__(self) -> None:
-        if self.keep_all and self.resize not in (None, self.imagesize):
-            raise InputError(
-                f"--keep_all resizes the whole image to --imagesize {show_size(self.imagesize)}, "
-                f"--resize {show_size(self.resize)} contradicts it: leave one of the two out"
-            )
-        if self.resize is None:
-            fits = not self.keep_all and isinstance(self.imagesize, int) and self.imagesize <= DEFAULT_RESIZE
-            object.__setattr__(self, "resize", DEFAULT_RESIZE if fits else self.imagesize)
-        if any(crop > side for crop, side in zip(self.size, _pair(self.resize), strict=True)):
-            raise InputError(
-                f"--imagesize {show_size(self.imagesize)} is larger than --resize {show_size(self.resize)}: "
-                "nothing to crop from"
-            )
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """(H, W) of what the model sees."""
-        return _pair(self.imagesize)
-
-    def for_class(self, layout: Layout, name: str) -> ImageSettings:
-        """The settings of a class: toothbrush and wood of the MVTec layout are resized larger before the crop."""
-        if name not in layout.larger or self.keep_all:
-            return self
-        sides = tuple(round(side * 329 / 288) for side in self.size)
-        return replace(self, resize=sides[0] if isinstance(self.imagesize, int) else sides)
-
-    @property
-    def randomly_augmented(self) -> bool:
-        """Whether a training image differs from epoch to epoch."""
-        return any(
-            (self.rotate_degrees, self.translate, self.scale, self.brightness, self.contrast, self.saturation,
-             self.gray, self.hflip, self.vflip)
-        )  # fmt: skip
-
-    # ------------------------------------------------------------------------------------ geometry
-
-    def resized_size(self, width: int, height: int) -> tuple[int, int]:
-        """(H, W) before the crop of an image of this size, as torchvision's Resize.
-
-        Where the crop of a wide `imagesize` would reach beyond the image, it is resized larger instead.
-        """
-        if not isinstance(self.resize, int):
-            return self.resize
-        if self.keep_all:
-            return self.size
-        short, long = min(width, height), max(width, height)
-        other = int(self.resize * long / short)
-        new = (other, self.resize) if width <= height else (self.resize, other)
-        if new[0] >= self.size[0] and new[1] >= self.size[1]:
-            return new
-        factor = max(self.size[0] / height, self.size[1] / width)
-        return max(self.size[0], round(height * factor)), max(self.size[1], round(width * factor))
-
-    def resized(self, image: Image.Image) -> Image.Image:
-        """The image before the crop."""
-        return F.resize(image, list(self.resized_size(*image.size)), InterpolationMode.BILINEAR)
-
-    def cropped(self, image: Image.Image) -> Image.Image:
-        """The image after resizing and cropping."""
-        return F.center_crop(self.resized(image), list(self.size))
-
-    # --------------------------------------------------------------------------------------- values
-
-    def transform(self, image: Image.Image, rng: np.random.Generator | None = None) -> Tensor:
-        """RGB image → normalised (3, H, W); randomly augmented where `rng` is given."""
-        image = self.resized(image)
-        return self.finish(image if rng is None else self.augmented(image, rng))
-
-    def transform_texture(self, texture: Image.Image, rng: np.random.Generator) -> Tensor:
-        """Texture → normalised (3, H, W)."""
-        return self.finish(self.augmented_texture(self.resized(texture), rng))
-
-    def augmented_texture(self, resized: Image.Image, rng: np.random.Generator) -> Image.Image:
-        """Three of the nine operations. Cropped only afterwards: a rotation would leave black corners."""
-        return augment.augment_texture(resized, rng) if self.rand_aug else self.augmented(resized, rng)
-
-    def transform_mask(self, mask: NDArray[np.uint8]) -> NDArray[np.int8]:
-        """(H0, W0) in {0, 1} → (H, W) in {0, 1}, nearest."""
-        image = Image.fromarray(mask)
-        image = F.resize(image, list(self.resized_size(*image.size)), InterpolationMode.NEAREST)
-        return np.asarray(F.center_crop(image, list(self.size))).astype(np.int8)
-
-    def transform_foreground(self, mask: Image.Image) -> NDArray[np.bool_]:
-        """Mask → (H, W) bool: first channel, bilinear with antialiasing, above 0."""
-        channel = F.to_tensor(mask)[:1]
-        channel = F.resize(channel, list(self.resized_size(*mask.size)), InterpolationMode.BILINEAR, antialias=True)
-        return F.center_crop(channel, list(self.size))[0].numpy() > 0
-
-    def straight(self, image: Image.Image) -> NDArray[np.uint8]:
-        """Both sides to `resize`, then the crop, for the judge: (H, W, 3) RGB."""
-        image = F.resize(image, list(_pair(self.resize)), InterpolationMode.BILINEAR)
-        return np.asarray(F.center_crop(image, list(self.size)))
-
-    def augmented(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
-        """The random augmentation of training images, of which each kind is off at 0."""
-        if not self.randomly_augmented:
-            return image
-        image = augment.jitter(image, rng, self.brightness, self.contrast, self.saturation)
-        if rng.random() < self.hflip:
-            image = F.hflip(image)
-        if rng.random() < self.vflip:
-            image = F.vflip(image)
-        if rng.random() < self.gray:
-            image = F.rgb_to_grayscale(image, 3)
-        return augment.affine(image, rng, self.rotate_degrees, self.translate, self.scale)
-
-    def finish(self, image: Image.Image) -> Tensor:
-        """Centre crop and ImageNet's normalisation, (3, H, W)."""
-        return normalise(np.asarray(F.center_crop(image, list(self.size))))
-
-
-def show_size(size: Size) -> str:
-    """288 or 256x512."""
-    return str(size) if isinstance(size, int) else "x".join(map(str, size))
-
-
-def _pair(size: Size) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else size
-
-
-@functools.cache
-def _normalised_values() -> list[NDArray[np.float32]]:
-    """What each of the 256 values becomes in each channel, to the bit as torchvision computes it."""
-    ramp = torch.arange(256, dtype=torch.float32).div(255).expand(3, 1, 256)
-    return list(F.normalize(ramp, IMAGENET_MEAN, IMAGENET_STD)[:, 0].numpy())
-
-
-def normalise(image: NDArray[np.uint8]) -> Tensor:
-    """(H, W, 3) → normalised (3, H, W) float32; a look-up of values, a fifth of the arithmetic's time."""
-    out = np.empty((3, *image.shape[:2]), np.float32)
-    for channel, values in enumerate(_normalised_values()):
-        np.take(values, image[..., channel], out=out[channel], mode="clip")
-    return torch.from_numpy(out)
-
-
-def plan_cache(
+def plan_images(
     cache: ImageCache,
     settings: ImageSettings,
     train: Sequence[Sample],
     foreground: bool,
     test: Sequence[Sample],
-    textures: Textures | None,
     sizes: Mapping[Path, tuple[int, int]],
 ) -> str:
-    """Reserve room for all that a class's training and testing read: training images first, textures last.
+    """Reserve room for all images that a class's training and testing read, in order of importance.
 
     Args:
         foreground: whether there will be a foreground mask of each training image.
@@ -314,7 +168,7 @@ def plan_cache(
         cache.plan(("train", s.path), (*(settings.resized_size(*sizes[s.path]) if whole else settings.size), 3))
         for s in train
     )
-    line = f"{kept} of {len(train)} training images"
+    parts = [f"{kept} of {len(train)} training images"] if train else []
     for sample in train if foreground else ():
         cache.plan(("foreground", sample.path), settings.size)
     if test:
@@ -323,17 +177,17 @@ def plan_cache(
             and (s.mask is None or cache.plan(("mask", s.mask), settings.size))
             for s in test
         ]
-        line += f", {sum(fits)} of {len(test)} test images"
-    if train and textures is not None:
-        fits = 0
-        for i in range(len(textures)):
-            shape = (*settings.resized_size(*textures.size(i)), 3)
-            if cache.used + math.prod(shape) >= cache.budget:
-                break
-            fits += cache.plan(("texture", i), shape)
-        line += f", {fits} of {len(textures)} textures"
-    cache.allocate()
-    return f"{line} ({cache.used / GB:.2f} GB of at most {cache.budget / GB:.2f})"
+        parts.append(f"{sum(fits)} of {len(test)} test images")
+    return ", ".join(parts)
+
+
+def plan_textures(cache: ImageCache, settings: ImageSettings, textures: Textures) -> int:
+    """Reserve room for the first textures, as many as there is room for; how many."""
+    for i in range(len(textures)):
+        key = ("texture", settings.resize, textures.name(i))
+        if not cache.plan(key, (*settings.resized_size(*textures.size(i)), 3)):
+            return i
+    return len(textures)
 
 
 class TrainDataset(Dataset):
@@ -349,7 +203,7 @@ class TrainDataset(Dataset):
         grid: (H', W') of the model.
         foreground: mask file of each sample; None allows anomalies everywhere.
         seed: of all draws.
-        cache: keeps what was read, see `plan_cache`; nothing is kept by default.
+        cache: keeps what was read, see `plan_images`; nothing is kept by default.
         defects: known defects to draw in place of textures.
     """
 
@@ -404,11 +258,15 @@ class TrainDataset(Dataset):
         )
         return made.view(np.bool_)
 
-    def _texture(self, rng: np.random.Generator) -> Tensor:
-        index = int(rng.integers(len(self.textures)))
-        pixels = self.cache.get(
-            ("texture", index), lambda: np.asarray(self.settings.resized(self.textures.read(index)))
+    def texture_pixels(self, index: int) -> NDArray[np.uint8]:
+        """A texture before the crop, kept where there is room."""
+        return self.cache.get(
+            ("texture", self.settings.resize, self.textures.name(index)),
+            lambda: np.asarray(self.settings.resized(self.textures.read(index))),
         )
+
+    def _texture(self, rng: np.random.Generator) -> Tensor:
+        pixels = self.texture_pixels(int(rng.integers(len(self.textures))))
         return self.settings.finish(self.settings.augmented_texture(Image.fromarray(pixels), rng))
 
     def anomaly(
@@ -494,10 +352,27 @@ class TestDataset(Dataset):
         }
 
 
+class TextureReading:
+    """The first `count` textures of a training set, to be read before they are drawn."""
+
+    def __init__(self, train: TrainDataset, count: int) -> None:
+        self.train, self.count = train, count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def load(self, index: int) -> None:
+        """Read a texture and keep it."""
+        self.train.texture_pixels(index)
+
+
+Readable = TrainDataset | TestDataset | TextureReading
+
+
 class Reading(Dataset):
     """Each image of several data sets read once: an item is the error's text, "" where there was none."""
 
-    def __init__(self, datasets: Sequence[TrainDataset | TestDataset]) -> None:
+    def __init__(self, datasets: Sequence[Readable]) -> None:
         self.items = [(dataset, i) for dataset in datasets for i in range(len(dataset))]
 
     def __len__(self) -> int:
@@ -512,7 +387,7 @@ class Reading(Dataset):
         return index, ""
 
 
-def read_all(datasets: Sequence[TrainDataset | TestDataset], num_workers: int, name: str) -> dict[int, str]:
+def read_all(datasets: Sequence[Readable], num_workers: int, name: str) -> dict[int, str]:
     """Read every image once, so that a bad one is found before the work begins, and keep what there is room for.
 
     Returns:
@@ -574,7 +449,7 @@ def make_loader(
     pin_memory: bool = False,
 ) -> DataLoader:
     """A loader whose workers, never more than the machine has cores, live on between epochs."""
-    workers = min(num_workers, os.cpu_count() or 1, -(-len(dataset) // batch_size))
+    workers = min(num_workers, cores(), -(-len(dataset) // batch_size))
     return DataLoader(
         dataset,
         batch_size=batch_size,

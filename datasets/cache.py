@@ -15,6 +15,11 @@ from numpy.typing import NDArray
 
 GB = 1 << 30
 ASSUMED_FREE = 4 * GB  # where the system does not tell
+# of a container: the present and the older kind of control groups
+CGROUP_FILES = (
+    ("memory.max", "memory.current"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+)
 SHARE_OF_FREE = 0.25
 
 
@@ -51,10 +56,11 @@ class ImageCache:
 
     Args:
         budget: bytes.
+        beneath: another one, which is asked for what this one has no place for.
     """
 
-    def __init__(self, budget: int) -> None:
-        self.budget, self.used = int(budget), 0
+    def __init__(self, budget: int, beneath: ImageCache | None = None) -> None:
+        self.budget, self.used, self.beneath = int(budget), 0, beneath
         self._places: dict[Hashable, tuple[int, tuple[int, ...]]] = {}
         self._memory: SharedBytes | None = None
 
@@ -80,7 +86,7 @@ class ImageCache:
         """The array of a key, not to be written to, from `make` where it is not kept yet."""
         place = self._places.get(key)
         if place is None or self._memory is None:
-            return make()
+            return make() if self.beneath is None else self.beneath.get(key, make)
         start, shape = place
         memory = self._memory.array
         kept = memory[start + 1 : start + 1 + int(np.prod(shape))].reshape(shape)
@@ -100,14 +106,23 @@ def cache_budget(gigabytes: float | None) -> int:
 
 def free_memory() -> int:
     """Bytes that this process could still take, a container's limit included."""
-    free = _system_free()
-    limit, usage = _read_number("/sys/fs/cgroup/memory.max"), _read_number("/sys/fs/cgroup/memory.current")
-    if limit is not None and usage is not None:
-        free = min(free, max(0, limit - usage))
+    free = _system_free() or ASSUMED_FREE
+    for limit, usage in CGROUP_FILES:
+        most, used = _read_number(f"/sys/fs/cgroup/{limit}"), _read_number(f"/sys/fs/cgroup/{usage}")
+        if most is not None and used is not None:
+            free = min(free, max(0, most - used))
     return free
 
 
-def _system_free() -> int:
+def describe_budget(gigabytes: float | None, budget: int) -> str:
+    """Where a budget of `cache_budget` comes from, for the log."""
+    if gigabytes is not None:
+        return f"at most {budget / GB:.2f} GB"
+    told = "" if _system_free() else " (how much is free cannot be told here: --cache_gb sets it)"
+    return f"at most {budget / GB:.2f} GB, a quarter of free memory{told}"
+
+
+def _system_free() -> int | None:
     try:
         for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
             if line.startswith("MemAvailable:"):
@@ -117,7 +132,7 @@ def _system_free() -> int:
     try:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):  # neither Windows nor macOS has both
-        return ASSUMED_FREE
+        return None
 
 
 def _read_number(path: str) -> int | None:

@@ -7,7 +7,7 @@ import os
 import re
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +18,11 @@ from tqdm import tqdm
 
 from datasets import DATASETS, Layout, Sample
 from datasets.cli import CONTEXT, run_command
+from datasets.defects import Pair
 from datasets.files import Header, list_images, read_header, read_mask, read_rgb
 from datasets.textures import BUILTIN, list_textures
 from errors import InputError, WorkError
+from utils import cores
 
 Kind = Literal["unreadable", "mask_size", "empty", "same_stem", "train_and_test", "layout"]
 Item, Result = TypeVar("Item"), TypeVar("Result")
@@ -28,7 +30,7 @@ Item, Result = TypeVar("Item"), TypeVar("Result")
 # other kinds of pixels are decoded at once, as their header does not tell whether they can be
 USUAL = re.compile("palette|[1-4]×(1|8|16) bit")
 # a core each for decoding. Headers of files at hand need no threads at all, those on a network disk some
-THREADS, PEEKING_THREADS = min(16, os.cpu_count() or 1), 4
+THREADS, PEEKING_THREADS = min(16, cores()), 4
 AT_ONCE = 16
 BLOCKS, BLOCK = 8, 2048
 COLUMNS = ("class", "train", "test good", "test defective", "size (HxW)", "channels", "masks", "problems")
@@ -39,7 +41,8 @@ class Problem:
     """Something wrong with a file (or class: then `path` is its name or folder).
 
     kind: `unreadable`: cannot be opened, is cut off or no image; `mask_size`: a mask of another size than its image;
-    `empty`: a class without images; `same_stem`: two files of a folder differ in their suffix alone;
+    `empty`: a class without images, or a foreground without pixels; `same_stem`: two files of a folder differ in
+    their suffix alone;
     `train_and_test`: a test image with the bytes of a training image; `layout`: the layout's own complaint.
     """
 
@@ -79,10 +82,48 @@ def full_check(name: str, train: Sequence[Sample], test: Sequence[Sample]) -> tu
     return _check(name, train, test, _decode, name)
 
 
-def check_textures(paths: Sequence[Path], full: bool = False) -> list[Problem]:
-    """The unreadable ones among texture pictures: from headers and file ends, or with `full` from all pixels."""
-    files = dict.fromkeys(paths, False)
-    return _look_at(files, _decode if full else _glance, "textures" if full else None)[0]
+def check_pictures(paths: Sequence[Path], full: str | None = None) -> list[Problem]:
+    """The unreadable ones among pictures: from headers and file ends, or from all pixels under a bar named `full`."""
+    return _look_at(dict.fromkeys(paths, False), _glance if full is None else _decode, full)[0]
+
+
+def check_defects(pairs: Sequence[Pair]) -> list[Problem]:
+    """What is wrong with known defects and their masks, read in full: unreadable, or a mask of another size."""
+    files = {picture: False for picture, _ in pairs} | {mask: True for _, mask in pairs if mask is not None}
+    problems, headers = _look_at(files, _decode, "known defects")
+    return problems + _mask_sizes([Sample(picture, "defect", mask) for picture, mask in pairs], headers)
+
+
+def check_foreground(
+    masks: Sequence[Path], samples: Sequence[Sample], sizes: Mapping[Path, tuple[int, int]], name: str
+) -> list[Problem]:
+    """What is wrong with the foreground masks of training images: unreadable, of another shape, or empty.
+
+    Args:
+        masks: one a sample.
+        sizes: (width, height) of the samples' images.
+        name: of the class, for the bar.
+    """
+
+    def try_one(pair: tuple[Path, Sample]) -> Problem | None:
+        path, sample = pair
+        try:
+            mask = read_mask(path)
+        except WorkError as error:
+            return Problem(path, f"cannot be read: {_reason(error, path)}", "unreadable")
+        width, height = sizes.get(sample.path, (mask.shape[1], mask.shape[0]))
+        factor = mask.shape[1] / width
+        if abs(mask.shape[0] - height * factor) > max(1, factor):
+            what = f"the foreground mask has {_hxw(mask.shape[::-1])} pixels (HxW), its image {sample.path} has "
+            return Problem(path, f"{what}{_hxw((width, height))}: another shape", "mask_size")
+        return None if mask.any() else Problem(path, "the foreground mask is empty", "empty")
+
+    found = _in_threads(try_one, list(zip(masks, samples, strict=True)), f"{name}: foreground")
+    return [problem for problem in found if problem is not None]
+
+
+def _reason(error: WorkError, path: Path) -> str:
+    return str(error).removeprefix(f"cannot read image {path}: ")
 
 
 def drop_bad(samples: Iterable[Sample], problems: Iterable[Problem]) -> list[Sample]:
@@ -115,8 +156,7 @@ def _look_at(files: dict[Path, bool], look: Look, bar: str | None) -> tuple[list
         try:
             return look(path, files[path])
         except WorkError as error:
-            reason = str(error).removeprefix(f"cannot read image {path}: ")
-            return Problem(path, f"cannot be read: {reason}", "unreadable")
+            return Problem(path, f"cannot be read: {_reason(error, path)}", "unreadable")
 
     results = dict(zip(files, _in_threads(try_one, list(files), bar), strict=True))
     problems = [r for r in results.values() if isinstance(r, Problem)]
@@ -247,36 +287,68 @@ def main(name: str, data_path: str, aug_path: str | None, subdatasets: tuple[str
     layout = DATASETS[name](data_path)
     classes = layout.choose(subdatasets)
     textures = list_textures(aug_path) if aug_path and aug_path != BUILTIN else []
-    rows, problems = [COLUMNS], []
+    rows, problems, notes = [COLUMNS], [], []
     for one in classes:
-        row, found = _check_class(layout, one)
+        row, found, seen = _check_class(layout, one)
         rows.append(row)
         problems += found
+        notes += seen
     click.echo(_table(rows))
     if textures:
-        found = check_textures(textures, full=True)
+        found = check_pictures(textures, full="textures")
         click.echo(f"textures: {len(textures)} files, problems: {len(found)}")
         problems += found
     click.echo(f"problems: {len(problems)}")
     for problem in problems:
         click.echo(click.format_filename(str(problem)))  # a file name need not be text
+    for note in notes:
+        click.echo(click.format_filename(f"note: {note}"))
     click.get_current_context().exit(1 if problems else 0)
 
 
-def _check_class(layout: Layout, name: str) -> tuple[tuple[str, ...], list[Problem]]:
-    """A row of the table, and the problems."""
+def _check_class(layout: Layout, name: str) -> tuple[tuple[str, ...], list[Problem], list[str]]:
+    """A row of the table, the problems, and what is strange but may be meant."""
     train, test, complaints = _samples(layout, name)
     problems, headers = full_check(name, train, test)
     if len(complaints) == 2:  # what could not be listed need not be empty
         problems = []
-    problems = complaints + problems
+    problems = complaints + problems + _check_foreground(layout, name, train, headers)
     defective = [s for s in test if s.is_anomaly]
     images = [headers[path] for path in dict.fromkeys(s.path for s in (*train, *test)) if path in headers]
     channels = ", ".join(sorted({header.pixels for header in images}))
     masks = sum(s.mask is not None for s in defective)
     counts = (len(train), len(test) - len(defective), len(defective))
     masked = f"{masks}/{len(defective)}"
-    return (name, *map(str, counts), _sizes(images), channels or "-", masked, str(len(problems))), problems
+    row = (name, *map(str, counts), _sizes(images), channels or "-", masked, str(len(problems)))
+    bad = {problem.path for problem in problems}
+    notes = [] if complaints else _notes(layout, name, [s for s in defective if s.mask and s.mask not in bad])
+    return row, problems, notes
+
+
+def _notes(layout: Layout, name: str, masked: Sequence[Sample]) -> list[str]:
+    """What is strange about the masks of a class."""
+    notes = [f"{path}: a mask that belongs to no image" for path in layout.unused_masks(name)]
+    lossy = [s.mask for s in masked if s.mask.suffix.lower() in (".jpg", ".jpeg")]
+    if lossy:
+        notes.append(f"{lossy[0]}: a mask with loss (JPEG); all above 0 counts as defect, also what the loss adds")
+    black = _in_threads(lambda sample: not read_mask(sample.mask).any(), masked, f"{name}: masks")
+    notes += [
+        f"{sample.mask}: marks no pixel, though {sample.path} counts as defective"
+        for sample, one in zip(masked, black, strict=True)
+        if one
+    ]
+    return notes
+
+
+def _check_foreground(
+    layout: Layout, name: str, train: Sequence[Sample], headers: Mapping[Path, Header]
+) -> list[Problem]:
+    try:
+        masks = layout.foreground(name, train)
+    except InputError as error:
+        return [Problem(layout.root / "fg_mask" / name, str(error), "layout")]
+    sizes = {path: header.size for path, header in headers.items()}
+    return check_foreground(masks, train, sizes, name) if masks else []
 
 
 def _samples(layout: Layout, name: str) -> tuple[list[Sample], list[Sample], list[Problem]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,20 +11,32 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
+from tqdm import tqdm
 
 from datasets.files import list_images, read_mask, read_rgb
+from datasets.settings import ImageSettings, normalise
 from errors import InputError
+from utils import LOGGER
 
 if TYPE_CHECKING:
-    from datasets.base import ImageSettings, Sample
+    from datasets.base import Sample
 
 MASK_FOLDERS = frozenset({"ground_truth", "masks"})
 SCALES = (0.7, 1.3)
 MAX_DRAWS = 50
+# mean difference of 255: more than a JPEG's loss, less than two photographs of one part; less where the place is chosen
+SAME_LEVELS, SAME_LEVELS_OF_PART = 2.0, 1.0
+ALIKE_SMALL = 0.5  # correlation of reduced copies, below which full size is not looked at
+LOOKED_AT, LEAST_LOOKED_AT = 256, 16  # pixels, sides of the reduced image and part
+PLAIN = 2.0  # standard deviation below which a part looks like any other
+WHOLE = 0.5  # of a training image's area: a smaller picture is a patch
+
+Pair = tuple[Path, Path | None]  # a picture and its mask
 
 
-def list_defects(folder: str | Path) -> list[tuple[Path, Path | None]]:
+def list_defects(folder: str | Path) -> list[Pair]:
     """The pictures of defects below a folder, at any depth, each with its mask where there is one.
 
     The mask of `DIR/scratch/3.png` is `DIR/scratch/3_mask.png`, or `DIR/ground_truth/scratch/3.png` or
@@ -37,34 +50,81 @@ def list_defects(folder: str | Path) -> list[tuple[Path, Path | None]]:
         raise InputError(f"--defects {folder}: no such folder; give a folder of pictures that show defects")
     files = list_images(folder, recursive=True)
     by_name = {path.relative_to(folder).with_suffix("").as_posix(): path for path in files}
-    found = []
+    found, masks = [], []
     for path in files:
         name = path.relative_to(folder).with_suffix("").as_posix()
         is_mask = name.endswith("_mask") or not MASK_FOLDERS.isdisjoint(path.relative_to(folder).parts[:-1])
-        if not is_mask:
+        if is_mask:
+            masks.append(path)
+        else:
             places = [f"{place}{name}" for place in ("", *(f"{m}/" for m in sorted(MASK_FOLDERS)))]
             names = [f"{places[0]}_mask", *(f"{place}{end}" for place in places[1:] for end in ("_mask", ""))]
             found.append((path, next((by_name[n] for n in names if n in by_name), None)))
     if not found:
         raise InputError(f"--defects {folder}: no picture in it at any depth")
+    alone = sorted(set(masks) - {mask for _, mask in found})
+    if alone:
+        LOGGER.warning("--defects: %d masks belong to no picture, as %s", len(alone), alone[0])
     return found
 
 
-def refuse_test_images(defects: Sequence[tuple[Path, Path | None]], test: Sequence[Sample]) -> None:
+def of_class(pairs: Sequence[Pair], folder: str | Path, name: str, classes: Sequence[str]) -> list[Pair]:
+    """The defects of one class: those in `folder/<name>/` where there are any, else those in no class's folder."""
+    parts = [path.relative_to(folder).parts for path, _ in pairs]
+    own = [pair for pair, at in zip(pairs, parts, strict=True) if len(at) > 1 and at[0] == name]
+    return own or [pair for pair, at in zip(pairs, parts, strict=True) if len(at) == 1 or at[0] not in classes]
+
+
+def refuse_test_images(defects: Sequence[Pair], test: Sequence[Sample]) -> None:
     """A defect that the test shows too would make its figures untrue.
 
+    Found are copies, also saved anew with loss, and parts cut out of a test image without much loss; not what was
+    turned or resized.
+
     Raises:
-        InputError: names the first defect that has the same pixels as a test image.
+        InputError: names the first defect that is a test image or a part of one.
     """
-    tested = {_digest(sample.path): sample.path for sample in test}
-    for path, _ in defects:
-        same = tested.get(_digest(path))
-        if same is not None:
-            raise InputError(f"--defects: {path} is the test image {same}; take it out of one of the two")
+    known = [(path, _gray(path)) for path, _ in defects]
+    bar = tqdm(
+        test if known else (), desc="known defects against test images", unit="img", leave=False, dynamic_ncols=True,
+        mininterval=0.5 if sys.stderr.isatty() else 30,
+    )  # fmt: skip
+    for sample in bar:
+        image = _gray(sample.path)
+        for path, picture in known:
+            if picture.shape == image.shape and np.abs(picture - image).mean() < SAME_LEVELS:
+                raise InputError(f"--defects: {path} is the test image {sample.path}; take it out of one of the two")
+            if _is_part(picture, image):
+                raise InputError(f"--defects: {path} is a part of the test image {sample.path}; take it out")
 
 
-def digest(defects: Sequence[tuple[Path, Path | None]]) -> str:
-    """Of all pictures and masks, for a training to know that they are still the same."""
+def _gray(path: Path) -> NDArray[np.float32]:
+    return np.asarray(read_rgb(path).convert("L"), np.float32)
+
+
+def _is_part(part: NDArray[np.float32], image: NDArray[np.float32]) -> bool:
+    """Whether a smaller picture was cut out of a larger one: looked for in reduced copies, then at the place found."""
+    height, width = part.shape
+    if part.shape == image.shape or height > image.shape[0] or width > image.shape[1] or part.std() < PLAIN:
+        return False
+    factor = max(1.0, min(max(image.shape) / LOOKED_AT, min(part.shape) / LEAST_LOOKED_AT))
+    small = [cv2.resize(x, None, fx=1 / factor, fy=1 / factor, interpolation=cv2.INTER_AREA) for x in (image, part)]
+    _, best, _, (x, y) = cv2.minMaxLoc(cv2.matchTemplate(*small, cv2.TM_CCOEFF_NORMED))
+    if best < ALIKE_SMALL:
+        return False
+    top, left, reach = round(y * factor), round(x * factor), int(2 * factor) + 1
+    window = image[max(0, top - reach) : top + height + reach, max(0, left - reach) : left + width + reach]
+    if window.shape[0] < height or window.shape[1] < width:
+        return False
+    _, _, _, (x, y) = cv2.minMaxLoc(cv2.matchTemplate(window, part, cv2.TM_CCOEFF_NORMED))
+    # correlation alone would also find the same edge in the photograph of another piece
+    return float(np.abs(window[y : y + height, x : x + width] - part).mean()) < SAME_LEVELS_OF_PART
+
+
+def digest(defects: Sequence[Pair]) -> str:
+    """Of all pictures and masks, for a training to know that they are still the same; "" of none."""
+    if not defects:
+        return ""
     joined = "".join(_digest(path) for pair in defects for path in pair if path is not None)
     return hashlib.sha256(joined.encode()).hexdigest()[:16]
 
@@ -78,39 +138,71 @@ def _digest(path: Path) -> str:
 class Defects:
     """Known defects at the model's image size.
 
+    A picture of at least half a training image's area is prepared as one. A smaller one is a patch: it keeps its size
+    in relation to the training images; without a mask, the ellipse that it holds is the defect.
+
     Args:
-        pairs: picture and mask of each, see `list_defects`.
+        pairs: picture and mask of each, of one size, see `list_defects`.
         settings: preprocessing of the class.
         share: of the training samples that get a known defect, in [0, 1].
+        image_size: (width, height) of the training images; None takes every picture for a whole image.
+
+    Raises:
+        InputError: no mask leaves a pixel.
     """
 
-    def __init__(self, pairs: Sequence[tuple[Path, Path | None]], settings: ImageSettings, share: float = 0.5) -> None:
+    def __init__(
+        self,
+        pairs: Sequence[Pair],
+        settings: ImageSettings,
+        share: float = 0.5,
+        image_size: tuple[int, int] | None = None,
+    ) -> None:
         self.share, self.settings = share, settings
+        self.lost: list[Path] = []
         self._pictures: list[NDArray[np.uint8]] = []
         self._masks: list[NDArray[np.uint8] | None] = []
         for path, mask_path in pairs:
-            picture = np.asarray(settings.cropped(read_rgb(path)))
-            mask = None if mask_path is None else settings.transform_mask(read_mask(mask_path)).astype(np.uint8)
+            image, mask = read_rgb(path), None if mask_path is None else read_mask(mask_path)
+            if image_size and image.width * image.height < WHOLE * image_size[0] * image_size[1]:
+                picture, mask = _patch(image, mask, settings, image_size)
+            else:
+                picture = np.asarray(settings.cropped(image))
+                mask = None if mask is None else settings.transform_mask(mask).astype(np.uint8)
             if mask is not None and not mask.any():
-                continue  # the crop or the resizing left nothing of it
+                self.lost.append(path)  # the crop or the resizing left nothing of it
+                continue
             self._pictures.append(picture)
             self._masks.append(mask)
         if not self._pictures:
             raise InputError("--defects: no mask in it leaves a pixel at this --imagesize")
+
+    def describe(self) -> str:
+        """A line for the log."""
+        bare = sum(mask is None for mask in self._masks)
+        line = f"{len(self)} known defects, drawn for {self.share:.0%} of the training samples"
+        if self.lost:
+            line += f"; {len(self.lost)} of which the crop leaves nothing are left out, as {self.lost[0]}"
+        if bare:
+            line += (
+                f"; {bare} whole pictures without a mask serve as textures: give them masks, or patches cut out around "
+                "the defect"
+            )
+        return line
 
     def __len__(self) -> int:
         return len(self._pictures)
 
     def draw(
         self, rng: np.random.Generator, foreground: NDArray[np.bool_] | None = None
-    ) -> tuple[Tensor, NDArray[np.bool_] | None]:
+    ) -> tuple[Tensor | None, NDArray[np.bool_] | None]:
         """A defect to blend in: normalised (3, H, W) and its mask (H, W), None where it has none.
 
-        A masked defect is turned by any angle, flipped in half of the cases, scaled by 0.7 to 1.3 and put at a random
-        place of the foreground; one without a mask lends its whole picture, to be cut out as a texture is.
-        """
-        from datasets.base import normalise  # it imports this module
+        Both are None where the defect drawn found no place on the foreground.
 
+        A masked defect is turned by any angle, flipped in half of the cases, scaled by 0.7 to 1.3 and put at a random
+        place of the foreground; a whole picture without a mask is to be cut out as a texture is.
+        """
         index = int(rng.integers(len(self)))
         picture, mask = self._pictures[index], self._masks[index]
         if mask is None:
@@ -119,7 +211,34 @@ class Defects:
             moved, moved_mask = _move(rng, picture, mask, foreground)
             if moved_mask.any():
                 return normalise(moved), moved_mask
-        return normalise(picture), None
+        return None, None
+
+
+def _patch(
+    image: Image.Image, mask: NDArray[np.uint8] | None, settings: ImageSettings, image_size: tuple[int, int]
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """A patch in the middle of a picture of the model's size, (H, W, 3), and its mask (H, W)."""
+    resized = settings.resized_size(*image_size)
+    width = max(1, round(image.width * resized[1] / image_size[0]))
+    height = max(1, round(image.height * resized[0] / image_size[1]))
+    if mask is None:
+        mask = np.zeros((image.height, image.width), np.uint8)
+        middle, axes = (image.width // 2, image.height // 2), (max(1, image.width // 2), max(1, image.height // 2))
+        cv2.ellipse(mask, middle, axes, 0, 0, 360, 1, cv2.FILLED)
+    picture = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
+    mask = (cv2.resize(mask.astype(np.float32), (width, height), interpolation=cv2.INTER_AREA) >= 0.5).astype(np.uint8)
+    # what is larger than the model's size is cut around the middle of the mask
+    for axis, side in enumerate(settings.size):
+        marked = np.flatnonzero(mask.any(1 - axis))
+        middle = int(marked.mean()) if len(marked) else picture.shape[axis] // 2
+        start = min(max(0, middle - side // 2), max(0, picture.shape[axis] - side))
+        picture, mask = (x.take(range(start, min(start + side, x.shape[axis])), axis) for x in (picture, mask))
+    top, left = ((side - own) // 2 for side, own in zip(settings.size, mask.shape, strict=True))
+    bottom, right = settings.size[0] - mask.shape[0] - top, settings.size[1] - mask.shape[1] - left
+    return (
+        cv2.copyMakeBorder(picture, top, bottom, left, right, cv2.BORDER_REPLICATE),
+        cv2.copyMakeBorder(mask, top, bottom, left, right, cv2.BORDER_CONSTANT, value=0),
+    )
 
 
 def _move(

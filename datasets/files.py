@@ -74,12 +74,15 @@ class Header:
 
 
 def list_images(folder: Path, recursive: bool = False) -> list[Path]:
-    """The image files of a folder, sorted by name, without hidden files and folders. [] where there is no folder."""
+    """The image files of a folder, sorted by name, without hidden files and folders. [] where there is no folder.
+
+    A link to nowhere counts as a file: it shall be said that it cannot be read.
+    """
     if not folder.is_dir():
         return []
     found = folder.rglob("*") if recursive else folder.iterdir()
     images = (p for p in found if p.suffix.lower() in SUFFIXES and not _is_hidden(p.relative_to(folder)))
-    return sorted(p for p in images if p.is_file())
+    return sorted(p for p in images if p.is_file() or (p.is_symlink() and not p.exists()))
 
 
 def list_folders(folder: Path) -> list[Path]:
@@ -109,7 +112,9 @@ def read_rgb(path: Path) -> Image.Image:
 
 
 def read_mask(path: Path) -> NDArray[np.uint8]:
-    """A mask as (H, W) in {0, 1}, upright: 1 where any channel is above 0.
+    """A mask as (H, W) in {0, 1}, upright: 1 where any channel is above 0, of a palette image where its colour is.
+
+    A palette image without black in it counts by its indices, of which 0 is normal.
 
     Raises:
         WorkError: it cannot be read; the message names it.
@@ -118,7 +123,12 @@ def read_mask(path: Path) -> NDArray[np.uint8]:
         image = _decode(path.read_bytes())
         if isinstance(image, Image.Image) and image.mode == "CMYK":
             image = image.convert("RGB")  # ink, of which there is none where a mask is white
-        values = np.asarray(image)  # a palette image gives its indices, of which 0 is normal
+        if isinstance(image, Image.Image) and image.mode in ("P", "PA"):
+            image.info.clear()  # a transparent colour is a colour as any other
+            colours, indices = np.asarray(image.convert("RGB")), np.asarray(image)
+            values = colours if (colours == 0).all(2).any() else indices.reshape(*colours.shape[:2], -1)[..., 0]
+        else:
+            values = np.asarray(image)
     if values.ndim == 3:
         values = values[..., : 1 if values.shape[2] == 2 else 3].any(2)  # not the opacity, which is never 0
     return (values > 0).astype(np.uint8)

@@ -10,7 +10,8 @@ from datasets.files import list_folders, list_images
 from datasets.mvtec import BESIDE, MVTecLayout
 from errors import InputError
 
-NOT_A_KIND = BESIDE | {"train", "test"}
+MASKS = ("ground_truth", "masks", "mask")
+NOT_A_KIND = BESIDE | {"train", "test", GOOD, *MASKS}
 
 
 class FolderLayout(MVTecLayout):
@@ -20,23 +21,31 @@ class FolderLayout(MVTecLayout):
     - `<class>/good` and any number of other folders, each a kind of defect;
     - `<class>/` with good images in it.
 
-    Masks are where the MVTec layout has them. Where there are defects but no good test image, a share of the good
-    images is taken out of the training for the test. Which ones depends on `seed` and each one's name alone: more
-    images change nothing for those that were there.
+    Masks are where the MVTec layout has them; the folder may also be called `masks`. Where there are defects but no
+    good test image, a share of the good images is taken out of the training for the test. Which ones depends on `seed`
+    and each one's name alone: more images change nothing for those that were there.
     """
 
     larger = frozenset()
+    expected = "a class is a folder with good images in it, or with good or train/good in it (small letters)"
+    masks = MASKS
 
     def classes(self) -> list[str]:
         """Folders of one of the three forms."""
-        return [f.name for f in list_folders(self.root) if f.name not in BESIDE and _form(f)]
+        return [f.name for f in self._folders() if _form(f)]
+
+    def is_class_itself(self) -> bool:
+        """Whether the data path has the first or second form itself, or holds images and no class."""
+        form = _form(self.root)
+        return form in ("train", "good") or (form == "plain" and not self.classes())
 
     def train(self, name: str) -> list[Sample]:
         """The good images but those held out for the test.
 
         Raises:
-            InputError: there are none.
+            InputError: there are none, or it cannot be told what is good.
         """
+        self._refuse_mixture(name)
         held = {sample.path for sample in self.held_out(name)}
         samples = [sample for sample in self._good(name) if sample.path not in held]
         if not samples:
@@ -76,8 +85,22 @@ class FolderLayout(MVTecLayout):
         folder = self.root / name
         if _form(folder) != "good":
             return super().test(name)
-        kinds = [f.name for f in list_folders(folder) if f.name not in NOT_A_KIND | {GOOD}]
+        kinds = [f.name for f in list_folders(folder) if f.name not in NOT_A_KIND]
         return [sample for kind in kinds for sample in self._kind(name, folder / kind)]
+
+    def _kind_folder(self, name: str, kind: str) -> Path:
+        folder = self.root / name
+        return folder / kind if _form(folder) == "good" else super()._kind_folder(name, kind)
+
+    def _refuse_mixture(self, name: str) -> None:
+        """Images in the class folder itself are good; what folders beside them hold is not known."""
+        folder = self.root / name
+        others = [f for f in list_folders(folder) if f.name not in BESIDE and list_images(f)]
+        if _form(folder) == "plain" and others:
+            raise InputError(
+                f"class {name}: images lie in {folder} itself and in {others[0].name}/ there; put the good ones into "
+                f"{folder / GOOD}, then every other folder is a kind of defect"
+            )
 
 
 def _form(folder: Path) -> str | None:

@@ -262,7 +262,9 @@ def _resize(values: NDArray[Any], size: tuple[int, ...]) -> NDArray[np.float32]:
 # -------------------------------------------------------------------------------------------- files
 
 
-def make_masks(samples: Sequence[Sample], folder: Path, show_progress: bool = True) -> list[Path]:
+def make_masks(
+    samples: Sequence[Sample], folder: Path, show_progress: bool = True, announce: bool = True
+) -> list[Path]:
     """The foreground mask of each training image of a class, made where it is not there yet.
 
     A mask is a PNG of 0 and 255 (all above 0 is object), of the size of its image as `read_rgb` gives it, named by
@@ -274,6 +276,7 @@ def make_masks(samples: Sequence[Sample], folder: Path, show_progress: bool = Tr
         samples: good images.
         folder: where masks are kept, for this class alone.
         show_progress: show a bar while masks are made.
+        announce: log where they are and what they keep.
 
     Returns:
         The masks' paths in the order of `samples`.
@@ -300,8 +303,9 @@ def make_masks(samples: Sequence[Sample], folder: Path, show_progress: bool = Tr
                 record.add(paths[i], digests[i], float(mask.mean()))
         finally:  # an interrupted run keeps what it made
             record.write()
-    kept = np.mean([record.kept(path) for path in paths])
-    LOGGER.info("foreground masks in %s: %s; they keep %.1f %% of an image", folder, record.reason, 100 * kept)
+    if announce:
+        kept = np.mean([record.kept(path) for path in paths])
+        LOGGER.info("foreground masks in %s: %s; they keep %.1f %% of an image", folder, record.reason, 100 * kept)
     return paths
 
 
@@ -488,7 +492,8 @@ def _contact_sheet(tiles: Sequence[NDArray[np.uint8]], title: str) -> NDArray[np
     blank = np.full_like(tiles[0], 255)
     tiles = [*tiles, *[blank] * (-len(tiles) % columns)]
     rows = [np.hstack(tiles[i : i + columns]) for i in range(0, len(tiles), columns)]
-    return np.vstack([_text(title, rows[0].shape[1]), *rows])
+    legend = "red: the mask's outline, dark outside; % of the image kept; green: the defect, where it is known"
+    return np.vstack([_text(line, rows[0].shape[1]) for line in (title, legend)] + rows)
 
 
 def _text(text: str, width: int) -> NDArray[np.uint8]:

@@ -32,9 +32,21 @@ from utils import write_atomically, write_text
 BETAS = (0.1, 0.3, 0.5, 0.7, 0.9)
 CLASSES = ("carpet", "grid", "leather", "tile", "wood")
 KIND = "synthetic"
+MAX_DRAWS = 1000
 SHARE = 946 / 320  # of anomalous to normal images in the authors' subsets
 SETTINGS = "mad_sys.json"
-NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)")
+NUMBER = re.compile(r"[+-]?[\d.,]+%?|nan|inf")  # also mistaken ones: what is wrong, the option says
+
+
+class Transparency(click.FloatRange):
+    """A number between 0 and 1, both excluded; not nan, which compares with nothing."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """The number."""
+        number = super().convert(value, param, ctx)
+        if not 0 < number < 1:
+            self.fail(f"{value} is not in the range 0<x<1.", param, ctx)
+        return number
 
 
 class SeveralValues(click.Command):
@@ -44,9 +56,10 @@ class SeveralValues(click.Command):
         """`--beta 0.1 0.3` → `--beta 0.1 --beta 0.3`."""
         spelled, open_ = [], False
         for position, arg in enumerate(args):
-            follows = open_ and args[position - 1] != "--beta" and NUMBER.fullmatch(arg)
+            number = bool(NUMBER.fullmatch(arg))
+            follows = open_ and args[position - 1] != "--beta" and number
             spelled += ["--beta", arg] if follows else [arg]
-            open_ = arg == "--beta" or (open_ and bool(NUMBER.fullmatch(arg)))
+            open_ = arg == "--beta" or (open_ and number)
         return super().parse_args(ctx, spelled)
 
 
@@ -68,9 +81,10 @@ def make_anomaly(
     size = max(width, round(texture.width * factor)), max(height, round(texture.height * factor))
     pattern = augment.augment_texture(texture.resize(size, Image.Resampling.BILINEAR), rng)
     left, top = (pattern.width - width) // 2, (pattern.height - height) // 2
-    mask = perlin.perlin_mask(rng, (height, width))
-    while not mask.any():
-        mask = perlin.perlin_mask(rng, (height, width))
+    masks = (perlin.perlin_mask(rng, (height, width)) for _ in range(MAX_DRAWS))
+    mask = next((mask for mask in masks if mask.any()), None)
+    if mask is None:
+        raise WorkError(f"no defect fits into an image of {height}x{width} pixels")
     return mask, np.asarray(pattern.crop((left, top, left + width, top + height)))
 
 
@@ -173,7 +187,7 @@ def _keep_settings(out: Path, settings: dict[str, Any]) -> None:
     "--beta",
     "betas",
     multiple=True,
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    type=Transparency(0, 1, min_open=True, max_open=True),
     default=BETAS,
     help="Transparency of the defects, several after one flag or each after its own.",
 )
@@ -194,6 +208,8 @@ def main(
 
     MVTEC holds a folder a class with good test images, DTD texture pictures at any depth, or is the word builtin.
     """
+    if Path(out).resolve().is_relative_to(Path(mvtec).resolve()):
+        raise InputError(f"OUT {out} lies in MVTEC {mvtec}, whose pictures it would join; give a folder elsewhere")
     chosen = _choose(MVTecLayout(mvtec), subdatasets)
     textures = open_textures(dtd, seed)
     _keep_settings(Path(out), {"source": str(mvtec), "textures": str(dtd), "seed": seed, "count": count})
@@ -209,6 +225,8 @@ def main(
             for index in range(counts[name]):
                 maker.anomalous(name, samples[index % len(samples)], index)
                 bar.update()
+    subsets = ", ".join(f"Beta_{beta:g}" for beta in maker.betas)
+    click.echo(f"{out}: {subsets}, each with {total} test images of {', '.join(chosen)}")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from datasets.base import GOOD, Layout, Sample
@@ -19,11 +20,35 @@ class MVTecLayout(Layout):
     """
 
     larger = frozenset({"toothbrush", "wood"})
+    expected = "a class is a folder with train/good in it (small letters); NAME folder takes more forms"
+    masks: tuple[str, ...] = ("ground_truth",)  # what folders of masks are called
 
     def classes(self) -> list[str]:
         """Folders with `train` or `test` in them."""
-        folders = [f for f in list_folders(self.root) if f.name not in BESIDE]
-        return [f.name for f in folders if (f / "train").is_dir() or (f / "test").is_dir()]
+        return [f.name for f in self._folders() if (f / "train").is_dir() or (f / "test").is_dir()]
+
+    def is_class_itself(self) -> bool:
+        """Whether the data path has `train` or `test` itself and no class."""
+        return any((self.root / part).is_dir() for part in ("train", "test")) and not self.classes()
+
+    def empty(self) -> list[str]:
+        """Names of folders without a file at any depth."""
+        return [f.name for f in self._folders() if not any(files for _, _, files in os.walk(f, followlinks=True))]
+
+    def not_classes(self) -> list[str]:
+        """Names of folders that hold pictures, but neither `train` nor `test`."""
+        classes = set(self.classes())
+        return [f.name for f in self._folders() if f.name not in classes and list_images(f, recursive=True)]
+
+    def unused_masks(self, name: str) -> list[Path]:
+        """Mask files of a class that belong to none of its images."""
+        samples = [sample for sample in self.test(name) if sample.is_anomaly]
+        kinds = {sample.kind for sample in samples}
+        found = {path for kind in kinds for path in self._masks(name, kind).values()}
+        return sorted(found - {sample.mask for sample in samples})
+
+    def _folders(self) -> list[Path]:
+        return [f for f in list_folders(self.root) if f.name not in BESIDE]
 
     def train(self, name: str) -> list[Sample]:
         """The images of `<class>/train/good`.
@@ -53,9 +78,26 @@ class MVTecLayout(Layout):
         ]
 
     def _masks(self, name: str, kind: str) -> dict[str, Path]:
-        """Mask files of one kind of defect by stem."""
-        for place in (f"{name}/ground_truth/{kind}", f"ground_truth/{name}/{kind}", f"ground_truth/{kind}"):
+        """Mask files of one kind of defect by stem.
+
+        Raises:
+            InputError: they could belong to several classes.
+        """
+        places = [f"{name}/{masks}/{kind}" for masks in self.masks]
+        places += [f"{masks}/{name}/{kind}" for masks in self.masks]
+        for place in (*places, f"ground_truth/{kind}"):
             found = list_images(self.root / place)
-            if found:
-                return {path.stem: path for path in found}
+            if not found:
+                continue
+            sharing = [] if place in places else [c for c in self.classes() if self._kind_folder(c, kind).is_dir()]
+            if len(sharing) > 1:
+                raise InputError(
+                    f"{self.root / place} could hold masks of {' or '.join(sharing)}; "
+                    f"put them into {self.root / 'ground_truth' / '<class>' / kind}"
+                )
+            return {path.stem: path for path in found}
         return {}
+
+    def _kind_folder(self, name: str, kind: str) -> Path:
+        """Where the test images of one kind would lie."""
+        return self.root / name / "test" / kind

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +17,20 @@ from torch import Tensor
 
 import distribution
 import main
-import run
 import synthesis
-from datasets import DATASETS, Layout, TrainDataset
+from datasets import DATASETS, ImageSettings, Layout, Sample, TrainDataset
+from datasets.check import Problem, check_defects, check_pictures, drop_bad, quick_check
 from datasets.cli import CONTEXT, run_command
-from datasets.defects import Defects, list_defects
+from datasets.defects import Defects, list_defects, of_class, refuse_test_images
 from datasets.foreground import make_masks
-from datasets.textures import open_textures
-from errors import InputError
+from datasets.textures import FileTextures, Textures, open_textures
+from errors import InputError, WorkError
 from utils import IMAGENET_MEAN, IMAGENET_STD, setup_logging, write_atomically
 
 COLUMNS = ("image", "foreground", "mask", "texture or defect", "augmented")
 GAP, LABEL, SHOWN = 6, 18, 256
-STRIDE = 8  # of the grid that decides which masks are drawn again; the usual first layer's
+GROUND = (225, 225, 225)  # of the sheet: a mask of ones stands out from it
+STRIDE = 8  # of the usual first layer's grid, on which a mask must leave something or is drawn again
 
 
 def preview_class(layout: Layout, name: str, options: dict[str, Any], samples: int, seed: int) -> Image.Image:
@@ -44,22 +46,61 @@ def preview_class(layout: Layout, name: str, options: dict[str, Any], samples: i
     Raises:
         InputError, WorkError: as a run does.
     """
-    settings = run.image_settings(options).for_class(layout, name)
-    train = layout.train(name)
-    textures = open_textures(options["aug_path"], seed)
-    defects = (
-        Defects(list_defects(options["defects"]), settings, options["defects_share"]) if options["defects"] else None
-    )
+    settings = ImageSettings.of(options).for_class(layout, name)
+    train, sizes = _readable(layout, name, options["skip_bad"])
+    textures = _textures(options, seed)
+    defects = _defects(layout, name, settings, options, sizes)
     grid = tuple(max(1, side // STRIDE) for side in settings.size)
     flags = distribution.read_flags(options["name"], f"{options['name']}_{name}")
     with tempfile.TemporaryDirectory() as folder:
         masks = None
         if distribution.wants_foreground(options["fg"], flags):
-            masks = layout.foreground(name, train) or make_masks(train, Path(folder))
+            masks = layout.foreground(name, train) or make_masks(train, Path(folder), announce=False)
         data = TrainDataset(train, settings, textures, grid, masks, seed, defects=defects)
         chosen = np.unique(np.linspace(0, len(train) - 1, samples).astype(int))
         rows = [_row(data, int(index)) for index in chosen]
     return _sheet(f"{options['name']}_{name}", rows)
+
+
+def _readable(layout: Layout, name: str, skip_bad: bool) -> tuple[list[Sample], dict[Path, tuple[int, int]]]:
+    """The training images and their (width, height); with --skip_bad those that can be read."""
+    train = layout.train(name)
+    problems, sizes = quick_check(name, train, [])
+    return drop_bad(train, _stops(problems, skip_bad, name)), sizes
+
+
+def _stops(problems: Sequence[Problem], skip_bad: bool, what: str) -> Sequence[Problem]:
+    """The problems, where none of them stops the preview."""
+    stops = [problem for problem in problems if not (skip_bad and problem.kind == "unreadable")]
+    if stops:
+        raise WorkError(f"{what}: {stops[0]}")
+    return problems
+
+
+def _textures(options: dict[str, Any], seed: int) -> Textures:
+    textures = open_textures(options["aug_path"], seed)
+    if not isinstance(textures, FileTextures):
+        return textures
+    bad = {problem.path for problem in _stops(check_pictures(textures.paths), options["skip_bad"], "textures")}
+    return FileTextures([path for path in textures.paths if path not in bad])
+
+
+def _defects(
+    layout: Layout,
+    name: str,
+    settings: ImageSettings,
+    options: dict[str, Any],
+    sizes: dict[Path, tuple[int, int]],
+) -> Defects | None:
+    """The known defects of a class, as a run takes them."""
+    if not options["defects"]:
+        return None
+    pairs = of_class(list_defects(options["defects"]), options["defects"], name, layout.classes())
+    bad = {problem.path for problem in _stops(check_defects(pairs), options["skip_bad"], "defects")}
+    pairs = [pair for pair in pairs if bad.isdisjoint(pair)]
+    refuse_test_images(pairs, layout.test(name))
+    size = tuple(np.median(list(sizes.values()), axis=0).round().astype(int).tolist())
+    return Defects(pairs, settings, options["defects_share"], size) if pairs else None
 
 
 def _row(data: TrainDataset, index: int) -> tuple[str, list[NDArray[np.uint8]]]:
@@ -86,7 +127,7 @@ def _sheet(title: str, rows: list[tuple[str, list[NDArray[np.uint8]]]]) -> Image
     scale = min(1.0, SHOWN / max(height, width))
     height, width = round(height * scale), round(width * scale)
     step = height + LABEL + GAP
-    sheet = Image.new("RGB", (GAP + (width + GAP) * len(COLUMNS), LABEL * 2 + GAP + step * len(rows)), (255, 255, 255))
+    sheet = Image.new("RGB", (GAP + (width + GAP) * len(COLUMNS), LABEL * 2 + GAP + step * len(rows)), GROUND)
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
     draw.text((GAP, 2), title, (0, 0, 0), font)
     for column, label in enumerate(COLUMNS):

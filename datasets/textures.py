@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -33,6 +34,10 @@ class Textures(Protocol):
 
     def read(self, index: int) -> Image.Image:
         """The picture as 8-bit RGB."""
+        ...
+
+    def digest(self) -> str:
+        """What tells one set of textures from another."""
         ...
 
 
@@ -69,6 +74,11 @@ class FileTextures:
         """
         return read_rgb(self.paths[index])
 
+    def digest(self) -> str:
+        """Of names and lengths of the files, so that a folder may move."""
+        told = sorted(f"{path.name} {path.stat().st_size}" for path in self.paths)
+        return hashlib.sha256("\n".join(told).encode("utf-8", "surrogateescape")).hexdigest()[:16]
+
 
 class BuiltinTextures:
     """Textures made from nothing but a seed: patterns, and the public-domain pictures of scikit-image's wheel.
@@ -103,6 +113,10 @@ class BuiltinTextures:
         kind = self._kind(index)
         rng = np.random.default_rng([self.seed, index])
         return Image.fromarray(procedural.draw(rng, kind, self._photos))
+
+    def digest(self) -> str:
+        """The seed is all that they come from."""
+        return f"{BUILTIN} {self.seed}"
 
     def _kind(self, index: int) -> int:
         if not 0 <= index < len(self):

@@ -13,6 +13,7 @@ fail() { # message: say it in one line and end as for wrong usage
 # PYTHON=/path/to/python uses that interpreter as it is instead.
 ensure_env() {
     if [ -n "${PYTHON:-}" ]; then
+        command -v "$PYTHON" >/dev/null || fail "PYTHON=$PYTHON is no program; name a Python interpreter, or leave it out"
         return
     fi
     local base
@@ -37,7 +38,7 @@ ensure_env() {
 
 need_folder() { # NAME what-it-is: the variable must name a folder
     local value=${!1:-}
-    [ -n "$value" ] || fail "$1 is not set: $2. Try: DATAPATH=/data/… AUGPATH=/data/dtd/images bash shell/$SCRIPT"
+    [ -n "$value" ] || fail "$1 is not set: $2. Try: ${EXAMPLE:-DATAPATH=/data/… AUGPATH=/data/dtd/images} bash shell/$SCRIPT"
     [ -d "$value" ] || fail "$1=$value is no folder: $2"
 }
 

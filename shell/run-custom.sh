@@ -6,6 +6,7 @@
 # RESULTS is where the results go.
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
+EXAMPLE=DATAPATH=/data/…
 need_folder DATAPATH "a folder with a folder of good images a class"
 AUGPATH=${AUGPATH:-builtin}
 [ "$AUGPATH" = builtin ] || need_folder AUGPATH "a folder of texture pictures, e.g. DTD's images, or the word builtin"

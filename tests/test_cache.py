@@ -9,7 +9,7 @@ import torch
 from helpers import make_mvtec
 
 from datasets import ImageSettings, MVTecLayout, TestDataset, TrainDataset, cache, open_textures
-from datasets.base import plan_cache, read_all
+from datasets.base import plan_images, plan_textures, read_all
 from datasets.cache import ImageCache, SharedBytes, cache_budget
 from datasets.check import quick_check
 
@@ -22,12 +22,14 @@ def sets(root, budget, settings=SETTINGS):
     train, test = layout.train("disc"), layout.test("disc")
     kept = ImageCache(budget)
     sizes = quick_check("disc", train, test)[1]
-    line = plan_cache(kept, settings, train, False, test, open_textures(textures), sizes)
+    line = plan_images(kept, settings, train, False, test, sizes)
+    count = plan_textures(kept, settings, open_textures(textures))
+    kept.allocate()
     return (
         TrainDataset(train, settings, open_textures(textures), (8, 8), cache=kept),
         TestDataset(test, settings, kept),
         kept,
-        line,
+        f"{line}, {count} textures",
     )
 
 
@@ -49,7 +51,7 @@ def test_items_are_the_same_with_any_budget(tmp_path, budget, augmented):
 
 def test_a_kept_image_is_read_once(tmp_path):
     train, test, _, line = sets(tmp_path, 10_000_000)
-    assert line.startswith("6 of 6 training images, 6 of 6 test images, 4 of 4 textures (0.00 GB")
+    assert line == "6 of 6 training images, 6 of 6 test images, 4 textures"
     before = train[0, 2]["image"], test[1]["image"]
     assert read_all((train, test), 2, "disc") == {}
     for sample in (*train.samples, *test.samples):
@@ -69,7 +71,7 @@ def test_a_batch_does_not_write_into_what_is_kept(tmp_path):
 
 def test_budget_goes_to_training_images_first(tmp_path):
     _, _, kept, line = sets(tmp_path, 6 * (64 * 64 * 3 + 1) + 100)
-    assert line.startswith("6 of 6 training images, 0 of 6 test images, 0 of 4 textures")
+    assert line == "6 of 6 training images, 0 of 6 test images, 0 textures"
     assert kept.used == 6 * (64 * 64 * 3 + 1)
 
 
@@ -114,10 +116,10 @@ def test_memory_of_forked_workers_is_not_pickled():
 
 def test_budget_by_default_is_a_quarter_of_what_is_free(monkeypatch):
     monkeypatch.setattr(cache, "_system_free", lambda: 8_000)
-    monkeypatch.setattr(
-        cache, "_read_number", lambda path: {"memory.max": 5_000, "memory.current": 3_000}[path.rsplit("/")[-1]]
-    )
-    assert cache_budget(None) == 500  # a container's limit counts
+    for limit, usage in (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")):
+        files = {limit: 5_000, usage: 3_000}
+        monkeypatch.setattr(cache, "_read_number", lambda path, files=files: files.get(path.rsplit("/")[-1]))
+        assert cache_budget(None) == 500  # a container's limit counts
     monkeypatch.setattr(cache, "_read_number", lambda path: None)
     assert cache_budget(None) == 2_000
     assert cache_budget(0.5) == 1 << 29

@@ -15,7 +15,7 @@ from helpers import ROOT, make_mvtec
 from PIL import Image
 
 from datasets import MVTecLayout, Sample, check
-from datasets.check import Problem, check_textures, drop_bad, full_check, main, quick_check
+from datasets.check import Problem, check_pictures, drop_bad, full_check, main, quick_check
 from datasets.cli import run_command
 from datasets.files import Header, list_images
 from errors import InputError, WorkError
@@ -235,10 +235,10 @@ def test_parts_of_a_class_are_enough(data):
 
 def test_textures(tmp_path):
     textures = list_images(make_mvtec(tmp_path)[1], recursive=True)
-    assert check_textures(textures) == check_textures(textures, full=True) == []
+    assert check_pictures(textures) == check_pictures(textures, full="textures") == []
     cut(textures[2])
-    for full in (False, True):
-        (problem,) = check_textures(textures, full)
+    for full in (None, "textures"):
+        (problem,) = check_pictures(textures, full)
         assert (problem.path, problem.kind) == (textures[2], "unreadable")
 
 

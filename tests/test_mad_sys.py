@@ -72,6 +72,8 @@ def test_killed_run_goes_on_and_ends_alike(sources, tmp_path):
         (("--seed", 4), "made with other settings (seed was 3, is 4)"),
         (("-d", "cup"), "unknown class 'cup'"),
         (("--beta", 1.5), "1.5 is not in the range"),
+        (("--beta", "nan"), "nan is not in the range"),
+        (("--beta", "0.2", "0,3"), "'0,3' is not a valid float"),
     ],
 )
 def test_what_cannot_be_made(sources, tmp_path, change, says):
@@ -99,3 +101,11 @@ def test_anomaly_covers_images_of_any_shape():
         assert mask.shape == shape[:2]
         assert texture.shape == shape
         assert mask.any()
+
+
+def test_output_does_not_join_the_source(sources):
+    data, textures = sources
+    for out in (data, data / "weak"):
+        with pytest.raises(InputError, match="lies in MVTEC"):
+            mad_sys.main([str(a) for a in (data, textures, out, "-d", "disc")], standalone_mode=False)
+    assert [p.name for p in data.iterdir()] == ["disc"]

@@ -48,11 +48,10 @@ def textures(tmp_path):
 def test_folder_trains_whatever_form_it_has(tmp_path, textures, form, more, tested):
     done = run(shaped(tmp_path / "x", form, **more), textures, tmp_path / "r")
     assert done.exit_code == 0, done.output
-    config = torch.load(tmp_path / "r/models/backbone_0/folder_disc/ckpt_best_1.pth", weights_only=True) if (
-        tmp_path / "r/models/backbone_0/folder_disc/ckpt_best_1.pth"
-    ).exists() else None  # fmt: skip
+    best = [p.name for p in (tmp_path / "r/models/backbone_0/folder_disc").glob("ckpt_best_*.pth")]
+    assert len(best) == 1
+    assert tested or best == ["ckpt_best_1.pth"]  # with no test set the last epoch is kept
     assert (tmp_path / "r" / "results.csv").exists() == tested
-    assert config is not None or tested  # with no test set the last epoch is kept
     split = tmp_path / "r" / "splits" / "folder_disc.csv"
     assert split.exists() == (tested and (form == "good" or not more.get("good_test", True)))
     if split.exists():
@@ -191,11 +190,11 @@ def test_image_in_train_and_test_is_warned_of(tmp_path, textures):
     assert re.search(r"copy\.png: .*000\.png.*the figures will be too good", done.output), done.output
 
 
-@pytest.mark.parametrize("value", ["8", "64x", "64x64x3", "-64", "6x64", "²88"])
+@pytest.mark.parametrize("value", ["8", "64x", "64x64x3", "=-64", "6x64", "²88"])
 def test_sizes_that_are_none(tmp_path, value):
-    done = run(tmp_path, tmp_path, tmp_path / "r", "--imagesize", value)
+    done = run(tmp_path, tmp_path, tmp_path / "r", f"--imagesize={value.lstrip('=')}")
     assert done.exit_code == 2
-    assert "is no size; possible: 288, or 256x512" in done.output or "No such option" in done.output
+    assert "is no size; possible: 288, or 256x512" in done.output
 
 
 # ---------------------------------------------------------------------------------- known defects
@@ -305,7 +304,7 @@ def test_spawned_workers_and_none_and_no_cache_give_the_same_weights(tmp_path, t
     data, _ = make_mvtec(tmp_path)
     (tmp_path / "spawned.py").write_text(SPAWNED)
     weights = []
-    for name, flags in (("spawn", ("--num_workers", 1)), ("none", ()), ("bare", ("--cache_gb", 0))):
+    for name, flags in (("spawn", ("--num_workers", 2)), ("none", ()), ("bare", ("--cache_gb", 0))):
         if name == "spawn":
             common = ["--gpu", -1, "--results_path", tmp_path / name, *NET, *DATASET, *flags, "folder", data, textures]
             done = subprocess.run(

@@ -90,3 +90,11 @@ def test_no_subsets(name, folder, tmp_path):
     done = script(name, cwd=tmp_path, DATAPATH=tmp_path, MODELS=tmp_path)
     assert done.returncode == 2
     assert f"holds no folder {folder}*" in done.stdout
+
+
+def test_an_interpreter_that_is_none(tiny, tmp_path):
+    done = script("run-custom.sh", cwd=tmp_path, DATAPATH=tiny[0], PYTHON=tmp_path / "nope")
+    assert done.returncode == 2
+    assert done.stdout.strip() == (
+        f"run-custom.sh: PYTHON={tmp_path / 'nope'} is no program; name a Python interpreter, or leave it out"
+    )

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from datasets import procedural
 from datasets.textures import BUILTIN_COUNT, BuiltinTextures, FileTextures, open_textures
 from errors import InputError
 
@@ -37,8 +38,12 @@ def test_builtin_ones_are_many_distinct_and_depend_on_seed_and_index_alone(monke
 
 
 def test_every_kind_of_builtin_texture_is_there():
-    names = {BuiltinTextures(0).name(i).split(": ")[1] for i in range(BUILTIN_COUNT)}
-    assert len(names) >= 7
+    kinds = [BuiltinTextures(0).name(i).split(": ")[1] for i in range(BUILTIN_COUNT)]
+    assert len(set(kinds)) == len(procedural.KINDS) >= 7
+    first = {kind: kinds.index(kind) for kind in set(kinds)}
+    # two of one kind differ as well, and no kind is another by a second name
+    pictures = [np.asarray(BuiltinTextures(0).read(i)) for f in first.values() for i in (f, f + len(first))]
+    assert len({p.tobytes() for p in pictures}) == 2 * len(first)
 
 
 def test_builtin_ones_differ_in_colour_brightness_and_structure():

@@ -1,0 +1,108 @@
+"""What the parts of a run share: its settings, its backbones, its classes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import checkpoint
+from datasets import ImageSettings, Layout, Sample
+from datasets.cache import ImageCache
+from datasets.check import Problem, drop_bad
+from datasets.defects import Pair, of_class
+from datasets.settings import Size
+from datasets.textures import Textures
+
+Options = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Net:
+    """A backbone with the layers used and the seed of what is trained on it. `name` is as given after -b."""
+
+    name: str
+    backbone: nn.Module
+    layers: list[str]
+    seed: int
+
+
+@dataclass(frozen=True)
+class ClassData:
+    """One class: its samples and how its images are prepared. `image_sizes` are (width, height) in pixels."""
+
+    name: str
+    row: str
+    train: list[Sample]
+    test: list[Sample]
+    settings: ImageSettings
+    held_out: list[Sample]
+    image_sizes: dict[Path, tuple[int, int]] = field(default_factory=dict)
+
+    def without(self, problems: Sequence[Problem]) -> ClassData:
+        """The class without the images that cannot be read."""
+        parts = {name: drop_bad(getattr(self, name), problems) for name in ("train", "test", "held_out")}
+        return replace(self, **parts)
+
+
+@dataclass(frozen=True)
+class KeptTextures:
+    """The first `count` textures, kept in memory as they are after resizing to `resize`."""
+
+    resize: Size | None
+    cache: ImageCache
+    count: int
+
+
+@dataclass
+class Run:
+    """All that the classes of a run have in common.
+
+    budget: bytes for what is kept in memory, of which `texture_room` may be textures.
+    """
+
+    main: Options
+    net: Options
+    dataset: Options
+    device: torch.device
+    results: Path
+    models: Path
+    layout: Layout
+    nets: list[Net]
+    textures: Textures | None
+    defects: list[Pair]
+    budget: int
+    texture_room: int = 0
+    kept_textures: KeptTextures | None = None
+    rows: dict[str, dict[str, Any]] = field(default_factory=dict)
+    configs: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def training(self) -> bool:
+        """Whether classes are trained, not only tested."""
+        return self.main["test"] == "ckpt"
+
+    def defects_of(self, name: str) -> list[Pair]:
+        """The known defects of a class."""
+        return of_class(self.defects, self.dataset["defects"], name, self.layout.classes()) if self.defects else []
+
+    def finished(self, data: ClassData) -> bool:
+        """Whether a class is trained already, with every backbone."""
+        for index in range(len(self.nets)):
+            folder = self.models / f"backbone_{index}" / data.row
+            latest = folder / checkpoint.LATEST
+            if latest.exists():
+                record = checkpoint.load(latest).get("record")
+                if not isinstance(record, dict) or record["epoch"] < self.net["meta_epochs"]:
+                    return False
+            elif checkpoint.find_best(folder) is None:
+                return False
+        return True
+
+    def trains(self, data: ClassData) -> bool:
+        """Whether there is anything left to train of a class."""
+        return self.training and not self.finished(data)
