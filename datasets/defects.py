@@ -84,9 +84,11 @@ def refuse_test_images(defects: Sequence[Pair], test: Sequence[Sample]) -> None:
     Raises:
         InputError: names the first defect that is a test image or a part of one.
     """
+    if not defects:
+        return
     known = [(path, _gray(path)) for path, _ in defects]
     bar = tqdm(
-        test if known else (), desc="known defects against test images", unit="img", leave=False, dynamic_ncols=True,
+        test, desc="known defects against test images", unit="img", leave=False, dynamic_ncols=True,
         mininterval=0.5 if sys.stderr.isatty() else 30,
     )  # fmt: skip
     for sample in bar:
