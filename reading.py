@@ -198,10 +198,12 @@ def _leave_out_textures(this: Run, problems: Sequence[Problem]) -> None:
 
 def _read_defects(this: Run) -> None:
     """Known defects: readable, with masks that fit."""
+    if not this.defects:
+        return
     problems = check_defects(this.defects)
     stop_or_skip(this, "defects", problems)
     bad = {problem.path for problem in problems}
     kept = [pair for pair in this.defects if bad.isdisjoint(pair)]
-    if this.defects and not kept:
+    if not kept:
         raise InputError(f"--defects {this.dataset['defects']}: no picture is left")
     this.defects = kept

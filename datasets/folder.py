@@ -72,7 +72,8 @@ class FolderLayout(MVTecLayout):
     def _draw(self, path: Path) -> float:
         """A number in [0, 1) from the seed and the image's name."""
         name = path.relative_to(self.root).as_posix()
-        digest = hashlib.sha256(f"{self.seed}/{name}".encode()).digest()
+        # a file name need not be text
+        digest = hashlib.sha256(f"{self.seed}/{name}".encode("utf-8", "surrogateescape")).digest()
         return int.from_bytes(digest[:8], "big") / 2**64
 
     def _good(self, name: str) -> list[Sample]:

@@ -2,6 +2,7 @@
 
 import csv
 import multiprocessing
+import os
 import re
 import shutil
 import subprocess
@@ -59,6 +60,18 @@ def test_folder_trains_whatever_form_it_has(tmp_path, textures, form, more, test
             parts = {row["path"]: row["part"] for row in csv.DictReader(file)}
         assert len(parts) == 6
         assert set(parts.values()) == {"train", "test"}
+
+
+def test_names_that_are_no_text_are_split_and_listed(tmp_path, textures):
+    own = shaped(tmp_path / "x", "good")
+    odd = os.fsencode(own / "disc" / "good") + b"/\xff,odd.png"
+    shutil.copy(own / "disc" / "good" / "000.png", odd)
+    done = run(own, textures, tmp_path / "r")
+    assert done.exit_code == 0, done.output
+    with (tmp_path / "r/splits/folder_disc.csv").open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+        paths = [row["path"] for row in csv.DictReader(file)]
+    assert os.fsdecode(odd) in paths
+    assert len(paths) == 7
 
 
 def test_test_of_a_split_with_another_seed_is_refused(tmp_path, textures):
