@@ -19,6 +19,7 @@ import torchvision
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter1d
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from errors import InputError
 
@@ -71,6 +72,7 @@ class NetworkFeatureAggregator(nn.Module):
         device: where it runs.
         input_shape: (3, H, W) of the images.
         train_backbone: whether gradients flow, and batch norms move in train mode.
+        dtype: bfloat16 lets torch's autocast choose it wherever it is safe; the maps are float32 all the same.
 
     Raises:
         InputError: unknown layer, image size the network cannot take, output that is no map, weights missing.
@@ -83,9 +85,11 @@ class NetworkFeatureAggregator(nn.Module):
         device: torch.device | str,
         input_shape: tuple[int, int, int],
         train_backbone: bool = False,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
-        self.layers = tuple(layers)
+        self.layers, self.dtype = tuple(layers), torch.float32  # while it is cut, what it gives is compared
+        self._memory_format = torch.contiguous_format
         self.train_backbone = train_backbone
         self.input_shape = tuple(input_shape)
         self._state = threading.local()
@@ -109,6 +113,9 @@ class NetworkFeatureAggregator(nn.Module):
         self._drop(unused, trial, outputs)
         self._require_weights(origin.missing if origin else frozenset())
         self.fingerprint = _fingerprint(backbone, self.backbone.state_dict().keys())
+        if not train_backbone:
+            self._fold_batch_norms(trial, dtype)
+        self.dtype = dtype
         self.feature_shapes = [tuple(m.shape[1:]) for m in self._maps(trial)]
         self.train(False)
 
@@ -125,13 +132,15 @@ class NetworkFeatureAggregator(nn.Module):
 
     def _run(self, images: Tensor) -> list[Tensor]:
         self._state.now = now = _Pass()
+        low = self.dtype != torch.float32
         try:
-            self.backbone(images)
+            with torch.autocast(images.device.type, self.dtype if low else None, enabled=low):
+                self.backbone(images.contiguous(memory_format=self._memory_format))
         except _LastLayerReached:
             pass
         finally:
             self._state.now = None
-        return [self._layouts[name].to_map(now.maps[name]) for name in self.layers]
+        return [self._layouts[name].to_map(now.maps[name].float()) for name in self.layers]
 
     @torch.no_grad()
     def _maps(self, images: Tensor) -> list[Tensor]:
@@ -200,6 +209,26 @@ class NetworkFeatureAggregator(nn.Module):
             else:
                 for name in reversed(names):
                     _replace(self.backbone, name, kept[name])
+
+    def _fold_batch_norms(self, trial: Tensor, dtype: torch.dtype) -> None:
+        """Make a convolution and the batch norm that takes its output one convolution, on copies of the weights."""
+        hooked = {*self.layers, *([self._stop[0]] if self._stop else [])}
+        pairs = [
+            (c, n) for c, n in _convolutions_and_norms(self.backbone, lambda: self._maps(trial)) if not {c, n} & hooked
+        ]
+        kept = {name: self.backbone.get_submodule(name) for pair in pairs for name in pair}
+        expected = self._maps(trial)
+        for convolution, norm in pairs:
+            _replace(self.backbone, convolution, fuse_conv_bn_eval(kept[convolution], kept[norm]))
+            _replace(self.backbone, norm, nn.Identity())
+        if not self._gives(expected, trial):  # someone else looks at what is between the two
+            for name, module in kept.items():
+                _replace(self.backbone, name, module)
+        elif pairs:
+            self._memory_format = torch.channels_last
+            self.backbone.to(memory_format=torch.channels_last)
+            for convolution, _ in pairs:  # autocast would turn the weights anew in each pass
+                self.backbone.get_submodule(convolution).to(dtype)
 
     def _gives(self, expected: list[Tensor], trial: Tensor) -> bool:
         try:
@@ -283,6 +312,30 @@ def _fingerprint(backbone: nn.Module, keys: Iterable[str]) -> str:
             digest.update(key.encode())
             digest.update(state[key].detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:32]
+
+
+def _convolutions_and_norms(backbone: nn.Module, run: Callable[[], object]) -> list[tuple[str, str]]:
+    """Names of each convolution and the batch norm that takes its output, both called once by `run`."""
+    names = {module: name for name, module in backbone.named_modules()}
+    made: dict[int, tuple[str, Tensor]] = {}  # the output is kept, so that its id is not given away again
+    calls: Counter[str] = Counter()
+    pairs: list[tuple[str, str]] = []
+
+    def after(module: nn.Module, inputs: tuple, output: Tensor) -> None:
+        calls[names[module]] += 1
+        if isinstance(module, nn.Conv2d):
+            made[id(output)] = (names[module], output)
+        elif id(inputs[0]) in made:
+            pairs.append((made[id(inputs[0])][0], names[module]))
+
+    kinds = (nn.Conv2d, nn.BatchNorm2d)
+    handles = [module.register_forward_hook(after) for module in names if type(module) in kinds]
+    try:
+        run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [pair for pair in pairs if calls[pair[0]] == calls[pair[1]] == 1]
 
 
 def _tensor(output: object) -> Tensor:

@@ -7,33 +7,40 @@ import math
 import sys
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 import checkpoint
+import device_metrics
 import metrics
 import report
 from common import Aggregator, FusedPooling, NetworkFeatureAggregator, Preprocessing, RescaleSegmentor
+from datasets.cache import GB
 from errors import InputError, WorkError
+from feature_cache import AUTO, OFF, FeatureCache, check_choice, feature_budget
 from loss import focal_loss
 from model import Discriminator, PatchMaker, Projection
-from synthesis import GASResult, gas, project_to_ring, quantile
-from utils import LOGGER, seeded
+from synthesis import Fused, GASResult, Workspace, compile_updates, gas, linear, quantile, ring_factor
+from utils import LOGGER, choose_precision, seeded
 
 Batch = Mapping[str, Any]
+PREDICTED_AT_ONCE = 8  # images
 STEP_FIGURES = ("loss", "p_true", "p_fake", "r_t", "r_g", "r_f")
 METRICS = ("image_auroc", "image_ap", "pixel_auroc", "pixel_ap", "pixel_pro")
 # settings that may change between the start of a training and its resumption; `weights` is a path, what it
 # holds is compared by `backbone_hash`
-FREE_ON_RESUME = frozenset({"meta_epochs", "eval_epochs", "weights"})
+FREE_ON_RESUME = frozenset({"meta_epochs", "eval_epochs", "weights", "precision", "feature_cache", "compile"})
+READ_EVERY = 8  # steps, on CUDA: to read a figure waits for all that was started before it
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 # settings that a test must share with the training, or its scores mean nothing
 NEEDED_ALIKE = (
     "split_seed",
@@ -57,14 +64,34 @@ NEEDED_ALIKE = (
 class Predictions:
     """Scores and maps of a test set, with its ground truth.
 
-    scores (n,) and maps (n, H, W) float32; labels (n,) bool; masks n × (H, W) int8, −1 where not known.
+    scores (n,) and maps (n, H, W) float32, the maps on the device where they are ranked there. labels (n,) bool.
+    masks n × (H, W) int8, −1 where not known; `truth` the same on the device.
     """
 
     scores: NDArray[np.float32]
-    maps: NDArray[np.float32]
+    maps: NDArray[np.float32] | Tensor
     labels: NDArray[np.bool_]
     masks: metrics.PackedMasks
     paths: list[str]
+    truth: device_metrics.DeviceTruth | None = None
+
+
+@dataclass
+class TestMemory:
+    """What does not change about a test set from one evaluation to the next.
+
+    features: of each image. found: labels and masks, no maps.
+    """
+
+    __test__ = False  # pytest takes a name that begins so for a test
+
+    features: FeatureCache
+    found: Predictions | None = None
+
+    @property
+    def complete(self) -> bool:
+        """Whether an evaluation needs no image any more."""
+        return self.found is not None and self.features.complete
 
 
 class GLASS:
@@ -114,8 +141,15 @@ class GLASS:
         step: int = 20,
         limit: int = 392,
         seed: int = 0,
+        precision: str = "fp32",
+        feature_cache: str = AUTO,
+        compile: bool = False,
     ) -> GLASS:
         """Build all parts. The arguments are the paper's; `seed` starts the weights of A and D and the noise.
+
+        `precision` is fp32, bf16, or auto: bf16 on CUDA that has it, else fp32. `feature_cache` is auto, off, or how
+        many gigabytes of features may be kept. `compile` makes one kernel of what gradient ascent does element by
+        element, where a compiler is there.
 
         Raises:
             InputError: a layer, size or dimension that does not go together with the backbone.
@@ -132,13 +166,28 @@ class GLASS:
         for name in names:
             setattr(self, name, self.settings[name])
         self.device = torch.device(device)
+        self.precision = self.settings["precision"] = choose_precision(precision, self.device)
+        self._dtype = PRECISIONS[self.precision]
+        # rounded in every layer, the features would turn the gradients by 2 to 5 %; a CPU gains too little by that
+        of_backbone = self._dtype if self.device.type == "cuda" else torch.float32
         self.feature_aggregator = NetworkFeatureAggregator(
-            backbone, self.layers_to_extract_from, self.device, tuple(input_shape), train_backbone
+            backbone, self.layers_to_extract_from, self.device, tuple(input_shape), train_backbone, of_backbone
         )
         self.settings["backbone_hash"] = self.feature_aggregator.fingerprint
         self._build_pooling()
         self._build_heads()
+        self._fused = self._compile() if compile else None
+        self._workspace = Workspace()
         return self
+
+    def _compile(self) -> Fused | None:
+        """Compiled parts; None where that does not work, which is said."""
+        try:
+            return compile_updates(self.device)
+        except Exception as error:  # what a compiler ends in, that is missing or does not get on with torch
+            reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            LOGGER.warning("--compile does not work here (%s); going on without", reason[:200])
+            return None
 
     @staticmethod
     def check_settings(s: Mapping[str, Any]) -> None:
@@ -152,6 +201,7 @@ class GLASS:
         for name in ("pretrain_embed_dimension", "target_embed_dimension", "dsc_layers", "dsc_hidden", "eval_epochs"):
             if s[name] < 1:
                 raise InputError(f"{name} {s[name]}: must be at least 1")
+        check_choice(s["feature_cache"])
 
     def _build_pooling(self) -> None:
         shapes = self.feature_aggregator.feature_shapes
@@ -204,7 +254,7 @@ class GLASS:
         Returns:
             (B·H'·W', C) features and each layer's grid, [(H', W'), …].
         """
-        maps = self.feature_aggregator(images)
+        maps = self.feature_aggregator(images.to(self.device, torch.float32, non_blocking=True))
         shapes = [tuple(m.shape[2:]) for m in maps]
         if self.fused_pooling is not None:
             return self.fused_pooling(maps), shapes
@@ -220,14 +270,40 @@ class GLASS:
             y = self.preprocessing(self.patch_maker.patchify(x))  # (1, P_l, pretrain_embed_dimension)
             y = y.transpose(1, 2).unflatten(2, tuple(x.shape[2:]))
             if y.shape[2:] != grid:
-                y = nn.functional.interpolate(y, size=grid, mode="bilinear", align_corners=False)
+                y = F.interpolate(y, size=grid, mode="bilinear", align_corners=False)
             pooled.append(y.flatten(2).transpose(1, 2))
         return self.aggregator(pooled)
 
+    def _project(self, features: Tensor) -> Tensor:
+        """A(f), (N, C)."""
+        for layer in self.pre_projection.layers if self.pre_projection is not None else ():
+            features = linear(features, layer.weight, layer.bias, self._dtype)
+        return features.float()
+
+    @torch.no_grad()
+    def _project_roughly(self, features: Tensor) -> Tensor:
+        """A(f) in the precision of the run, (N, C), for lengths that are only looked at."""
+        for layer in self.pre_projection.layers if self.pre_projection is not None else ():
+            weight, bias = layer.weight.to(self._dtype), layer.bias.to(self._dtype)
+            features = F.linear(features.to(self._dtype), weight, bias)
+        return features.float()
+
+    def _lengths(self, x: Tensor) -> Tensor:
+        """‖x − c‖ of projected features (B·P, C), (B·P,). Image by image: what is small needs no fresh memory."""
+        return torch.cat([(own - self.c).norm(dim=1) for own in x.split(len(self.c))])
+
     def _features(self, images: Tensor) -> Tensor:
         """A(f(I)), (B·P, C)."""
-        embedded = self._embed(images.to(self.device, torch.float32))[0]
-        return self.pre_projection(embedded) if self.pre_projection is not None else embedded
+        return self._project(self._embed(images)[0])
+
+    def _folded(self) -> tuple[Tensor, Tensor | None]:
+        """A and D's first layer as one: f(I) → y. A is affine, so the two are; gradients reach both through it."""
+        weight, bias = self.discriminator.first.weight, self.discriminator.first.bias
+        for layer in reversed(self.pre_projection.layers if self.pre_projection is not None else ()):
+            shift = weight @ layer.bias
+            bias = shift if bias is None else bias + shift
+            weight = weight @ layer.weight
+        return weight, bias
 
     def _set_mode(self, training: bool) -> None:
         for module in (self.feature_aggregator, self.pre_projection, self.discriminator):
@@ -236,13 +312,16 @@ class GLASS:
 
     # ------------------------------------------------------------------------------------- training
 
-    def train_step(self, image: Tensor, aug: Tensor, mask_s: Tensor) -> dict[str, Tensor]:
-        """One optimiser step (method of paper section 3, losses of section 3.4).
+    def train_step(
+        self, image: Tensor, aug: Tensor, mask_s: Tensor, features: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """One optimiser step (method of paper section 3, losses of section 3.4). Nothing waits for the device.
 
         Args:
             image: I, (B, 3, H, W).
             aug: I', the image with synthetic local anomalies, the same shape.
             mask_s: (B, H', W'), 1 where a patch of `aug` holds an anomaly.
+            features: f(I), (B·P, C), where it is known already; `image` is not looked at then.
 
         Returns:
             `loss`, `p_true`, `p_fake`, `r_t`, `r_g`, `r_f` as detached 0-d tensors.
@@ -250,19 +329,27 @@ class GLASS:
         self._set_mode(True)
         for optimiser in self.optimisers.values():
             optimiser.zero_grad(set_to_none=True)
-        anomalous = mask_s.to(self.device).flatten() > 0  # (N,)
-        centre = self.c.to(self.device).repeat(len(image), 1)  # (N, C)
-        true = self._features(image)  # t
-        local = self._features(aug)  # u
-        r_t, r_f = self._radii(true, local, centre, anomalous)
-        noise = torch.randn(true.shape, generator=self.generator, device=self.device) * self.noise
+        anomalous = mask_s.to(self.device, non_blocking=True).flatten() > 0  # (N,)
+        f_true = self._embed(image)[0] if features is None else features
+        f_local = self._embed(aug)[0]
+        # on the manifold t is only looked at
+        true = self._project(f_true) if self.svd else self._project_roughly(f_true)
+        true_distance, local_distance = self._lengths(true.detach()), self._lengths(self._project_roughly(f_local))
+        normal = torch.cat([~anomalous, torch.ones_like(anomalous)])
+        r_t = quantile(torch.cat([local_distance, true_distance]), self.radius, normal)
+        r_f = quantile(local_distance, self.radius, anomalous)
+        folded = self._folded()
+        noise = self._workspace.take("noise", true).normal_(generator=self.generator).mul_(self.noise)
         ascent = gas(
-            self.discriminator, true, noise, centre,
+            self.discriminator, true, noise, self.c,
             r_t=r_t, svd=self.svd, step=self.step, mining=self.mining, radius=self.radius,
+            true_y=linear(f_true, *folded, self._dtype), dtype=self._dtype, fused=self._fused,
+            workspace=self._workspace,
         )  # fmt: skip
+        local_y = linear(f_local, *folded, self._dtype)
         if self.svd:
-            local = torch.where(anomalous[:, None], project_to_ring(local, centre, 2 * r_t, 4 * r_t), local)
-        local_scores = self.discriminator(local).squeeze(1)  # v
+            local_y = self._pushed_out(local_y, f_local, anomalous, r_t)
+        local_scores = self.discriminator.after_first(local_y).squeeze(1)  # v
         loss = ascent.loss + self._local_loss(local_scores, anomalous)
         loss.backward()
         for optimiser in self.optimisers.values():
@@ -270,35 +357,45 @@ class GLASS:
         shares = self._shares(ascent, local_scores.detach(), anomalous)
         return {"loss": loss.detach(), **shares, "r_t": r_t, "r_g": ascent.r_g, "r_f": r_f}
 
-    def _radii(self, true: Tensor, local: Tensor, centre: Tensor, anomalous: Tensor) -> tuple[Tensor, Tensor]:
-        """The radius quantile of the distances to the centre: of normal rows, of rows with local anomalies."""
-        distance = (local.detach() - centre).norm(dim=1)
-        normal = torch.cat([distance[~anomalous], (true.detach() - centre).norm(dim=1)])
-        return quantile(normal, self.radius), quantile(distance[anomalous], self.radius)
+    def _pushed_out(self, local_y: Tensor, f_local: Tensor, anomalous: Tensor, r_t: Tensor) -> Tensor:
+        """The first layer's outputs on u, the rows with local anomalies moved to [2·r_t, 4·r_t] around c.
+
+        The layer is linear, so what moves u along its ray from c moves its y along the ray from c's y.
+        """
+        # how many rows there are a GPU only tells who waits for it; there all of them are computed
+        rows = slice(None) if local_y.is_cuda else anomalous.nonzero()[:, 0]
+        places = torch.arange(len(self.c), device=self.device).repeat(len(local_y) // len(self.c))[rows]
+        norm = (self._project(f_local[rows]) - self.c[places]).norm(dim=1, keepdim=True)
+        first = self.discriminator.first
+        centre_y = linear(self.c, first.weight, first.bias, self._dtype)[places]
+        moved = centre_y + (local_y[rows] - centre_y) * ring_factor(norm, 2 * r_t, 4 * r_t)
+        if isinstance(rows, slice):
+            return torch.where(anomalous.unsqueeze(1), moved, local_y)
+        return local_y.index_copy(0, rows, moved)
 
     def _local_loss(self, scores: Tensor, anomalous: Tensor) -> Tensor:
         """Focal loss on the rows of LAS; with `p` > 0 on the hard ones alone."""
-        if self.p > 0:
-            difficulty = (scores.detach() - anomalous.float()) ** 2
-            hard = difficulty >= quantile(difficulty, self.p)
-            scores, anomalous = scores[hard], anomalous[hard]
-        return focal_loss(scores, anomalous)
+        if self.p <= 0:
+            return focal_loss(scores, anomalous)
+        difficulty = (scores.detach() - anomalous.float()) ** 2
+        return focal_loss(scores, anomalous, difficulty >= quantile(difficulty, self.p))
 
     def _shares(self, ascent: GASResult, local_scores: Tensor, anomalous: Tensor) -> dict[str, Tensor]:
         """Share of the true rows scored under the margin, of the fake rows scored at least it."""
-        true = torch.cat([ascent.true_scores, local_scores[~anomalous]])
-        fake = torch.cat([ascent.fake_scores, local_scores[anomalous]])
-        return {
-            "p_true": (true < self.dsc_margin).float().mean(),
-            "p_fake": (fake >= self.dsc_margin).float().mean(),
-        }
+        below, above = local_scores < self.dsc_margin, local_scores >= self.dsc_margin
+        rows, fake = len(anomalous), anomalous.sum()
+        true_right = (ascent.true_scores < self.dsc_margin).sum() + (below & ~anomalous).sum()
+        fake_right = (ascent.fake_scores >= self.dsc_margin).sum() + (above & anomalous).sum()
+        return {"p_true": true_right / (2 * rows - fake), "p_fake": fake_right / (rows + fake)}
 
     @torch.no_grad()
-    def _mean_embedding(self, loader: Iterable[Batch]) -> Tensor:
-        """mean f(I) over all images of the loader, (P, C)."""
+    def _mean_embedding(self, loader: Iterable[Batch], kept: FeatureCache | None = None) -> Tensor:
+        """mean f(I) over all images of the loader, (P, C); each f(I) goes into `kept`."""
         total, count = None, 0
         for batch in loader:
-            embedded = self._embed(batch["image"].to(self.device, torch.float32))[0]
+            embedded = self._embed(batch["image"])[0]
+            if kept is not None:
+                kept.put(batch["index"].tolist(), embedded)
             part = embedded.unflatten(0, (len(batch["image"]), -1)).sum(0, dtype=torch.float64)
             total = part if total is None else total + part
             count += len(batch["image"])
@@ -311,8 +408,39 @@ class GLASS:
         """c = A(mean f(I)): f is frozen or was run just now, and A is affine."""
         self.c = self.pre_projection(mean_embedding) if self.pre_projection is not None else mean_embedding
 
+    def _known_features(self, batch: Batch, kept: FeatureCache | None) -> Tensor | None:
+        """f(I) of a batch from what is kept, with what is not kept computed; None where nothing of it is kept."""
+        indices = batch["index"].tolist() if kept is not None else []
+        missing = [i for i, index in enumerate(indices) if not kept.knows(index)]
+        if len(missing) == len(indices):
+            return None
+        if not missing:
+            return kept.take(indices)
+        with torch.no_grad():
+            computed = self._embed(batch["image"][missing])[0].unflatten(0, (len(missing), -1))
+            rows = [None if i in missing else kept.take([index]) for i, index in enumerate(indices)]
+            for i, own in zip(missing, computed, strict=True):
+                rows[i] = own
+            return torch.cat([row.to(computed.dtype) for row in rows])
+
+    def _kept_features(self, loader: Iterable[Batch], name: str, room: int) -> FeatureCache | None:
+        """An empty cache for the images of a loader in `room` bytes; None where none of them would fit."""
+        count = len(getattr(loader, "dataset", ()))
+        shape = math.prod(self.grid), self.target_embed_dimension
+        try:
+            kept = FeatureCache(count, shape, self._dtype, self.device, room)
+        except (RuntimeError, MemoryError):  # what was free is not in one piece, or somebody else took it
+            LOGGER.warning("%s: no memory for the embeddings of %d images after all, none is kept", name, count)
+            return None
+        return kept if kept.capacity else None
+
     def _train_discriminator(
-        self, loader: Iterable[Batch], epoch: int, progress: tqdm | None = None, shown: str = ""
+        self,
+        loader: Iterable[Batch],
+        epoch: int,
+        progress: tqdm | None = None,
+        shown: str = "",
+        kept: FeatureCache | None = None,
     ) -> dict[str, float]:
         """One epoch of `train_step`; ends once more than `limit` samples were used.
 
@@ -321,32 +449,35 @@ class GLASS:
             epoch: from 0.
             progress: bar to move by samples.
             shown: text to show behind the step's figures.
+            kept: features of images that are known already.
 
         Returns:
             The mean of each figure over the steps.
         """
-        sums, steps, samples = dict.fromkeys(STEP_FIGURES, 0.0), 0, 0
+        found, unread, samples = [], [], 0
+        every = READ_EVERY if self.device.type == "cuda" else 1
         if hasattr(getattr(loader, "sampler", None), "set_epoch"):
             loader.sampler.set_epoch(epoch)
         for batch in loader:
-            figures = self.train_step(batch["image"], batch["aug"], batch["mask_s"])
-            # one wait for the device, not six
-            values = dict(zip(STEP_FIGURES, torch.stack([figures[n] for n in STEP_FIGURES]).tolist(), strict=True))
-            if not math.isfinite(values["loss"]):
-                raise WorkError(f"the loss became {values['loss']} in epoch {epoch}; try a smaller --lr")
-            sums = {name: sums[name] + values[name] for name in STEP_FIGURES}
-            steps, samples = steps + 1, samples + len(batch["image"])
+            features = self._known_features(batch, kept)
+            figures = self.train_step(batch["image"], batch["aug"], batch["mask_s"], features)
+            unread.append(torch.stack([figures[name].float() for name in STEP_FIGURES]))
+            samples += len(batch["image"])
+            if len(unread) == every:
+                found += _read_figures(unread, epoch)
+                unread = []
             if progress is not None:
-                progress.set_postfix_str(
-                    "loss {loss:.3f} p {p_true:.2f}/{p_fake:.2f} r {r_t:.2f}/{r_g:.2f}/{r_f:.2f} ".format(**values)
-                    + shown, refresh=False,
-                )  # fmt: skip
+                if found:
+                    values = dict(zip(STEP_FIGURES, found[-1], strict=True))
+                    line = "loss {loss:.3f} p {p_true:.2f}/{p_fake:.2f} r {r_t:.2f}/{r_g:.2f}/{r_f:.2f} "
+                    progress.set_postfix_str(line.format(**values) + shown, refresh=False)
                 progress.update(len(batch["image"]))
             if samples > self.limit:
                 break
-        if not steps:
+        found += _read_figures(unread, epoch)
+        if not found:
             raise InputError("no training image")
-        return {name: total / steps for name, total in sums.items()}
+        return dict(zip(STEP_FIGURES, np.mean(found, axis=0).tolist(), strict=True))
 
     def trainer(
         self,
@@ -374,6 +505,7 @@ class GLASS:
             getattr(train_loader, "dataset", None), "randomly_augmented", False
         )  # images or f differ from epoch to epoch, so the mean embedding must be made anew
         mean_embedding = None
+        kept, memory = (None, None) if moving else self._memories(centre_loader, test_loader, name)
         samples = _samples_per_epoch(train_loader, self.limit)
         bar = tqdm(
             total=samples and samples * self.meta_epochs, initial=(samples or 0) * record["epoch"], unit="img",
@@ -390,14 +522,32 @@ class GLASS:
                     if hasattr(getattr(centre_loader, "sampler", None), "set_epoch"):
                         centre_loader.sampler.set_epoch(epoch)
                     self._set_mode(True)
-                    mean_embedding = self._mean_embedding(centre_loader)
+                    mean_embedding = self._mean_embedding(centre_loader, kept)
                 self._set_centre(mean_embedding)
-                figures = self._train_discriminator(train_loader, epoch, bar, _shown(record))
+                figures = self._train_discriminator(train_loader, epoch, bar, _shown(record), kept)
                 figures["samples_per_second"] = (bar.n - before) / (time.monotonic() - started)
-                is_best = self._end_epoch(epoch, test_loader, name, record)
+                is_best = self._end_epoch(epoch, test_loader, name, record, memory)
                 _write_scalars(board, epoch, figures, record)
                 self._save_epoch(record, is_best)
         return record
+
+    def _memories(
+        self, train_loader: Iterable[Batch], test_loader: Iterable[Batch] | None, name: str
+    ) -> tuple[FeatureCache | None, TestMemory | None]:
+        """Room for the features of the training and of the test images, within `feature_cache`."""
+        room = feature_budget(self.feature_cache, self.device)
+        kept = self._kept_features(train_loader, name, room)
+        room -= kept.bytes if kept else 0
+        tested = None if test_loader is None else self._kept_features(test_loader, name, room)
+        if self.feature_cache != OFF:
+            of_test = f", {tested.capacity if tested else 0} of {_count(test_loader)} test" if test_loader else ""
+            used = sum(cache.bytes for cache in (kept, tested) if cache)
+            LOGGER.info(
+                "%s: keeping the embeddings of %d of %d training%s images in %s (%.2f GB; --feature_cache %s)", name,
+                kept.capacity if kept else 0, _count(train_loader), of_test, self.precision, used / GB,
+                self.feature_cache,
+            )  # fmt: skip
+        return kept, TestMemory(tested) if tested else None
 
     def start(self, name: str) -> dict[str, Any]:
         """Load the state of a training under way, or save that of a new one: from then on its settings are fixed.
@@ -410,13 +560,20 @@ class GLASS:
             self._save_epoch(record, False)
         return record
 
-    def _end_epoch(self, epoch: int, test_loader: Iterable[Batch] | None, name: str, record: dict[str, Any]) -> bool:
+    def _end_epoch(
+        self,
+        epoch: int,
+        test_loader: Iterable[Batch] | None,
+        name: str,
+        record: dict[str, Any],
+        memory: TestMemory | None = None,
+    ) -> bool:
         """Evaluate where it is due; whether the epoch is the best so far."""
         final = epoch + 1 == self.meta_epochs
         record["epoch"] = epoch + 1
         if test_loader is not None and ((epoch + 1) % self.eval_epochs == 0 or final):
             pictures = self._picture_dir("training", name) if final else None
-            figures = self.evaluate(self.predict(test_loader, pictures))
+            figures = self.evaluate(self.predict(test_loader, pictures, memory))
             record["last"] = {"epoch": epoch, **figures}
             LOGGER.info("%s epoch %d: %s", name, epoch, _metrics_line(figures))
         judged = record["last"] and record["last"]["epoch"] == epoch
@@ -528,20 +685,49 @@ class GLASS:
     # ----------------------------------------------------------------------------------- predicting
 
     @torch.no_grad()
+    def _score(self, features: Tensor, folded: tuple[Tensor, Tensor | None]) -> tuple[Tensor, Tensor]:
+        """f(I), (B·P, C), → image scores (B,) and anomaly maps (B, H, W), both float32 in [0, 1]."""
+        scores = self.discriminator.after_first(F.linear(features.float(), *folded))
+        scores = self.patch_maker.unpatch_scores(scores, len(features) // math.prod(self.grid), self.grid)
+        return self.patch_maker.score(scores), self.anomaly_segmentor(scores)
+
+    @torch.no_grad()
     def _predict(self, images: Tensor) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """(B, 3, H, W) → image scores (B,) and anomaly maps (B, H, W), both float32 in [0, 1]."""
         self._set_mode(False)
-        scores = self.discriminator(self._features(images))
-        scores = self.patch_maker.unpatch_scores(scores, len(images), self.grid)
-        return self.patch_maker.score(scores).cpu().numpy(), self.anomaly_segmentor.convert_to_segmentation(scores)
+        scores, maps = self._score(self._embed(images)[0], self._folded())
+        return scores.cpu().numpy(), maps.cpu().numpy()
 
-    def predict(self, loader: Iterable[Batch], pictures: Path | None = None) -> Predictions:
+    @torch.no_grad()
+    def _predict_remembered(self, memory: TestMemory) -> Predictions:
+        """Score a test set whose features are all known: the heads alone."""
+        self._set_mode(False)
+        folded, count, size = self._folded(), memory.features.count, tuple(self.input_shape[1:])
+        maps = torch.empty(count, *size, device=self.device)
+        scores = torch.empty(count, device=self.device)
+        for start in range(0, count, PREDICTED_AT_ONCE):
+            stop = min(start + PREDICTED_AT_ONCE, count)
+            scores[start:stop], maps[start:stop] = self._score(memory.features.take(range(start, stop)), folded)
+        if memory.found.truth is None and device_metrics.DeviceTruth.fits(count, size, self.device):
+            memory.found.truth = device_metrics.DeviceTruth(memory.found.masks, size, self.device)
+        kept = maps.cpu().numpy() if memory.found.truth is None else maps
+        return replace(memory.found, scores=scores.cpu().numpy(), maps=kept)
+
+    @torch.no_grad()
+    def predict(
+        self, loader: Iterable[Batch], pictures: Path | None = None, memory: TestMemory | None = None
+    ) -> Predictions:
         """Score a test set. Beyond the maps, what is kept grows by a few bytes and the mask's bits an image.
 
         Args:
             loader: batches with `image`, `mask_gt`, `is_anomaly`, `image_path`; or a single (B, 3, H, W) tensor.
             pictures: folder for image | truth | heatmap of each image; None writes none.
+            memory: of the same test set, so that the next time needs the heads alone.
         """
+        if memory is not None and memory.complete and pictures is None:
+            return self._predict_remembered(memory)
+        self._set_mode(False)
+        folded, kept = self._folded(), memory.features if memory else None
         if isinstance(loader, Tensor):
             loader = [{"image": loader}]
         if not hasattr(loader, "dataset"):
@@ -555,7 +741,13 @@ class GLASS:
         for batch in loader:
             images = batch["image"]
             stop = at + len(images)
-            found.scores[at:stop], found.maps[at:stop] = self._predict(images)
+            features = self._known_features(batch, kept)
+            if features is None:
+                features = self._embed(images)[0]
+            if kept is not None:
+                kept.put(batch["index"].tolist(), features)
+            scores, maps = self._score(features, folded)
+            found.scores[at:stop], found.maps[at:stop] = scores.cpu().numpy(), maps.cpu().numpy()
             masks = batch.get("mask_gt")
             for i in range(len(images)):
                 found.masks[at + i] = np.full(size, -1) if masks is None else np.asarray(masks[i]).reshape(size)
@@ -566,13 +758,18 @@ class GLASS:
                     file = pictures / report.picture_name(found.paths[at + i], names)
                     report.save_picture(file, images[i].cpu().numpy(), found.masks[at + i], found.maps[at + i])
             at = stop
+        if memory is not None:
+            memory.found = replace(found, maps=found.maps[:0], scores=found.scores[:0])
         return found
 
     @staticmethod
     def evaluate(found: Predictions) -> dict[str, float]:
         """The metrics named in `METRICS`, in [0, 1]; nan where the test set does not allow one."""
         image = metrics.compute_imagewise_retrieval_metrics(found.scores, found.labels)
-        pixel = metrics.pixel_metrics(found.maps, found.masks)
+        if isinstance(found.maps, Tensor):
+            pixel = device_metrics.pixel_metrics(found.maps, found.truth)
+        else:
+            pixel = metrics.pixel_metrics(found.maps, found.masks)
         values = (image["auroc"], image["ap"], pixel["auroc"], pixel["ap"], pixel["pro"])
         return dict(zip(METRICS, values, strict=True))
 
@@ -603,6 +800,23 @@ def _count_images(loader: Iterable[Batch]) -> int:
     if hasattr(loader, "dataset"):
         return len(loader.dataset)
     return sum(len(batch["image"]) for batch in loader)
+
+
+def _count(loader: Iterable[Batch]) -> int:
+    return len(getattr(loader, "dataset", ()))
+
+
+def _read_figures(unread: list[Tensor], epoch: int) -> list[list[float]]:
+    """The figures of some steps, with one wait for the device.
+
+    Raises:
+        WorkError: a loss is no number.
+    """
+    values = torch.stack(unread).tolist() if unread else []
+    for loss, *_ in values:
+        if not math.isfinite(loss):
+            raise WorkError(f"the loss became {loss} in epoch {epoch}; try a smaller --lr")
+    return values
 
 
 def _samples_per_epoch(loader: Iterable[Batch], limit: int) -> int | None:

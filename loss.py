@@ -9,12 +9,13 @@ GAMMA = 2.0
 SMOOTH = 1e-5
 
 
-def focal_loss(scores: Tensor, targets: Tensor) -> Tensor:
+def focal_loss(scores: Tensor, targets: Tensor, among: Tensor | None = None) -> Tensor:
     """−(1−pt)² log pt, averaged; pt is the probability given to the true kind, with smoothed targets.
 
     Args:
         scores: (N,) in [0, 1], probability of being anomalous.
         targets: (N,) 0 or 1.
+        among: (N,) bool, the rows that count; all by default.
 
     Returns:
         A 0-d tensor ≥ 0; nan where there is no row.
@@ -22,4 +23,5 @@ def focal_loss(scores: Tensor, targets: Tensor) -> Tensor:
     anomalous = targets.to(scores.dtype).clamp(SMOOTH, 1 - SMOOTH)
     normal = (1 - targets.to(scores.dtype)).clamp(SMOOTH, 1 - SMOOTH)
     pt = normal * (1 - scores) + anomalous * scores + SMOOTH
-    return -((1 - pt) ** GAMMA * torch.log(pt)).mean()
+    losses = -((1 - pt) ** GAMMA) * torch.log(pt)
+    return losses.mean() if among is None else (losses * among).sum() / among.sum()

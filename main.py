@@ -222,6 +222,22 @@ def main(**options: Any) -> None:
     help="0 manifold, 1 hypersphere; wins over --distribution.  [default: as --distribution says]",
 )
 @click.option("--step", default=20, type=AT_LEAST_0, help="Updates of gradient ascent.")
+@click.option(
+    "--precision",
+    default="auto",
+    type=click.Choice(["auto", "fp32", "bf16"]),
+    help="Of matrix products and kept embeddings, on CUDA of the backbone too; auto is bf16 on CUDA of compute capability 8.0 or more, else fp32.",
+)
+@click.option(
+    "--feature_cache",
+    default="auto",
+    help="Memory for embeddings of images that stay the same: gigabytes, auto (half of the device's free memory), off.",
+)
+@click.option(
+    "--compile",
+    is_flag=True,
+    help="Compile parts of the training (torch.compile); needs a C++ compiler.  [default: no]",
+)
 @click.option("--limit", default=392, type=AT_LEAST_1, help="An epoch ends once more samples than this were used.")
 def net(**options: Any) -> tuple[str, dict[str, Any]]:
     """Options of the model."""

@@ -55,7 +55,20 @@ class Discriminator(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, in_planes) → (N, 1) in [0, 1]; 1 is anomalous."""
-        return self.tail(self.body(x))
+        return self.after_first(self.first(x))
+
+    @property
+    def first(self) -> nn.Linear:
+        """The first linear layer, through which all features pass; with `n_layers` 1 the only one, without a bias."""
+        return self.body[0][0] if len(self.body) else self.tail[0]
+
+    def after_first(self, y: Tensor) -> Tensor:
+        """The first layer's outputs (N, hidden) → (N, 1), all that comes after it."""
+        if not len(self.body):
+            return self.tail[1](y)
+        normalised = self.body[0][1](y)
+        y = F.leaky_relu(normalised, self.body[0][2].negative_slope, inplace=True)  # the normalised are not needed
+        return self.tail(self.body[1:](y))
 
 
 class PatchMaker:

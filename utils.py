@@ -73,6 +73,20 @@ def choose_device(gpus: tuple[int, ...]) -> torch.device:
     raise InputError(f"--gpu {', '.join(map(str, gpus))}: {here}; -1 is the CPU")
 
 
+def choose_precision(wished: str, device: torch.device) -> str:
+    """fp32 or bf16; `auto` is bf16 on CUDA of compute capability 8.0 or more, else fp32. What lacks is said."""
+    if wished == "fp32":
+        return wished
+    if device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(device)
+        there, what = major >= 8, f"compute capability {major}.{minor}, 8.0 or more has it"
+    else:
+        there, what = torch.ops.mkldnn._is_mkldnn_bf16_supported(), "a processor without it"
+    if wished == "bf16" and not there:
+        LOGGER.warning("--precision bf16: %s has no bfloat16 (%s); going on in fp32", device, what)
+    return "bf16" if there and (wished == "bf16" or device.type == "cuda") else "fp32"
+
+
 def cores() -> int:
     """Cores that this process may use, which may be fewer than the machine has."""
     if hasattr(os, "sched_getaffinity"):  # neither Windows nor macOS has it

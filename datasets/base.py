@@ -299,6 +299,7 @@ class TrainDataset(Dataset):
             "mask_gt": torch.zeros(1, *self.settings.size, dtype=torch.int8),
             "is_anomaly": False,
             "image_path": str(self.samples[index].path),
+            "index": index,
         }
 
 
@@ -312,7 +313,7 @@ class CentreDataset(Dataset):
         return len(self.train)
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
-        return {"image": self.train.image(*key)[0]}
+        return {"image": self.train.image(*key)[0], "index": key[1]}
 
 
 class TestDataset(Dataset):
@@ -349,6 +350,7 @@ class TestDataset(Dataset):
             "mask_gt": torch.from_numpy(self._mask(index))[None],
             "is_anomaly": self.samples[index].is_anomaly,
             "image_path": str(self.samples[index].path),
+            "index": index,
         }
 
 

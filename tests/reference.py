@@ -103,6 +103,80 @@ def train_loss(discriminator, t, u, c, mask, noise, *, svd, step, mining, radius
     }  # fmt: skip
 
 
+def project_to_ring(x, centre, low, high):
+    """Rows of x moved along their ray from `centre` so that their distance lies in [low, high]."""
+    offset = x - centre
+    norm = offset.norm(dim=1, keepdim=True)
+    return centre + offset * (norm.clamp(low, high) / (norm + 1e-10))
+
+
+def both_halves(discriminator, true, fake):
+    scores = discriminator(torch.cat([true, fake])).squeeze(1)
+    return scores[: len(true)], scores[len(true) :]
+
+
+def direct_gas(discriminator, true, noise, centre, *, r_t, svd, step, mining, radius):
+    """Gradient ascent on the features themselves, D asked anew for each update: the speed reference."""
+    fake, r_g = true + noise, None
+    for k in range(1, (step if mining else 0) + 1):
+        start = fake.detach().requires_grad_(True)
+        scores = both_halves(discriminator, true.detach(), start)[1]
+        (gradient,) = torch.autograd.grad(F.binary_cross_entropy(scores, torch.ones_like(scores)), start)
+        fake = fake + 0.001 * gradient / (gradient.norm(dim=1, keepdim=True) + 1e-10)
+        if k % 5 == 0:
+            r_g = torch.quantile((fake - centre).detach().norm(dim=1), radius)
+            ring = (centre, r_t, 2 * r_t) if svd else (true, 0.5, 1.0)
+            fake = project_to_ring(fake, *ring)
+    if r_g is None:
+        r_g = torch.quantile((fake - centre).detach().norm(dim=1), radius)
+    s_t, s_g = both_halves(discriminator, true, fake)
+    loss = F.binary_cross_entropy(s_t, torch.zeros_like(s_t)) + F.binary_cross_entropy(s_g, torch.ones_like(s_g))
+    return loss, s_t, s_g, r_g
+
+
+def direct_step(model, embed, image, aug, mask_s):
+    """A training step of a model in the direct form, its parts by torch's own operations: the speed reference."""
+    for optimiser in model.optimisers.values():
+        optimiser.zero_grad()
+    model.discriminator.train()
+    project = model.pre_projection or torch.nn.Identity()
+    true, local = project(embed(image)), project(embed(aug))
+    mask = mask_s.flatten() > 0
+    centre = model.c.repeat(len(image), 1)
+    distance = (local.detach() - centre).norm(dim=1)
+    r_t = torch.quantile(torch.cat([distance[~mask], (true.detach() - centre).norm(dim=1)]), model.radius)
+    r_f = torch.quantile(distance[mask], model.radius)
+    noise = torch.randn(true.shape, generator=model.generator) * model.noise
+    settings = dict(r_t=r_t, svd=model.svd, step=model.step, mining=model.mining, radius=model.radius)
+    loss, s_t, s_g, r_g = direct_gas(model.discriminator, true, noise, centre, **settings)
+    if model.svd:
+        local = torch.where(mask[:, None], project_to_ring(local, centre, 2 * r_t, 4 * r_t), local)
+    v = model.discriminator(local).squeeze(1)
+    difficulty = (v.detach() - mask.float()) ** 2
+    hard = difficulty >= torch.quantile(difficulty, model.p) if model.p > 0 else torch.ones_like(mask)
+    y = torch.stack([~mask, mask], dim=1).float().clamp(1e-5, 1 - 1e-5)
+    pt = (y * torch.stack([1 - v, v], dim=1)).sum(1)[hard] + 1e-5
+    loss = loss + (-((1 - pt) ** 2) * torch.log(pt)).mean()
+    loss.backward()
+    for optimiser in model.optimisers.values():
+        optimiser.step()
+    true_scores, fake_scores = torch.cat([s_t, v[~mask]]).detach(), torch.cat([s_g, v[mask]]).detach()
+    return {
+        "loss": loss.detach(),
+        "p_true": (true_scores < model.dsc_margin).float().mean(),
+        "p_fake": (fake_scores >= model.dsc_margin).float().mean(),
+        "r_t": r_t, "r_g": r_g, "r_f": r_f,
+    }  # fmt: skip
+
+
+def segment(scores, size):
+    """The anomaly map of an image from its patch scores: bilinear, then scipy's Gaussian."""
+    from scipy.ndimage import gaussian_filter
+
+    large = F.interpolate(scores[None, None], size=size, mode="bilinear", align_corners=False)[0, 0]
+    return gaussian_filter(large.numpy(), sigma=4)
+
+
 def pro(masks, maps, limit):
     """PRO with every distinct score a threshold, region by region, interpolated at the limit."""
     regions = []

@@ -100,9 +100,12 @@ def test_cut_wide_resnet_holds_the_parameters_that_are_needed():
     backbone = backbones.load("wideresnet50", "random")
     cut = NetworkFeatureAggregator(backbone, ["layer2", "layer3"], "cpu", SHAPE)
     assert sum(p.numel() for p in cut.parameters()) == pytest.approx(24.9e6, rel=0.01)
-    # the given network is whole still, and shares what is kept
+    # the given network is whole still, its batch norms are its own
     assert isinstance(backbone.fc, torch.nn.Linear)
-    assert cut.backbone.conv1.weight is backbone.conv1.weight
+    assert isinstance(backbone.bn1, torch.nn.BatchNorm2d)
+    trained = NetworkFeatureAggregator(backbone, ["layer2", "layer3"], "cpu", SHAPE, train_backbone=True)
+    assert isinstance(trained.backbone.bn1, torch.nn.BatchNorm2d)
+    assert torch.equal(trained.backbone.conv1.weight, backbone.conv1.weight)
 
 
 @pytest.mark.parametrize(
@@ -164,7 +167,11 @@ def test_weights_may_end_after_the_last_layer(tmp_path, state, suffix):
     torch.save(cut, path) if suffix == ".pth" else safetensors.torch.save_file(cut, path)
     backbone = backbones.load("resnet18", path)
     aggregator = NetworkFeatureAggregator(backbone, ["layer2", "layer3"], "cpu", SHAPE)
-    assert torch.equal(aggregator.backbone.layer3[1].conv2.weight, state["layer3.1.conv2.weight"])
+    norm = {key: state[f"layer3.1.bn2.{key}"] for key in ("weight", "bias", "running_mean", "running_var")}
+    scale = norm["weight"] / (norm["running_var"] + 1e-5).sqrt()  # the batch norm is folded into the convolution
+    folded = aggregator.backbone.layer3[1].conv2
+    torch.testing.assert_close(folded.weight, state["layer3.1.conv2.weight"] * scale[:, None, None, None])
+    torch.testing.assert_close(folded.bias, norm["bias"] - norm["running_mean"] * scale)
     with pytest.raises(InputError, match=r"lack what layers layer4 need: layer4\.0\.bn1\.bias"):
         NetworkFeatureAggregator(backbone, ["layer4"], "cpu", SHAPE)
 

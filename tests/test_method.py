@@ -67,12 +67,13 @@ def test_usual_settings_are_fused(channels, pretrain, target):
     p=st.sampled_from([0.0, 0.3, 0.5]),
     pre_proj=st.integers(0, 2),
     dsc_layers=st.integers(1, 3),
+    hidden=st.sampled_from([24, 100]),
     seed=st.integers(0, 10_000),
 )
 @settings(max_examples=12)
-def test_training_step_is_the_obvious_one(svd, mining, step, p, pre_proj, dsc_layers, seed):
+def test_training_step_is_the_obvious_one(svd, mining, step, p, pre_proj, dsc_layers, hidden, seed):
     chosen = dict(
-        svd=svd, mining=mining, step=step, p=p, pre_proj=pre_proj, dsc_layers=dsc_layers, dsc_hidden=24,
+        svd=svd, mining=mining, step=step, p=p, pre_proj=pre_proj, dsc_layers=dsc_layers, dsc_hidden=hidden,
         pretrain_embed_dimension=32, target_embed_dimension=32, noise=0.05,
     )  # fmt: skip
     model, twin = (make_glass(seed=seed, scale=0.05, **chosen) for _ in range(2))
