@@ -467,13 +467,15 @@ class FusedPooling(nn.Module):
     def forward(self, maps: list[Tensor]) -> Tensor:
         """[(B, C_l, H_l, W_l), …] → (B·H'·W', C), H'×W' the first layer's grid."""
         grid = maps[0].shape[2:]
-        pooled = []
-        for x, rows in zip(maps, self.rows, strict=True):
-            y = self._pool(x, rows)  # (B, C/layers, H_l, W_l)
-            if y.shape[2:] != grid:
-                y = F.interpolate(y, size=grid, mode="bilinear", align_corners=False)
-            pooled.append(y)
+        pooled = [
+            y if y.shape[2:] == grid else F.interpolate(y, size=grid, mode="bilinear", align_corners=False)
+            for y in self.parts(maps)
+        ]
         return torch.cat(pooled, dim=1).permute(0, 2, 3, 1).flatten(0, 2)
+
+    def parts(self, maps: list[Tensor]) -> list[Tensor]:
+        """[(B, C_l, H_l, W_l), …] → [(B, C/layers, H_l, W_l), …], a layer's share of the features on its own grid."""
+        return [self._pool(x, rows) for x, rows in zip(maps, self.rows, strict=True)]
 
     def _pool(self, x: Tensor, rows: int) -> Tensor:
         p = self.patchsize

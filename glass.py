@@ -27,6 +27,7 @@ from common import Aggregator, FusedPooling, NetworkFeatureAggregator, Preproces
 from datasets.cache import GB
 from errors import InputError, WorkError
 from feature_cache import AUTO, OFF, FeatureCache, check_choice, feature_budget
+from head import ScoringHead, fold_projection
 from loss import focal_loss
 from model import Discriminator, PatchMaker, Projection
 from synthesis import Fused, GASResult, Workspace, compile_updates, gas, linear, quantile, ring_factor
@@ -296,15 +297,6 @@ class GLASS:
         """A(f(I)), (B·P, C)."""
         return self._project(self._embed(images)[0])
 
-    def _folded(self) -> tuple[Tensor, Tensor | None]:
-        """A and D's first layer as one: f(I) → y. A is affine, so the two are; gradients reach both through it."""
-        weight, bias = self.discriminator.first.weight, self.discriminator.first.bias
-        for layer in reversed(self.pre_projection.layers if self.pre_projection is not None else ()):
-            shift = weight @ layer.bias
-            bias = shift if bias is None else bias + shift
-            weight = weight @ layer.weight
-        return weight, bias
-
     def _set_mode(self, training: bool) -> None:
         for module in (self.feature_aggregator, self.pre_projection, self.discriminator):
             if module is not None:
@@ -338,7 +330,7 @@ class GLASS:
         normal = torch.cat([~anomalous, torch.ones_like(anomalous)])
         r_t = quantile(torch.cat([local_distance, true_distance]), self.radius, normal)
         r_f = quantile(local_distance, self.radius, anomalous)
-        folded = self._folded()
+        folded = fold_projection(self.pre_projection, self.discriminator.first)
         noise = self._workspace.take("noise", true).normal_(generator=self.generator).mul_(self.noise)
         ascent = gas(
             self.discriminator, true, noise, self.c,
@@ -684,30 +676,45 @@ class GLASS:
 
     # ----------------------------------------------------------------------------------- predicting
 
+    def _head(self) -> ScoringHead:
+        return ScoringHead(self.pre_projection, self.discriminator)
+
     @torch.no_grad()
-    def _score(self, features: Tensor, folded: tuple[Tensor, Tensor | None]) -> tuple[Tensor, Tensor]:
-        """f(I), (B·P, C), → image scores (B,) and anomaly maps (B, H, W), both float32 in [0, 1]."""
-        scores = self.discriminator.after_first(F.linear(features.float(), *folded))
-        scores = self.patch_maker.unpatch_scores(scores, len(features) // math.prod(self.grid), self.grid)
-        return self.patch_maker.score(scores), self.anomaly_segmentor(scores)
+    def _score(self, head: ScoringHead, features: Tensor) -> Tensor:
+        """f(I), (B·P, C), → patch scores (B, H', W'), float32 in [0, 1]."""
+        scores = head(features.float())
+        return self.patch_maker.unpatch_scores(scores, len(features) // math.prod(self.grid), self.grid)
+
+    @torch.no_grad()
+    def _score_images(self, head: ScoringHead, images: Tensor) -> Tensor:
+        """(B, 3, H, W) → patch scores (B, H', W'), float32 in [0, 1]; the features are never put together."""
+        if self.fused_pooling is None:
+            return self._score(head, self._embed(images)[0])
+        maps = self.feature_aggregator(images.to(self.device, torch.float32, non_blocking=True))
+        return head.of_parts([part.float() for part in self.fused_pooling.parts(maps)])
+
+    def _judge(self, patch_scores: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, H', W') → image scores (B,) and anomaly maps (B, H, W)."""
+        return self.patch_maker.score(patch_scores), self.anomaly_segmentor(patch_scores)
 
     @torch.no_grad()
     def _predict(self, images: Tensor) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """(B, 3, H, W) → image scores (B,) and anomaly maps (B, H, W), both float32 in [0, 1]."""
         self._set_mode(False)
-        scores, maps = self._score(self._embed(images)[0], self._folded())
+        scores, maps = self._judge(self._score_images(self._head(), images))
         return scores.cpu().numpy(), maps.cpu().numpy()
 
     @torch.no_grad()
     def _predict_remembered(self, memory: TestMemory) -> Predictions:
         """Score a test set whose features are all known: the heads alone."""
         self._set_mode(False)
-        folded, count, size = self._folded(), memory.features.count, tuple(self.input_shape[1:])
+        head, count, size = self._head(), memory.features.count, tuple(self.input_shape[1:])
         maps = torch.empty(count, *size, device=self.device)
         scores = torch.empty(count, device=self.device)
         for start in range(0, count, PREDICTED_AT_ONCE):
             stop = min(start + PREDICTED_AT_ONCE, count)
-            scores[start:stop], maps[start:stop] = self._score(memory.features.take(range(start, stop)), folded)
+            patch_scores = self._score(head, memory.features.take(range(start, stop)))
+            scores[start:stop], maps[start:stop] = self._judge(patch_scores)
         if memory.found.truth is None and device_metrics.DeviceTruth.fits(count, size, self.device):
             memory.found.truth = device_metrics.DeviceTruth(memory.found.masks, size, self.device)
         kept = maps.cpu().numpy() if memory.found.truth is None else maps
@@ -727,7 +734,7 @@ class GLASS:
         if memory is not None and memory.complete and pictures is None:
             return self._predict_remembered(memory)
         self._set_mode(False)
-        folded, kept = self._folded(), memory.features if memory else None
+        head, kept = self._head(), memory.features if memory else None
         if isinstance(loader, Tensor):
             loader = [{"image": loader}]
         if not hasattr(loader, "dataset"):
@@ -741,12 +748,7 @@ class GLASS:
         for batch in loader:
             images = batch["image"]
             stop = at + len(images)
-            features = self._known_features(batch, kept)
-            if features is None:
-                features = self._embed(images)[0]
-            if kept is not None:
-                kept.put(batch["index"].tolist(), features)
-            scores, maps = self._score(features, folded)
+            scores, maps = self._judge(self._score_batch(head, batch, kept))
             found.scores[at:stop], found.maps[at:stop] = scores.cpu().numpy(), maps.cpu().numpy()
             masks = batch.get("mask_gt")
             for i in range(len(images)):
@@ -761,6 +763,16 @@ class GLASS:
         if memory is not None:
             memory.found = replace(found, maps=found.maps[:0], scores=found.scores[:0])
         return found
+
+    def _score_batch(self, head: ScoringHead, batch: Batch, kept: FeatureCache | None) -> Tensor:
+        """Patch scores of a batch's images, (B, H', W'); what has room in `kept` stays there."""
+        if kept is None:
+            return self._score_images(head, batch["image"])
+        features = self._known_features(batch, kept)
+        if features is None:
+            features = self._embed(batch["image"])[0]
+        kept.put(batch["index"].tolist(), features)
+        return self._score(head, features)
 
     @staticmethod
     def evaluate(found: Predictions) -> dict[str, float]:

@@ -177,13 +177,13 @@ def test_nothing_is_kept_of_what_changes(tmp_path, flags):
 def test_backbone_sees_each_image_once(tmp_path, monkeypatch):
     data, textures = make_mvtec(tmp_path)
     seen = []
-    embed = glass_module.GLASS._embed
+    forward = glass_module.NetworkFeatureAggregator.forward
 
     def counted(self, images):
         seen.append(len(images))
-        return embed(self, images)
+        return forward(self, images)
 
-    monkeypatch.setattr(glass_module.GLASS, "_embed", counted)
+    monkeypatch.setattr(glass_module.NetworkFeatureAggregator, "forward", counted)
     done = run(data, textures, tmp_path / "r", net=("--meta_epochs", 4))
     assert done.exit_code == 0, done.output
     # f(I) of 6 training images once, f(I') of 6 in each of 4 epochs; the test images in the first evaluation, with the
@@ -283,6 +283,37 @@ def test_an_evaluation_that_remembers_is_the_same(monkeypatch):
     on_device = model.predict(batches, None, memory)
     assert isinstance(on_device.maps, torch.Tensor)
     assert model.evaluate(on_device) == pytest.approx(model.evaluate(first), nan_ok=True, abs=1e-5)
+
+
+# -------------------------------------------------------------------------------------- scoring
+
+
+@pytest.mark.parametrize(
+    ("layers", "more"),
+    [
+        (("layer2", "layer3"), {}),
+        (("layer2", "layer3"), {"pre_proj": 0, "dsc_layers": 3}),
+        (("layer2", "layer3"), {"pre_proj": 2, "dsc_layers": 1}),
+        (("layer1", "layer2", "layer3"), {"pretrain_embed_dimension": 48, "target_embed_dimension": 48}),
+        (("layer3",), {}),
+        (("layer2", "layer3"), {"pretrain_embed_dimension": 100, "target_embed_dimension": 80}),  # not fused
+    ],
+)
+def test_scores_of_the_folded_head_are_those_of_the_whole_network(layers, more):
+    model = make_glass(layers=layers, size=(64, 96), dsc_hidden=64, **more)
+    images = torch.randn(3, 3, 64, 96, generator=torch.Generator().manual_seed(1))
+    found = model._score_images(model._head(), images)
+    model._set_mode(False)
+    with torch.no_grad():
+        maps = model.feature_aggregator(images)
+        features = reference.unfold_embed(
+            maps, model.patchsize, model.pretrain_embed_dimension, model.target_embed_dimension
+        )
+        expected = model.discriminator(model.pre_projection(features) if model.pre_projection else features)
+        of_features = model._score(model._head(), features)
+    assert found.shape == (3, *model.grid)
+    torch.testing.assert_close(found, expected.view(3, *model.grid), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(of_features, expected.view(3, *model.grid), rtol=1e-4, atol=1e-5)
 
 
 # -------------------------------------------------------------------------------------- compile
