@@ -1,0 +1,251 @@
+"""Make the embedded backbone: a half-width ResNet-18 learns to give the features of the ImageNet ResNet-18.
+
+    python -m tools.distil --weights pretrained --images DTD OUT
+
+OUT keeps the state (distil.pth), the losses (distil.csv) and, at the end, resnet18_half.safetensors. The same command
+goes on where it was stopped. The student's layer2 and layer3, each through a linear map that is thrown away afterwards,
+are to equal the teacher's; besides, how far any two places lie apart is to be alike without the map, since distances
+are what anomaly detection lives on.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import cv2
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+import backbones
+import checkpoint
+from common import NetworkFeatureAggregator
+from embedded import FILE, WIDTH, HalfResNet18
+from errors import InputError, WorkError
+from tools.pictures import Crops, read_photographs
+from utils import IMAGENET_MEAN, IMAGENET_STD, choose_device, seeded, write_atomically
+
+LAYERS = ("layer2", "layer3")
+TEACHER_CHANNELS, STUDENT_CHANNELS = (128, 256), (2 * WIDTH, 4 * WIDTH)
+PAIRS = 4096  # places whose distances are compared, a layer and step
+DISTANCES = 0.25  # weight of that
+SAVE_EVERY = 200  # steps
+COLUMNS = ("step", "crops", "loss", "layer2", "layer3", "distances", "explained2", "explained3", "rate", "seconds")
+
+
+class Distillation:
+    """Teacher, student and what trains it.
+
+    Args:
+        teacher: gives the maps of layer2 and layer3.
+        steps: in all; the learning rate falls to 0 at the last one.
+        rate: the highest learning rate.
+        seed: of the student's first weights.
+    """
+
+    def __init__(
+        self, teacher: NetworkFeatureAggregator, device: torch.device, steps: int, rate: float, seed: int
+    ) -> None:
+        self.teacher, self.device, self.steps, self.rate = teacher, device, steps, rate
+        with seeded(seed):
+            self.student = HalfResNet18().to(device, memory_format=torch.channels_last).train()
+            pairs = zip(STUDENT_CHANNELS, TEACHER_CHANNELS, strict=True)
+            self.maps = nn.ModuleList(nn.Conv2d(own, theirs, 1) for own, theirs in pairs).to(device)
+        # of the teacher's channels: (C_l,) each
+        self.mean, self.scale = [torch.zeros(0)] * 2, [torch.ones(0)] * 2
+        self.own: dict[str, Tensor] = {}
+        for name in LAYERS:
+            self.student.get_submodule(name).register_forward_hook(
+                lambda _m, _i, out, n=name: self.own.update({n: out})
+            )
+        parameters = [*self.student.parameters(), *self.maps.parameters()]
+        decaying = [p for p in parameters if p.ndim > 1]
+        rest = [p for p in parameters if p.ndim <= 1]
+        groups = [{"params": decaying, "weight_decay": 0.02}, {"params": rest, "weight_decay": 0.0}]
+        self.optimiser = torch.optim.AdamW(groups, lr=rate)
+
+    def normalise(self, crops: Tensor) -> Tensor:
+        """(B, H, W, 3) uint8 → (B, 3, H, W) as ImageNet networks want it."""
+        x = crops.to(self.device).permute(0, 3, 1, 2).float() / 255
+        mean, std = (torch.tensor(v, device=self.device).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
+        return ((x - mean) / std).contiguous(memory_format=torch.channels_last)
+
+    def learn_scales(self, batches: Sequence[Tensor]) -> None:
+        """Mean and deviation of the teacher's channels, so that none counts for more than another by its size."""
+        maps = [self.teacher(self.normalise(batch)) for batch in batches]
+        for i in range(len(LAYERS)):
+            values = torch.cat([m[i].transpose(0, 1).flatten(1) for m in maps], dim=1).float()
+            deviation = values.std(1)
+            self.mean[i] = values.mean(1)
+            self.scale[i] = deviation.clamp_min(0.25 * float(deviation.median()))  # but a dead one does not count
+
+    def targets(self, x: Tensor) -> list[Tensor]:
+        """The teacher's maps, [(B, C_l, H_l, W_l), …], scaled."""
+        with torch.no_grad():
+            maps = self.teacher(x)
+        pairs = zip(maps, self.mean, self.scale, strict=True)
+        return [(m.float() - mean.view(-1, 1, 1)) / scale.view(-1, 1, 1) for m, mean, scale in pairs]
+
+    def forward(self, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """The student's own maps, and the same through the linear maps."""
+        with torch.autocast(self.device.type, torch.bfloat16):
+            self.student(x)
+            own = [self.own.pop(name) for name in LAYERS]
+            mapped = [m(o).float() for m, o in zip(self.maps, own, strict=True)]
+        return [o.float() for o in own], mapped
+
+    def step(self, number: int, crops: Tensor) -> dict[str, float]:
+        """One step; its losses."""
+        for group in self.optimiser.param_groups:
+            group["lr"] = self._rate_at(number)
+        x = self.normalise(crops)
+        targets = self.targets(x)
+        own, mapped = self.forward(x)
+        losses = [F.smooth_l1_loss(m, t) for m, t in zip(mapped, targets, strict=True)]
+        generator = torch.Generator().manual_seed(number)
+        apart = sum(_distances(o, t, generator) for o, t in zip(own, targets, strict=True))
+        loss = sum(losses) + DISTANCES * apart
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimiser.step()
+        return {"loss": float(loss), "layer2": float(losses[0]), "layer3": float(losses[1]), "distances": float(apart)}
+
+    def _rate_at(self, number: int) -> float:
+        warm = min(1.0, (number + 1) / 200)
+        return self.rate * warm * 0.5 * (1 + math.cos(math.pi * number / self.steps))
+
+    @torch.no_grad()
+    def explained(self, batches: Sequence[Tensor]) -> tuple[float, float]:
+        """Share of the teacher's variance that the student explains, a layer; at most 1."""
+        self.student.eval()
+        missed, total = [0.0, 0.0], [0.0, 0.0]
+        for batch in batches:
+            x = self.normalise(batch)
+            for i, (mapped, target) in enumerate(zip(self.forward(x)[1], self.targets(x), strict=True)):
+                missed[i] += float((mapped - target).square().sum())
+                total[i] += float((target - target.mean((0, 2, 3), keepdim=True)).square().sum())
+        self.student.train()
+        return tuple(1 - m / t for m, t in zip(missed, total, strict=True))
+
+    def state(self) -> dict[str, Any]:
+        """Everything that a resume needs."""
+        return {
+            "student": self.student.state_dict(), "maps": self.maps.state_dict(),
+            "optimiser": self.optimiser.state_dict(), "mean": self.mean, "scale": self.scale,
+        }  # fmt: skip
+
+    def load(self, state: dict[str, Any]) -> None:
+        """What `state` gave."""
+        for name in ("student", "maps", "optimiser"):
+            getattr(self, name).load_state_dict(state[name])
+        self.mean, self.scale = state["mean"], state["scale"]
+
+
+def _distances(own: Tensor, target: Tensor, generator: torch.Generator) -> Tensor:
+    """How differently pairs of places lie apart in two maps (B, C, H, W), each by its own mean distance."""
+    places = own.shape[0] * own.shape[2] * own.shape[3]
+    pairs = torch.randint(places, (2, PAIRS), generator=generator).to(own.device)
+    apart = []
+    for x in (own, target):
+        rows = x.permute(0, 2, 3, 1).flatten(0, 2)
+        squared = (rows[pairs[0]] - rows[pairs[1]]).square().sum(1)
+        distance = (squared + 1e-6).sqrt()
+        apart.append(distance / distance.mean().clamp_min(1e-6))
+    return F.smooth_l1_loss(apart[0], apart[1])
+
+
+def save_weights(student: nn.Module, path: Path) -> None:
+    """float16; what batch norms have measured stays float32, whose range it may need."""
+    kept = {k: v for k, v in student.state_dict().items() if not k.endswith("num_batches_tracked")}
+    tensors = {k: (v if "running" in k else v.half()).contiguous().cpu() for k, v in kept.items()}
+    write_atomically(path, lambda temporary: save_file(tensors, temporary))
+
+
+def _steps(loader: DataLoader, first: int, total: int, batch: int) -> Iterator[tuple[int, Tensor]]:
+    with tqdm(total=total * batch, initial=first * batch, unit="crop", mininterval=5, dynamic_ncols=True) as bar:
+        for number, crops in enumerate(loader, first):
+            yield number, crops
+            bar.update(batch)
+
+
+@click.command()
+@click.argument("out", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--images", type=click.Path(exists=True, path_type=Path), required=True, help="Folder of photographs.")
+@click.option("--weights", default="pretrained", show_default=True, help="Of the ImageNet ResNet-18.")
+@click.option("--held_out", multiple=True, help="Name of a folder below --images to leave out; may be repeated.")
+@click.option("--crops", default=600_000, show_default=True, type=click.IntRange(1), help="To look at in all.")
+@click.option("--batch", default=64, show_default=True, type=click.IntRange(2))
+@click.option("--side", default=128, show_default=True, type=click.IntRange(64), help="Of a crop, in pixels.")
+@click.option("--rate", default=2e-3, show_default=True, help="Highest learning rate.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0))
+@click.option("--gpu", default=-1, show_default=True, help="Index; -1 is the CPU.")
+@click.option("--num_workers", default=0, show_default=True, type=click.IntRange(0))
+def main(out: Path, images: Path, weights: str, held_out: tuple[str, ...], crops: int, batch: int, side: int,
+         rate: float, seed: int, gpu: int, num_workers: int) -> None:  # fmt: skip
+    """Distil the ImageNet ResNet-18 into the embedded backbone, in OUT."""
+    asked = {"held_out": list(held_out), "crops": crops, "batch": batch, "side": side, "rate": rate, "seed": seed}
+    try:
+        distil(out, images, weights, asked, choose_device((gpu,)), num_workers)
+    except (InputError, WorkError) as error:
+        raise click.ClickException(str(error)) from error
+
+
+def distil(out: Path, images: Path, weights: str, asked: dict[str, Any], device: torch.device, workers: int) -> None:
+    """Train, or go on training, and write the weights when done."""
+    cv2.setNumThreads(1)
+    batch, steps = asked["batch"], -(-asked["crops"] // asked["batch"])
+    teacher = NetworkFeatureAggregator(
+        backbones.load("resnet18", weights), LAYERS, device, (3, asked["side"], asked["side"]), False, torch.bfloat16
+    )
+    work = Distillation(teacher, device, steps, asked["rate"], asked["seed"])
+    photographs = read_photographs(images, asked["held_out"])
+    dataset = Crops(photographs, asked["seed"], batch, asked["side"], steps)
+    unseen = Crops(photographs, asked["seed"] + 1, batch, asked["side"], 8)
+    judged = [unseen[i] for i in range(8)]
+    first, latest = 0, out / "distil.pth"
+    if latest.exists():
+        state = torch.load(latest, map_location=device, weights_only=True)
+        if state["asked"] != asked:
+            raise click.UsageError(f"{latest} was begun with {state['asked']}, asked for is {asked}; take another OUT")
+        work.load(state)
+        first = state["step"]
+    else:
+        work.learn_scales([unseen[8 + i] for i in range(16)])
+    loader = DataLoader(dataset, batch_size=None, sampler=range(first, steps), num_workers=workers)
+    began, seen = time.monotonic(), []
+    for number, crops in _steps(loader, first, steps, batch):
+        seen.append(work.step(number, crops))
+        if (number + 1) % SAVE_EVERY == 0 or number + 1 == steps:
+            _log(out / "distil.csv", work, number + 1, seen, judged, batch, time.monotonic() - began)
+            checkpoint.save({**work.state(), "asked": asked, "step": number + 1}, latest)
+            seen = []
+    save_weights(work.student, out / FILE.name)
+
+
+def _log(
+    path: Path, work: Distillation, step: int, seen: list[dict[str, float]], judged: list[Tensor], batch: int, s: float
+) -> None:
+    explained = work.explained(judged)
+    row = {name: round(sum(one[name] for one in seen) / len(seen), 5) for name in seen[0]}
+    row |= {"step": step, "crops": step * batch, "explained2": round(explained[0], 4), "seconds": round(s)}
+    row |= {"explained3": round(explained[1], 4), "rate": f"{work.optimiser.param_groups[0]['lr']:.2e}"}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = not path.exists()
+    with open(path, "a", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        if new:
+            writer.writeheader()
+        writer.writerow(row)
+
+
+if __name__ == "__main__":
+    main()
