@@ -23,24 +23,41 @@ import checkpoint
 import device_metrics
 import metrics
 import report
+import tensorboard_log as tensorboard
 from common import Aggregator, FusedPooling, NetworkFeatureAggregator, Preprocessing, RescaleSegmentor
 from datasets.cache import GB
 from errors import InputError, WorkError
+from evaluation import (
+    METRICS,
+    Predictions,
+    Tested,
+    ended,
+    evaluate,
+    judge,
+    metrics_line,
+    remember,
+    selection_value,
+    why_nan,
+)  # fmt: skip
 from feature_cache import AUTO, OFF, FeatureCache, check_choice, feature_budget
 from head import ScoringHead, fold_projection
 from loss import focal_loss
 from model import Discriminator, PatchMaker, Projection
 from synthesis import Fused, GASResult, Workspace, compile_updates, gas, linear, quantile, ring_factor
+from thresholds import HELD_OUT, Thresholds, best_f1
+from thresholds import calibrate as thresholds_of
 from utils import LOGGER, choose_precision, seeded
 
 Batch = Mapping[str, Any]
 PREDICTED_AT_ONCE = 8  # images
 STEP_FIGURES = ("loss", "p_true", "p_fake", "r_t", "r_g", "r_f")
-METRICS = ("image_auroc", "image_ap", "pixel_auroc", "pixel_ap", "pixel_pro")
 # settings that may change between the start of a training and its resumption; `weights` is a path, what it
 # holds is compared by `backbone_hash`
-FREE_ON_RESUME = frozenset({"meta_epochs", "eval_epochs", "weights", "precision", "feature_cache", "compile"})
+FREE_ON_RESUME = frozenset(
+    {"meta_epochs", "eval_epochs", "weights", "precision", "feature_cache", "compile", "patience", "false_alarm"}
+)
 READ_EVERY = 8  # steps, on CUDA: to read a figure waits for all that was started before it
+SELECTIONS = ("best", "last", "val")
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 # settings that a test must share with the training, or its scores mean nothing
 NEEDED_ALIKE = (
@@ -59,22 +76,6 @@ NEEDED_ALIKE = (
     "resize",
     "keep_all",
 )
-
-
-@dataclass
-class Predictions:
-    """Scores and maps of a test set, with its ground truth.
-
-    scores (n,) and maps (n, H, W) float32, the maps on the device where they are ranked there. labels (n,) bool.
-    masks n × (H, W) int8, −1 where not known; `truth` the same on the device.
-    """
-
-    scores: NDArray[np.float32]
-    maps: NDArray[np.float32] | Tensor
-    labels: NDArray[np.bool_]
-    masks: metrics.PackedMasks
-    paths: list[str]
-    truth: device_metrics.DeviceTruth | None = None
 
 
 @dataclass
@@ -106,12 +107,14 @@ class GLASS:
         settings: effective arguments of `load`, plain values.
         extra_config: further plain values a checkpoint is to carry (data settings); set by the caller.
         results_path: where pictures go; None writes none.
+        pictures: `end`, or `every_eval` for those of each evaluation in the training too.
     """
 
     def __init__(self, device: torch.device | str) -> None:
         self.device = torch.device(device)
         self.extra_config: dict[str, Any] = {}
         self.results_path: Path | None = None
+        self.pictures = "end"
         self.model_dir: Path | None = None
         self.c: Tensor | None = None
 
@@ -145,12 +148,17 @@ class GLASS:
         precision: str = "fp32",
         feature_cache: str = AUTO,
         compile: bool = False,
+        select: str = "best",
+        patience: int = 0,
+        false_alarm: float = 0.01,
     ) -> GLASS:
         """Build all parts. The arguments are the paper's; `seed` starts the weights of A and D and the noise.
 
         `precision` is fp32, bf16, or auto: bf16 on CUDA that has it, else fp32. `feature_cache` is auto, off, or how
         many gigabytes of features may be kept. `compile` makes one kernel of what gradient ascent does element by
-        element, where a compiler is there.
+        element, where a compiler is there. `select` says which epoch is kept: `best` on the test set, `last`, or the
+        best on the validation set, `val`; after `patience` evaluations without a better one training ends, 0 is never.
+        `false_alarm` is the share of good images that the thresholds may call defective.
 
         Raises:
             InputError: a layer, size or dimension that does not go together with the backbone.
@@ -202,6 +210,12 @@ class GLASS:
         for name in ("pretrain_embed_dimension", "target_embed_dimension", "dsc_layers", "dsc_hidden", "eval_epochs"):
             if s[name] < 1:
                 raise InputError(f"{name} {s[name]}: must be at least 1")
+        if s["select"] not in SELECTIONS:
+            raise InputError(f"select {s['select']!r}: possible are {', '.join(SELECTIONS)}")
+        if s["patience"] and s["select"] == "last":
+            raise InputError(
+                "--patience needs figures to go by, --select last looks at none; give --select val or best"
+            )
         check_choice(s["feature_cache"])
 
     def _build_pooling(self) -> None:
@@ -477,6 +491,7 @@ class GLASS:
         test_loader: Iterable[Batch] | None,
         name: str,
         centre_loader: Iterable[Batch] | None = None,
+        val_loader: Iterable[Batch] | None = None,
     ) -> dict[str, Any]:
         """Train up to `meta_epochs`, evaluating every `eval_epochs`; resumes an unfinished training.
 
@@ -485,19 +500,25 @@ class GLASS:
             test_loader: batches with `image`, `mask_gt`, `is_anomaly`, `image_path`; None evaluates nothing.
             name: of the class, for messages and pictures.
             centre_loader: all training images once, for the centre; `train_loader` by default.
+            val_loader: as `test_loader`, of held-out images; with `select` `val` it is what is looked at, and the test
+                set is not.
 
         Returns:
-            The record: `epoch` (how many are done), `best` and `last` (each `epoch` and the metrics).
+            The record: `epoch` (how many are done), `best` and `last` (each `epoch` and the metrics), `history` (the
+            figures of each epoch), `stale` (evaluations since the best one).
         """
         record = self.start(name)
-        if record["epoch"] >= self.meta_epochs:
+        if self.finished(record):
             return record
+        judged_loader = val_loader if self.select == "val" else test_loader
+        if self.select == "val" and val_loader is None:
+            raise InputError("select 'val' needs a validation set")
         centre_loader = train_loader if centre_loader is None else centre_loader
         moving = self.train_backbone or getattr(
             getattr(train_loader, "dataset", None), "randomly_augmented", False
         )  # images or f differ from epoch to epoch, so the mean embedding must be made anew
         mean_embedding = None
-        kept, memory = (None, None) if moving else self._memories(centre_loader, test_loader, name)
+        kept, memory = (None, None) if moving else self._memories(centre_loader, judged_loader, name)
         samples = _samples_per_epoch(train_loader, self.limit)
         bar = tqdm(
             total=samples and samples * self.meta_epochs, initial=(samples or 0) * record["epoch"], unit="img",
@@ -518,10 +539,27 @@ class GLASS:
                 self._set_centre(mean_embedding)
                 figures = self._train_discriminator(train_loader, epoch, bar, _shown(record), kept)
                 figures["samples_per_second"] = (bar.n - before) / (time.monotonic() - started)
-                is_best = self._end_epoch(epoch, test_loader, name, record, memory)
-                _write_scalars(board, epoch, figures, record)
+                is_best, found = self._end_epoch(epoch, judged_loader, name, record, memory)
+                remember(record, {name: figures[name] for name in STEP_FIGURES})  # how fast it was is no result
+                tensorboard.write_epoch(board, figures, record, "val" if self.select == "val" else "test")
+                if found is not None:
+                    tensorboard.write_evaluation(board, epoch, found, getattr(judged_loader, "dataset", None))
+                if self.finished(record):
+                    tensorboard.write_settings(board, self.settings, record)
+                board.flush()
                 self._save_epoch(record, is_best)
+                if self.finished(record):
+                    break
+        if record["epoch"] < self.meta_epochs:
+            LOGGER.info(
+                "%s: stopped after %d epochs: no better one in %d evaluations (--patience)", name, record["epoch"],
+                self.patience,
+            )  # fmt: skip
         return record
+
+    def finished(self, record: Mapping[str, Any]) -> bool:
+        """Whether there is nothing left to train."""
+        return ended(record, self.meta_epochs, self.patience)
 
     def _memories(
         self, train_loader: Iterable[Batch], test_loader: Iterable[Batch] | None, name: str
@@ -532,7 +570,8 @@ class GLASS:
         room -= kept.bytes if kept else 0
         tested = None if test_loader is None else self._kept_features(test_loader, name, room)
         if self.feature_cache != OFF:
-            of_test = f", {tested.capacity if tested else 0} of {_count(test_loader)} test" if test_loader else ""
+            kind = "validation" if self.select == "val" else "test"
+            of_test = f", {tested.capacity if tested else 0} of {_count(test_loader)} {kind}" if test_loader else ""
             used = sum(cache.bytes for cache in (kept, tested) if cache)
             LOGGER.info(
                 "%s: keeping the embeddings of %d of %d training%s images in %s (%.2f GB; --feature_cache %s)", name,
@@ -548,34 +587,47 @@ class GLASS:
             The record as `trainer` does.
         """
         record = self._resume(name)
-        if not self._latest.exists() and record["epoch"] < self.meta_epochs:
+        if not self._latest.exists() and not self.finished(record):
             self._save_epoch(record, False)
         return record
 
     def _end_epoch(
         self,
         epoch: int,
-        test_loader: Iterable[Batch] | None,
+        judged_loader: Iterable[Batch] | None,
         name: str,
         record: dict[str, Any],
         memory: TestMemory | None = None,
-    ) -> bool:
-        """Evaluate where it is due; whether the epoch is the best so far."""
+    ) -> tuple[bool, Predictions | None]:
+        """Evaluate where it is due; whether the epoch is the one to keep so far, and what was found."""
         final = epoch + 1 == self.meta_epochs
         record["epoch"] = epoch + 1
-        if test_loader is not None and ((epoch + 1) % self.eval_epochs == 0 or final):
-            pictures = self._picture_dir("training", name) if final else None
-            figures = self.evaluate(self.predict(test_loader, pictures, memory))
+        found = None
+        if judged_loader is not None and ((epoch + 1) % self.eval_epochs == 0 or final):
+            found = self.predict(judged_loader, self._pictures_of(name, epoch, final), memory)
+            figures = self.evaluate(found)
             record["last"] = {"epoch": epoch, **figures}
-            LOGGER.info("%s epoch %d: %s", name, epoch, _metrics_line(figures))
-        judged = record["last"] and record["last"]["epoch"] == epoch
-        value = _selection_value(record["last"]) if judged else None
-        best = _selection_value(record["best"]) if record["best"] else None
-        unjudged = test_loader is None or (judged and value is None)
-        if not ((value is not None and (best is None or value > best)) or (unjudged and final)):
-            return False
-        record["best"] = dict(record["last"]) if judged else {"epoch": epoch}
-        return True
+            kind = " (validation)" if self.select == "val" else ""
+            LOGGER.info("%s epoch %d%s: %s", name, epoch, kind, metrics_line(figures))
+        value = selection_value(record["last"]) if found is not None else None
+        best = selection_value(record["best"]) if record["best"] else None
+        better = value is not None and (best is None or value > best)
+        if value is not None:
+            record["stale"] = 0 if better else record.get("stale", 0) + 1
+        unjudged = judged_loader is None or (found is not None and value is None)
+        if not (final if self.select == "last" else better or (unjudged and final)):
+            return False, found
+        record["best"] = {"epoch": epoch} if found is None else dict(record["last"])
+        return True, found
+
+    def _pictures_of(self, name: str, epoch: int, final: bool) -> Path | None:
+        """Where the pictures of an evaluation go; None where none are to be made."""
+        folder = self._picture_dir("training", name)
+        if folder is None or self.select == "val":  # its pictures are of the validation set, which nobody knows
+            return None
+        if final:
+            return folder
+        return folder / f"epoch_{epoch}" if self.pictures == "every_eval" else None
 
     def _save_epoch(self, record: Mapping[str, Any], is_best: bool) -> None:
         """Keep the best, save what a resume needs."""
@@ -639,7 +691,7 @@ class GLASS:
         """The record of the class's training, its state loaded where there is one to go on with."""
         if self.model_dir is None:
             raise InputError("set_model_dir comes before trainer")
-        fresh = {"epoch": 0, "best": None, "last": None}
+        fresh = {"epoch": 0, "best": None, "last": None, "history": [], "stale": 0}
         best = checkpoint.find_best(self.model_dir)
         anew = f"delete {self.model_dir} to train anew"
         if not self._latest.exists():
@@ -651,8 +703,8 @@ class GLASS:
         if not isinstance(state.get("record"), dict):
             raise WorkError(f"{self._latest} cannot be resumed, it holds weights alone; {anew}")
         self._refuse_other_settings(state.get("config", {}), anew)
-        record = state["record"]
-        if record["epoch"] >= self.meta_epochs:
+        record = {**fresh, **state["record"]}
+        if self.finished(record):
             LOGGER.info("%s: training finished before (%d epochs), skipped; %s", name, record["epoch"], anew)
             return record
         self.load_weights(self._latest)
@@ -705,7 +757,7 @@ class GLASS:
         return scores.cpu().numpy(), maps.cpu().numpy()
 
     @torch.no_grad()
-    def _predict_remembered(self, memory: TestMemory) -> Predictions:
+    def _predictremembered(self, memory: TestMemory) -> Predictions:
         """Score a test set whose features are all known: the heads alone."""
         self._set_mode(False)
         head, count, size = self._head(), memory.features.count, tuple(self.input_shape[1:])
@@ -732,7 +784,7 @@ class GLASS:
             memory: of the same test set, so that the next time needs the heads alone.
         """
         if memory is not None and memory.complete and pictures is None:
-            return self._predict_remembered(memory)
+            return self._predictremembered(memory)
         self._set_mode(False)
         head, kept = self._head(), memory.features if memory else None
         if isinstance(loader, Tensor):
@@ -777,32 +829,79 @@ class GLASS:
     @staticmethod
     def evaluate(found: Predictions) -> dict[str, float]:
         """The metrics named in `METRICS`, in [0, 1]; nan where the test set does not allow one."""
-        image = metrics.compute_imagewise_retrieval_metrics(found.scores, found.labels)
-        if isinstance(found.maps, Tensor):
-            pixel = device_metrics.pixel_metrics(found.maps, found.truth)
-        else:
-            pixel = metrics.pixel_metrics(found.maps, found.masks)
-        values = (image["auroc"], image["ap"], pixel["auroc"], pixel["ap"], pixel["pro"])
-        return dict(zip(METRICS, values, strict=True))
+        return evaluate(found)
 
     def tester(self, test_loader: Iterable[Batch], name: str) -> dict[str, Any]:
         """Evaluate the class's chosen checkpoint and write its pictures.
 
         Returns:
-            The metrics and `best_epoch`.
+            The metrics and `best_epoch`; see `test` for the further ones.
 
         Raises:
             WorkError: there is no checkpoint, or it does not fit.
         """
+        return self.test(test_loader, name).figures
+
+    def test(self, test_loader: Iterable[Batch], name: str) -> Tested:
+        """As `tester`, with everything that was found."""
+        path, epoch = self._chosen(name)
+        _refuse_other_scores(checkpoint.load(path).get("config", {}), self.config, path)
+        thresholds = Thresholds.of(self.load_weights(path).get("thresholds"))
+        found = self.predict(test_loader, self._picture_dir("eval", name))
+        figures = judge(found, thresholds)
+        for reason in why_nan(figures):
+            LOGGER.info("%s: %s", name, reason)
+        return Tested({**figures, "best_epoch": epoch}, found, thresholds)
+
+    def last_figures(self, test_loader: Iterable[Batch], record: Mapping[str, Any]) -> dict[str, float]:
+        """The test set's metrics in the last epoch, evaluated where the training did not; {} where it is not there."""
+        if self.select != "val" and record["last"] and record["last"]["epoch"] + 1 == record["epoch"]:
+            return {name: record["last"][name] for name in METRICS}
+        if not self._latest.exists():
+            return {}
+        self.load_weights(self._latest)
+        return self.evaluate(self.predict(test_loader))
+
+    def _chosen(self, name: str) -> tuple[Path, int]:
         best = checkpoint.find_best(self.model_dir) if self.model_dir else None
         if best is None:
             raise WorkError(f"{name}: no ckpt_best_*.pth in {self.model_dir}; train it first, or give --models_path")
-        _refuse_other_scores(checkpoint.load(best[0]).get("config", {}), self.config, best[0])
-        self.load_weights(best[0])
-        figures = self.evaluate(self.predict(test_loader, self._picture_dir("eval", name)))
-        for reason in _why_nan(figures):
-            LOGGER.info("%s: %s", name, reason)
-        return {**figures, "best_epoch": best[1]}
+        return best
+
+    @torch.no_grad()
+    def calibrate(self, loader: Iterable[Batch], name: str, source: str) -> Thresholds:
+        """Put thresholds into the chosen checkpoint, where it has none for this `false_alarm` yet.
+
+        Args:
+            loader: good images, and with synthetic defects where there are any: batches as of a test set.
+            name: of the class, for messages.
+            source: what the good images are, `HELD_OUT` or `TRAINING`.
+        """
+        path, _ = self._chosen(name)
+        state = self.load_weights(path)
+        before = Thresholds.of(state.get("thresholds"))
+        if before is not None and (before.false_alarm, before.source) == (self.false_alarm, source):
+            return before
+        self._set_mode(False)
+        head, scores, peaks, labels = self._head(), [], [], []
+        defective, masks = [], []  # maps of the synthetic defects' set alone: good images may be many
+        keep = source == HELD_OUT
+        for batch in loader:
+            batch_scores, maps = (x.cpu().numpy() for x in self._judge(self._score_images(head, batch["image"])))
+            scores += batch_scores.tolist()
+            peaks += maps.max((1, 2)).tolist()
+            labels += np.asarray(batch["is_anomaly"], bool).tolist()
+            if keep:
+                defective.append(maps)
+                masks.append(np.asarray(batch["mask_gt"])[:, 0])
+        good = [i for i, label in enumerate(labels) if not label]
+        made = thresholds_of([scores[i] for i in good], [peaks[i] for i in good], self.false_alarm, source)
+        if any(labels):
+            pixels = metrics.all_pixel_metrics(np.concatenate(defective), np.concatenate(masks), ())
+            made = replace(made, image_f1=best_f1(scores, labels), pixel_f1=pixels["f1_max_threshold"])
+        checkpoint.save({**state, "thresholds": made.plain()}, path)
+        LOGGER.info("%s: %s", name, made.describe())
+        return made
 
     def _picture_dir(self, kind: str, name: str) -> Path | None:
         return self.results_path / kind / name if self.results_path else None
@@ -839,17 +938,6 @@ def _samples_per_epoch(loader: Iterable[Batch], limit: int) -> int | None:
     return min(size(), (limit // batch + 1) * batch)
 
 
-def _selection_value(figures: Mapping[str, Any]) -> float | None:
-    """Image AUROC + pixel AUROC, of which one may be missing; None where both are."""
-    values = [figures.get(key, math.nan) for key in ("image_auroc", "pixel_auroc")]
-    values = [v for v in values if not math.isnan(v)]
-    return sum(values) if values else None
-
-
-def _metrics_line(figures: Mapping[str, float]) -> str:
-    return "  ".join(f"{name} {100 * figures[name]:.2f}" for name in METRICS if name in figures)
-
-
 def _shown(record: Mapping[str, Any]) -> str:
     """I-AUROC/P-AUROC of the last and the best evaluation for the progress bar."""
     parts = []
@@ -860,28 +948,8 @@ def _shown(record: Mapping[str, Any]) -> str:
     return " ".join(parts)
 
 
-def _why_nan(figures: Mapping[str, float]) -> list[str]:
-    reasons = []
-    if math.isnan(figures["image_auroc"]):
-        reasons.append("image metrics cannot be computed: the test images are all good or all defective")
-    if math.isnan(figures["pixel_auroc"]):
-        reasons.append("pixel metrics cannot be computed: no mask with both normal and anomalous pixels")
-    return reasons
-
-
 def _refuse_other_scores(saved: Mapping[str, Any], own: Mapping[str, Any], path: Path) -> None:
     """Some of these settings would spoil a test unseen, the others only give a message of shapes."""
     for key in NEEDED_ALIKE:
         if key in saved and saved[key] != own.get(key):
             raise InputError(f"{path} was trained with {key} {saved[key]}, given is {own.get(key)}")
-
-
-def _write_scalars(board: SummaryWriter, epoch: int, figures: Mapping[str, float], record: Mapping[str, Any]) -> None:
-    for name, value in figures.items():
-        board.add_scalar(f"train/{name}", value, epoch)
-    if record["last"] and record["last"]["epoch"] == epoch:
-        for name in METRICS:
-            board.add_scalar(f"test/{name}", record["last"][name], epoch)
-            if record["best"] and name in record["best"]:
-                board.add_scalar(f"best/{name}", record["best"][name], epoch)
-    board.flush()

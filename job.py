@@ -17,6 +17,7 @@ from datasets.check import Problem, drop_bad
 from datasets.defects import Pair, of_class
 from datasets.settings import Size
 from datasets.textures import Textures
+from evaluation import ended
 
 Options = Mapping[str, Any]
 
@@ -97,7 +98,7 @@ class Run:
             latest = folder / checkpoint.LATEST
             if latest.exists():
                 record = checkpoint.load(latest).get("record")
-                if not isinstance(record, dict) or record["epoch"] < self.net["meta_epochs"]:
+                if not isinstance(record, dict) or not ended(record, self.net["meta_epochs"], self.net["patience"]):
                     return False
             elif checkpoint.find_best(folder) is None:
                 return False

@@ -138,7 +138,13 @@ def _explain(error: Exception) -> tuple[str | None, int]:
     multiple=True,
     help="CUDA device, -1 is the CPU; repeat it to name further choices, the first that is there is used.  [default: 0 if there is one, else -1]",
 )
-@click.option("--seed", default=0, type=click.IntRange(0, 2**32 - 1), help="Start of every random draw.")
+@click.option(
+    "--seed",
+    default=[0],
+    multiple=True,
+    type=click.IntRange(0, 2**32 - 1),
+    help="Start of every random draw; repeat it for a run each, in RESULTS_PATH/seed_N, and their mean and deviation.",
+)
 @click.option("--log_group", default="", help="Label of a group of runs, kept in settings.json and TensorBoard.")
 @click.option("--log_project", default="", help="Label of the project, kept in settings.json and TensorBoard.")
 @click.option("--run_name", default="", help="Label of the run, kept in settings.json and TensorBoard.")
@@ -153,6 +159,12 @@ def _explain(error: Exception) -> tuple[str | None, int]:
     default=None,
     type=click.Path(file_okay=False),
     help="Where checkpoints are read and written.  [default: RESULTS_PATH/models]",
+)
+@click.option(
+    "--pictures",
+    default="end",
+    type=click.Choice(["end", "every_eval"]),
+    help="Pictures of the test images: at the end, or of every evaluation in the training too.",
 )
 def main(**options: Any) -> None:
     """GLASS: train on good images of a product, find and outline defects.
@@ -238,6 +250,24 @@ def main(**options: Any) -> None:
     is_flag=True,
     help="Compile parts of the training (torch.compile); needs a C++ compiler.  [default: no]",
 )
+@click.option(
+    "--select",
+    default="best",
+    type=click.Choice(["best", "last", "val"]),
+    help="Epoch to keep: best on the test set, as published; last; or val, best on good images held out (--val_share) with synthetic defects, where no test image is looked at.",
+)
+@click.option(
+    "--patience",
+    default=0,
+    type=AT_LEAST_0,
+    help="End the training after so many evaluations without a better one; 0 is never. Not with --select last.",
+)
+@click.option(
+    "--false_alarm",
+    default=0.01,
+    type=Finite(0, 1, max_open=True),
+    help="Share of good images that the checkpoint's thresholds may call defective.",
+)
 @click.option("--limit", default=392, type=AT_LEAST_1, help="An epoch ends once more samples than this were used.")
 def net(**options: Any) -> tuple[str, dict[str, Any]]:
     """Options of the model."""
@@ -283,6 +313,12 @@ def net(**options: Any) -> tuple[str, dict[str, Any]]:
     default=0.2,
     type=Finite(0, 1, min_open=True, max_open=True),
     help="NAME folder, where there are defects but no good test image: share of the good images kept for the test.",
+)
+@click.option(
+    "--val_share",
+    default=None,
+    type=Finite(0, 1, max_open=True),
+    help="Share of the good training images held out for thresholds and --select val, at least 8 images.  [default: 0.1 with --select val, else 0]",
 )
 @click.option(
     "--defects",
@@ -362,9 +398,9 @@ def _after(context: click.Context, parts: list[tuple[str, dict[str, Any]]], **op
     given = dict(parts)
     if "net" not in given:
         given["net"] = net.make_context("net", [], parent=context).params
-    from run import run  # torch and its kin take seconds to import, --help should not
+    from run import run_seeds  # torch and its kin take seconds to import, --help should not
 
-    run(options, given["net"], given["dataset"])
+    run_seeds(options, given["net"], given["dataset"])
 
 
 if __name__ == "__main__":

@@ -11,14 +11,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.metrics import average_precision_score, roc_auc_score
+from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
 PRO_LIMIT = 0.3  # of the false positive rate
+STRICT_PRO_LIMIT = 0.05
+RESAMPLES = 1000  # of the bootstrap
 PUBLISHED_PRO_STEPS = 200
 CHUNK_PIXELS = 1 << 23
 RANGE_PIXELS = 1 << 20
@@ -99,15 +101,127 @@ def compute_pro(masks: ArrayLike, maps: ArrayLike, limit: float = PRO_LIMIT) -> 
 
 def pixel_metrics(maps: ArrayLike, masks: ArrayLike, limit: float = PRO_LIMIT) -> dict[str, float]:
     """`auroc`, `ap` and `pro` (to `limit` of the false positive rate) with the pixels ranked once."""
+    found = all_pixel_metrics(maps, masks, (limit,))
+    return {"auroc": found["auroc"], "ap": found["ap"], "pro": found["pro"][0]}
+
+
+def all_pixel_metrics(maps: ArrayLike, masks: ArrayLike, limits: Sequence[float]) -> dict[str, Any]:
+    """Everything that one ranking of the pixels tells, exact for any number of them.
+
+    Args:
+        maps: (n, H, W).
+        masks: (n, H, W); > 0 is anomalous, < 0 is not known and left out.
+        limits: of the false positive rate, one for each PRO.
+
+    Returns:
+        `auroc`, `ap`, `f1_max` with `f1_max_threshold` (score ≥ it is anomalous), and `pro`, a list; all but the
+        threshold in [0, 1], nan where the known pixels are all of one kind.
+    """
     if len(maps) != len(masks):
         raise ValueError(f"{len(maps)} maps, but {len(masks)} masks")
     census = _count(maps, masks)
     if not census.positives or not census.negatives:
-        return dict.fromkeys(("auroc", "ap", "pro"), NAN)
-    curves = _Curves(census, limit)
+        return dict.fromkeys(("auroc", "ap", "f1_max", "f1_max_threshold"), NAN) | {"pro": [NAN] * len(limits)}
+    curves = _Curves(census, limits)
     for low, high in _score_ranges(maps, masks, census):
         curves.add(_rank(maps, masks, low, high, curves.false))
-    return {"auroc": curves.auroc, "ap": curves.ap, "pro": curves.pro}
+    f1_max, threshold = curves.f1_max
+    return {
+        "auroc": curves.auroc, "ap": curves.ap, "f1_max": f1_max, "f1_max_threshold": threshold,
+        "pro": [climb.pro for climb in curves.climbs],
+    }  # fmt: skip
+
+
+def f1_max(scores: ArrayLike, labels: ArrayLike) -> tuple[float, float]:
+    """The best F1 that any threshold gives, and the lowest score counted as anomalous there.
+
+    Args:
+        scores: (n,).
+        labels: (n,), > 0 is anomalous.
+
+    Returns:
+        F1 in [0, 1] and the score; (nan, nan) where all are of one kind.
+    """
+    scores, labels = np.asarray(scores, np.float64).ravel(), np.asarray(labels).ravel() > 0
+    if labels.all() or not labels.any():
+        return NAN, NAN
+    precision, recall, thresholds = precision_recall_curve(labels, scores)
+    f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
+    best = int(f1[:-1].argmax())
+    return float(f1[best]), float(thresholds[best])
+
+
+def at_threshold(scores: ArrayLike, labels: ArrayLike, threshold: float) -> dict[str, float]:
+    """`f1`, `precision`, `recall` and `false_alarms` (share of the normal ones) where score > threshold is anomalous.
+
+    Args:
+        scores: (n,).
+        labels: (n,), > 0 is anomalous, < 0 is not known and left out.
+        threshold: nan gives nan.
+
+    Returns:
+        Values in [0, 1]; nan where there is nothing to count.
+    """
+    scores, labels = np.asarray(scores).ravel(), np.asarray(labels).ravel()
+    flagged = scores > threshold
+    hits, alarms = int((flagged & (labels > 0)).sum()), int((flagged & (labels == 0)).sum())
+    return rates(hits, alarms, int((labels > 0).sum()), int((labels == 0).sum()), threshold)
+
+
+def pixels_at_threshold(maps: ArrayLike, masks: ArrayLike, threshold: float) -> dict[str, float]:
+    """The same for the pixels of (n, H, W) maps, map by map."""
+    counts = np.zeros(4, np.int64)
+    for one_map, mask in zip(maps, masks, strict=True):
+        flagged, mask = np.asarray(one_map) > threshold, np.asarray(mask)
+        anomalous, normal = mask > 0, mask == 0
+        counts += [(flagged & anomalous).sum(), (flagged & normal).sum(), anomalous.sum(), normal.sum()]
+    return rates(*counts.tolist(), threshold)
+
+
+def rates(hits: int, alarms: int, positives: int, negatives: int, threshold: float = 0.0) -> dict[str, float]:
+    """What `at_threshold` gives, from counts."""
+    if math.isnan(threshold):
+        return dict.fromkeys(("f1", "precision", "recall", "false_alarms"), NAN)
+    return {
+        "f1": 2 * hits / (hits + alarms + positives) if positives else NAN,
+        "precision": hits / (hits + alarms) if hits + alarms else NAN,
+        "recall": hits / positives if positives else NAN,
+        "false_alarms": alarms / negatives if negatives else NAN,
+    }
+
+
+def bootstrap_auroc(
+    scores: ArrayLike, labels: ArrayLike, seed: int = 0, share: float = 0.95, resamples: int = RESAMPLES
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of the AUROC; images of either kind are drawn anew among their own.
+
+    Args:
+        scores: (n,).
+        labels: (n,), > 0 is anomalous.
+        seed: of the draws.
+        share: that the interval is to cover.
+        resamples: how many.
+
+    Returns:
+        Its ends, in [0, 1]; (nan, nan) where all are of one kind.
+    """
+    scores, labels = np.asarray(scores, np.float64).ravel(), np.asarray(labels).ravel() > 0
+    good, bad = scores[~labels], scores[labels]
+    if not len(good) or not len(bad):
+        return NAN, NAN
+    rng = np.random.default_rng(seed)
+    ordered = np.sort(good)
+    # how often each good image is drawn is all that counts: a defective one wins over those that lie below it
+    below, up_to = (np.searchsorted(ordered, bad, side=side) for side in ("left", "right"))
+    found = np.empty(resamples)
+    for i in range(resamples):
+        times = np.bincount(rng.integers(len(good), size=len(good)), minlength=len(good))
+        beaten = np.concatenate([[0], np.cumsum(times)])
+        chosen = rng.integers(len(bad), size=len(bad))
+        found[i] = (beaten[below[chosen]] + beaten[up_to[chosen]]).mean() / (2 * len(good))
+    tail = (1 - share) / 2
+    low, high = np.quantile(found, [tail, 1 - tail])
+    return float(low), float(high)
 
 
 class _Census(NamedTuple):
@@ -123,6 +237,7 @@ class _Census(NamedTuple):
 class _Steps(NamedTuple):
     """A stretch of the curves, by distinct score of an anomalous pixel in descending order."""
 
+    values: NDArray  # the scores
     positives: NDArray[np.int64]  # anomalous pixels with this score
     overlap: NDArray[np.float64]  # sum of 1/area of the regions they lie in
     above: NDArray[np.int64]  # normal pixels with a higher score
@@ -133,12 +248,13 @@ class _Steps(NamedTuple):
 class _Curves:
     """Areas under the curves, stretch by stretch from the highest score down."""
 
-    def __init__(self, census: _Census, limit: float) -> None:
-        self._census, self._limit = census, limit
+    def __init__(self, census: _Census, limits: Sequence[float]) -> None:
+        self._census = census
         self.false = 0  # normal pixels visited
         self._found = 0  # anomalous pixels visited
-        self._lost, self._precision, self._area = 0.0, 0.0, 0.0
-        self._rate, self._height = 0.0, 0.0  # where the PRO curve stands
+        self._lost, self._precision = 0.0, 0.0
+        self.f1_max = (0.0, NAN)
+        self.climbs = [_Climb(census, limit) for limit in limits]
 
     def add(self, steps: _Steps) -> None:
         self.false = steps.false
@@ -148,18 +264,13 @@ class _Curves:
         self._lost += float((steps.positives * (steps.above + steps.at_least)).sum(dtype=np.float64)) / 2
         reached = self._found + steps.positives.cumsum()
         self._precision += float((reached / (reached + steps.at_least) * steps.positives).sum())
+        f1 = 2 * reached / (reached + steps.at_least + self._census.positives)
+        best = int(f1.argmax())  # F1 is best where it has just taken an anomalous pixel in
+        if f1[best] > self.f1_max[0]:
+            self.f1_max = float(f1[best]), float(steps.values[best])
         self._found = int(reached[-1])
-        if self._rate < self._limit:
-            self._climb(steps)
-
-    def _climb(self, steps: _Steps) -> None:
-        """The PRO curve climbs at the scores of anomalous pixels (slanting where normal ones share a score)."""
-        climbed = self._height + steps.overlap.cumsum() / self._census.regions
-        rates = np.stack([steps.above, steps.at_least], 1).ravel() / self._census.negatives
-        fpr = np.r_[self._rate, rates]
-        pro = np.r_[self._height, np.stack([np.r_[self._height, climbed[:-1]], climbed], 1).ravel()]
-        self._area += _area_up_to(fpr, pro, self._limit)
-        self._rate, self._height = float(fpr[-1]), float(pro[-1])
+        for climb in self.climbs:
+            climb.add(steps)
 
     @property
     def auroc(self) -> float:
@@ -168,6 +279,26 @@ class _Curves:
     @property
     def ap(self) -> float:
         return self._precision / self._census.positives
+
+
+class _Climb:
+    """The PRO curve up to a false positive rate, and the area under it."""
+
+    def __init__(self, census: _Census, limit: float) -> None:
+        self._census, self._limit = census, limit
+        self._area = 0.0
+        self._rate, self._height = 0.0, 0.0  # where the curve stands
+
+    def add(self, steps: _Steps) -> None:
+        """The curve climbs at the scores of anomalous pixels (slanting where normal ones share a score)."""
+        if self._rate >= self._limit:
+            return
+        climbed = self._height + steps.overlap.cumsum() / self._census.regions
+        rates = np.stack([steps.above, steps.at_least], 1).ravel() / self._census.negatives
+        fpr = np.r_[self._rate, rates]
+        pro = np.r_[self._height, np.stack([np.r_[self._height, climbed[:-1]], climbed], 1).ravel()]
+        self._area += _area_up_to(fpr, pro, self._limit)
+        self._rate, self._height = float(fpr[-1]), float(pro[-1])
 
     @property
     def pro(self) -> float:
@@ -252,7 +383,7 @@ def _rank(maps: ArrayLike, masks: ArrayLike, low: float, high: float, false: int
         below += np.searchsorted(normal, values, side="left")
         up_to += np.searchsorted(normal, values, side="right")
     total = false + negatives
-    return _Steps(positives[::-1], overlap[::-1], (total - up_to)[::-1], (total - below)[::-1], total)
+    return _Steps(values[::-1], positives[::-1], overlap[::-1], (total - up_to)[::-1], (total - below)[::-1], total)
 
 
 def _normal_pixels(one_map: ArrayLike, mask: ArrayLike, low: float, high: float) -> NDArray:

@@ -1,10 +1,14 @@
-"""What a run leaves for people: CSV and Excel tables, its settings, pictures."""
+"""What a run leaves for people: CSV and Excel tables, its settings, pictures.
+
+`python -m report RESULTS [RESULTS…]` compares runs, see `compare.py`.
+"""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +24,14 @@ ROW_NAMES = "Row Names"
 COLUMNS = ("image_auroc", "image_ap", "pixel_auroc", "pixel_ap", "pixel_pro", "best_epoch")
 MEAN = "Mean"
 UNKNOWN_GRAY = 128
+BAR_WIDTH = 36  # pixels of the heatmap's scale
 
 
 # ------------------------------------------------------------------------------------------ tables
 
 
 def write_results(folder: Path, rows: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
-    """Write results.csv and results.xlsx: a row a class, last their mean.
+    """Write results.csv: a row a class, last their mean.
 
     Rows of other classes that lie there from earlier runs are kept.
 
@@ -39,7 +44,7 @@ def write_results(folder: Path, rows: Mapping[str, Mapping[str, Any]]) -> pd.Dat
     """
     path = folder / "results.csv"
     table = pd.DataFrame.from_dict({name: dict(figures) for name, figures in rows.items()}, orient="index")
-    before = _read_rows(path)
+    before = read_rows(path)
     order = dict.fromkeys((*table.columns, *before.columns))  # what is joined below comes out sorted
     earlier, same = before[~before.index.isin([*rows, MEAN])], before[before.index.isin(list(rows))]
     if len(earlier):
@@ -52,14 +57,101 @@ def write_results(folder: Path, rows: Mapping[str, Mapping[str, Any]]) -> pd.Dat
     table = table.reindex(columns=[*COLUMNS, *further])
     table.loc[MEAN] = table.mean(numeric_only=True)
     table.index.name = ROW_NAMES
-    write_atomically(path, lambda temporary: table.to_csv(temporary, na_rep="nan", float_format="%.6g"))
-    write_atomically(
-        folder / "results.xlsx", lambda temporary: table.to_excel(temporary, sheet_name="results", na_rep="nan")
-    )
+    _write_csv(path, table)
     return table
 
 
-def _read_rows(path: Path) -> pd.DataFrame:
+def _write_csv(path: Path, table: pd.DataFrame) -> None:
+    write_atomically(path, lambda temporary: table.to_csv(temporary, na_rep="nan", float_format="%.6g"))
+
+
+def write_workbook(
+    folder: Path, table: pd.DataFrame, settings: Mapping[str, Any], per_image: Mapping[str, list[dict[str, Any]]]
+) -> None:
+    """Write results.xlsx: a sheet of results, one of settings, one a class of its images' scores."""
+    flat = [
+        (part, name, str(value))
+        for part, values in (*settings.get("arguments", {}).items(), ("versions", settings.get("versions", {})),
+                             ("device", settings.get("device", {})))
+        for name, value in values.items()
+    ]  # fmt: skip
+
+    def write(temporary: Path) -> None:
+        with pd.ExcelWriter(temporary) as book:
+            table.to_excel(book, sheet_name="results", na_rep="nan")
+            pd.DataFrame(flat, columns=["part", "name", "value"]).to_excel(book, sheet_name="settings", index=False)
+            taken = {"results", "settings"}
+            for name, rows in per_image.items():
+                pd.DataFrame(rows).to_excel(book, sheet_name=_sheet_name(name, taken), index=False, na_rep="nan")
+
+    write_atomically(folder / "results.xlsx", write)
+
+
+def _sheet_name(name: str, taken: set[str]) -> str:
+    """What Excel allows: 31 characters, none of []:*?/\\, no two alike; `taken` grows by it."""
+    plain = re.sub(r"[\[\]:*?/\\']", "_", name)
+    short, number = plain[:31], 2
+    while short.lower() in taken:
+        short, number = f"{plain[:27]} {number}", number + 1
+    taken.add(short.lower())
+    return short
+
+
+def write_per_image(folder: Path, per_image: Mapping[str, list[dict[str, Any]]]) -> None:
+    """Write per_image.csv: path, label, score, normalised score, decision, mask area, class of each test image."""
+    if not per_image:
+        return
+    parts = [pd.DataFrame(rows).assign(**{"class": name}) for name, rows in per_image.items()]
+    table = pd.concat(parts).astype({"decision": "Int64"})
+    write_atomically(
+        folder / "per_image.csv",
+        lambda temporary: table.to_csv(temporary, na_rep="nan", float_format="%.6g", index=False, errors="replace"),
+    )
+
+
+def write_seeds(folder: Path, runs: Sequence[Path]) -> str:
+    """Write results.csv and results.xlsx of several runs that differ by their seed alone: mean and deviation.
+
+    Args:
+        folder: where to.
+        runs: results folders, one a seed; one without results is left out.
+
+    Returns:
+        The table for people, `mean ± deviation` in percent. The last row is the mean over the classes.
+    """
+    tables = [table for table in (read_rows(run / "results.csv") for run in runs) if len(table)]
+    everything = pd.concat(tables)
+    order = list(dict.fromkeys(name for table in tables for name in table.index if name != MEAN))
+    grouped = everything.groupby(level=0)
+    mean, deviation, count = grouped.mean(numeric_only=True), grouped.std(numeric_only=True), grouped.size()
+    names = [name for name in (*order, MEAN) if name in mean.index]
+    measured = [c for c in COLUMNS if c != COLUMNS[-1]]
+    table = mean.reindex(names).assign(seeds=count)
+    for column in measured:
+        table[f"{column}_std"] = deviation[column]
+    spread = [f"{column}_std" for column in measured]
+    further = [c for c in mean.columns if c not in COLUMNS]
+    table = table.reindex(columns=[*COLUMNS, "seeds", *spread, *further])
+    table.index.name = ROW_NAMES
+    _write_csv(folder / "results.csv", table)
+    write_workbook(folder, table, {}, {})
+    shown = {
+        column: [f"{_share(a)} ± {_share(b)}" for a, b in zip(table[column], table[f"{column}_std"], strict=True)]
+        for column in measured
+    }
+    return pd.DataFrame(shown, index=table.index).to_string()
+
+
+def _share(value: float) -> str:
+    return "–" if math.isnan(value) else f"{100 * value:.2f}"
+
+
+def read_rows(path: Path) -> pd.DataFrame:
+    """A results.csv, by row name; an empty table where there is none.
+
+    Raises:
+        WorkError: it is something else.
+    """
     if not path.exists():
         return pd.DataFrame()
     try:
@@ -100,20 +192,39 @@ def to_bgr(image: NDArray[np.float32]) -> NDArray[np.uint8]:
     return np.ascontiguousarray((rgb.clip(0, 1) * 255).round().astype(np.uint8)[..., ::-1])
 
 
+def heatmap(anomaly_map: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """(H, W) in [0, 1] → (H, W, 3) BGR; blue is 0, red is 1, in every picture alike."""
+    return cv2.applyColorMap((anomaly_map.clip(0, 1) * 255).astype(np.uint8), cv2.COLORMAP_JET)
+
+
+def scale_bar(height: int) -> NDArray[np.uint8]:
+    """What the heatmap's colours mean, (height, BAR_WIDTH, 3) BGR: 1 at the top, 0 at the bottom."""
+    bar = np.full((height, BAR_WIDTH, 3), 255, np.uint8)
+    bar[:, 3:11] = heatmap(np.linspace(1, 0, height, dtype=np.float32)[:, None].repeat(8, axis=1))
+    for value, y in ((1.0, 10), (0.5, height // 2 + 4), (0.0, height - 3)):
+        text = f"{value:g}"
+        cv2.putText(bar, text, (14, y), cv2.FONT_HERSHEY_SIMPLEX, 0.32, (0, 0, 0), 1, cv2.LINE_AA)
+    return bar
+
+
+def picture(image: NDArray[np.float32], mask: NDArray[np.int8], anomaly_map: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """image | truth | heatmap | its scale, side by side, BGR.
+
+    Args:
+        image: normalised (3, H, W).
+        mask: (H, W); > 0 is shown white, < 0 (not known) gray.
+        anomaly_map: (H, W) in [0, 1].
+    """
+    truth = np.where(mask < 0, UNKNOWN_GRAY, np.where(mask > 0, 255, 0)).astype(np.uint8)
+    parts = [to_bgr(image), cv2.cvtColor(truth, cv2.COLOR_GRAY2BGR), heatmap(anomaly_map), scale_bar(len(truth))]
+    return np.hstack(parts)
+
+
 def save_picture(
     path: Path, image: NDArray[np.float32], mask: NDArray[np.int8], anomaly_map: NDArray[np.float32]
 ) -> None:
-    """Write image | truth | heatmap, side by side.
-
-    Args:
-        path: .png file.
-        image: normalised (3, H, W).
-        mask: (H, W); > 0 is shown white, < 0 (not known) gray.
-        anomaly_map: (H, W) in [0, 1]; blue is 0, red is 1, in every picture alike.
-    """
-    truth = np.where(mask < 0, UNKNOWN_GRAY, np.where(mask > 0, 255, 0)).astype(np.uint8)
-    heat = cv2.applyColorMap((anomaly_map.clip(0, 1) * 255).astype(np.uint8), cv2.COLORMAP_JET)
-    save_image(path, np.hstack([to_bgr(image), cv2.cvtColor(truth, cv2.COLOR_GRAY2BGR), heat]))
+    """Write `picture` to a .png file."""
+    save_image(path, picture(image, mask, anomaly_map))
 
 
 def save_image(path: Path, image: NDArray[np.uint8]) -> None:
@@ -126,3 +237,9 @@ def save_image(path: Path, image: NDArray[np.uint8]) -> None:
     if not done:
         raise WorkError(f"cannot encode {path}")
     write_atomically(path, lambda temporary: temporary.write_bytes(data.tobytes()))
+
+
+if __name__ == "__main__":
+    from compare import main
+
+    main(prog_name="python -m report")

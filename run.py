@@ -18,11 +18,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.data import DataLoader, Dataset
 from torch.utils.tensorboard import SummaryWriter
 
 import backbones
 import checkpoint
+import compare
 import distribution
+import page
 import reading
 import report
 from datasets import DATASETS, EpochSampler, ImageSettings, TestDataset, TrainDataset, make_loader
@@ -33,14 +36,46 @@ from datasets.files import read_rgb
 from datasets.foreground import make_masks
 from datasets.settings import show_size
 from datasets.textures import open_textures
+from datasets.validation import GoodImages, ValidationDataset, hold_out
 from distribution import Decision
 from errors import InputError
 from glass import GLASS, METRICS
 from job import ClassData, Net, Options, Run
+from thresholds import HELD_OUT, TRAINING
 from utils import LOGGER, choose_device, fix_seeds, setup_logging, write_atomically
 
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "scipy", "scikit-learn", "opencv-python-headless", "pillow")
 NOT_FOR_GLASS = frozenset({"backbone_names", "layers_to_extract_from", "weights", "svd"})
+
+
+def run_seeds(main: Options, net: Options, dataset: Options) -> None:
+    """One run, or with several seeds one for each in a folder of its own and what they have in common above them.
+
+    Args:
+        main, net, dataset: options of the three commands, by name.
+
+    Raises:
+        InputError: something given cannot work.
+        WorkError: something failed on the way.
+    """
+    seeds = list(dict.fromkeys(main["seed"]))
+    if len(seeds) == 1:
+        run({**main, "seed": seeds[0]}, net, dataset)
+        return
+    results = _make_results(main["results_path"])
+    for seed in seeds:
+        own = {**main, "seed": seed, "results_path": str(results / f"seed_{seed}")}
+        if main["models_path"]:
+            own["models_path"] = str(Path(main["models_path"]) / f"seed_{seed}")
+        setup_logging()
+        LOGGER.info("seed %d (%s)", seed, ", ".join(map(str, seeds)))
+        run(own, net, dataset)
+    folders = [results / f"seed_{seed}" for seed in seeds]
+    if any((folder / "results.csv").exists() for folder in folders):
+        table = report.write_seeds(results, folders)
+        compare.write_seeds(results, folders)
+        LOGGER.info("mean ± deviation of seeds %s in %s\n%s", ", ".join(map(str, seeds)), results, table)
+        LOGGER.info("report: %s", results / page.FILE)
 
 
 def run(main: Options, net: Options, dataset: Options) -> None:
@@ -56,7 +91,8 @@ def run(main: Options, net: Options, dataset: Options) -> None:
     setup_logging()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a batch system's stop ends like Ctrl-C
     started = time.monotonic()
-    this = _prepare(main, net, dataset)
+    this = _prepare(main, net, {**dataset, "val_share": _val_share(net, dataset)})
+    net, dataset = this.net, this.dataset
     names = this.layout.choose(dataset["subdatasets"])
     classes = [reading.glance(this, _class_data(this, name)) for name in names]
     for data in classes:
@@ -75,17 +111,17 @@ def run(main: Options, net: Options, dataset: Options) -> None:
         masks = _foreground(this, data, decision)
         for index, one_net in enumerate(this.nets):
             row = data.row if len(this.nets) == 1 else f"{data.row} {one_net.name}"
-            figures = _run_class(this, data, one_net, index, decision, masks, cache)
+            figures = _run_class(this, data, one_net, index, row, decision, masks, cache)
             if figures is not None:
                 this.rows[row] = figures
                 table = report.write_results(this.results, this.rows)
             _write_settings(this, started)
+            page.write(this.results)
     if this.rows:
         LOGGER.info("results in %s\n%s", this.results, report.format_table(table))
-    if any("last_epoch" in figures for figures in this.rows.values()):
-        LOGGER.info(
-            "the best epoch was chosen on the test set, as published; last_* columns hold the last one's figures"
-        )
+    if this.rows and this.training:
+        LOGGER.info("%s; last_* columns hold the last epoch's figures", page.CHOSEN[net["select"]])
+    LOGGER.info("report: %s", this.results / page.FILE)
 
 
 # ---------------------------------------------------------------------------------------- checking
@@ -122,6 +158,14 @@ def _prepare(main: Options, net: Options, dataset: Options) -> Run:
     this = Run(main, net, dataset, device, results, models, layout, nets, textures, defects, budget)
     reading.glance_at_textures(this)
     return this
+
+
+def _val_share(net: Options, dataset: Options) -> float:
+    """--val_share, or what goes without it."""
+    given = dataset["val_share"]
+    if net["select"] == "val" and given == 0:
+        raise InputError("--select val needs images held out, --val_share is 0; leave it out for 0.1")
+    return (0.1 if net["select"] == "val" else 0.0) if given is None else given
 
 
 def _make_results(path: str) -> Path:
@@ -182,21 +226,32 @@ def _check_class(this: Run, data: ClassData) -> None:
 
 def _write_split(this: Run, data: ClassData) -> None:
     """Which good images were kept out of the training, where nobody but this run decided that."""
-    if not (this.training and data.held_out):
+    if not this.training:
         return
+    val = hold_out(data.train, this.dataset["val_share"], this.main["seed"], data.name)
+    if not (val or data.held_out):
+        return
+    train = [sample for i, sample in enumerate(data.train) if i not in set(val)]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("path", "part"))
-    for part, samples in (("test", data.held_out), ("train", data.train)):
+    validation = [data.train[i] for i in val]
+    for part, samples in (("test", data.held_out), ("validation", validation), ("train", train)):
         writer.writerows((sample.path, part) for sample in samples)
     listed = this.results / "splits" / f"{data.row}.csv"
     # a file name need not be text: written as it is
     content = text.getvalue().encode("utf-8", "surrogateescape")
     write_atomically(listed, lambda temporary: temporary.write_bytes(content))
-    LOGGER.info(
-        "%s: no good test image is given: %d of the good images are kept out of the training for the test "
-        "(seed %d), listed in %s", data.row, len(data.held_out), this.main["seed"], listed,
-    )  # fmt: skip
+    if data.held_out:
+        LOGGER.info(
+            "%s: no good test image is given: %d of the good images are kept out of the training for the test "
+            "(seed %d), listed in %s", data.row, len(data.held_out), this.main["seed"], listed,
+        )  # fmt: skip
+    if val:
+        LOGGER.info(
+            "%s: %d of %d good images are held out of the training for thresholds%s, listed in %s", data.row, len(val),
+            len(data.train), " and the choice of the epoch" if this.net["select"] == "val" else "", listed,
+        )  # fmt: skip
 
 
 def _check_net(this: Run, net: Net) -> None:
@@ -230,7 +285,8 @@ def _build(this: Run, net: Net, svd: int) -> GLASS:
 
 def _foreground(this: Run, data: ClassData, decision: Decision | None) -> list[Path] | None:
     """The foreground mask of each training image: the user's, else ones made and kept under the results."""
-    if decision is None or not decision.foreground or this.finished(data):
+    calibrated = this.finished(data) and not this.dataset["val_share"]
+    if decision is None or not decision.foreground or calibrated:
         return None
     given = this.layout.foreground(data.name, data.train)
     return given if given is not None else make_masks(data.train, this.results / "foreground" / data.row)
@@ -241,32 +297,15 @@ def _run_class(
     data: ClassData,
     net: Net,
     index: int,
+    row: str,
     decision: Decision | None,
     masks: list[Path] | None,
     cache: ImageCache,
 ) -> dict[str, Any] | None:
     """Train where asked for and test one class; its row of results, None where there is nothing to test."""
     folder = this.models / f"backbone_{index}"
-    model = _build(this, net, decision.svd if decision else 0)
-    model.set_model_dir(folder, data.row)
-    model.results_path = this.results if len(this.nets) == 1 else this.results / f"backbone_{index}"
-    model.extra_config = {
-        "class_name": data.row, **asdict(data.settings),
-        "batch_size": this.dataset["batch_size"], "distribution": this.dataset["distribution"],
-        "fg": this.dataset["fg"], "foreground": bool(decision and decision.foreground),
-        "defects": digest(this.defects_of(data.name)), "defects_share": this.dataset["defects_share"],
-    }  # fmt: skip
-    if this.textures is not None:
-        model.extra_config["textures"] = this.textures.digest()
-    if data.held_out:  # another choice would test on images of the training
-        model.extra_config |= {"split_seed": this.main["seed"], "test_share": this.dataset["test_share"]}
-    test_loader = None
-    if data.test:
-        _say_what_lacks(data)
-        test_set = TestDataset(data.test, data.settings, cache)
-        test_loader = make_loader(
-            test_set, this.dataset["batch_size"], this.dataset["num_workers"], pin_memory=this.device.type == "cuda"
-        )
+    model = _model(this, data, net, folder, decision)
+    test_loader = _test_loader(this, data, cache)
     record = None
     if decision is not None:
         if decision.verdict is not None:
@@ -274,18 +313,54 @@ def _run_class(
             distribution.write_flag(this.dataset["name"], data.row, decision.verdict)
         record = _train(this, data, net, model, test_loader, masks, cache)
     best = checkpoint.find_best(model.model_dir)
-    config = checkpoint.load(best[0]).get("config") if best else None
-    this.configs[f"{folder.name}/{data.row}"] = config or model.config
+    state = checkpoint.load(best[0]) if best else {}
+    this.configs[f"{folder.name}/{data.row}"] = state.get("config") or model.config
+    history = (record or page.read_history(this.results, row) or {}).get("history", [])
     if test_loader is None:
-        where = best[0] if best else model.model_dir
-        LOGGER.info("%s: no test images, nothing to test; the model is %s", data.row, where)
+        LOGGER.info("%s: no test images, nothing to test; the model is %s", data.row, best[0] if best else folder)
+        page.save_class(this.results, row, page.untested(state, history))
         return None
-    figures = model.tester(test_loader, data.row)
-    last = (record or {}).get("last")
+    tested = model.test(test_loader, data.row)
+    figures = tested.figures
+    last = model.last_figures(test_loader, record) if record and record["epoch"] else {}
     if last:
-        figures |= {"last_epoch": last["epoch"], **{f"last_{m}": last[m] for m in METRICS}}
+        figures |= {"last_epoch": record["epoch"] - 1, **{f"last_{m}": last[m] for m in METRICS}}
     LOGGER.info("%s: best epoch %d: %s", data.row, figures["best_epoch"], _in_percent(figures))
+    page.save_class(this.results, row, page.tested(tested, test_loader.dataset, history, this.main["seed"]))
     return figures
+
+
+def _model(this: Run, data: ClassData, net: Net, folder: Path, decision: Decision | None) -> GLASS:
+    """The model of a class, with all that its checkpoints are to tell."""
+    model = _build(this, net, decision.svd if decision else 0)
+    model.set_model_dir(folder, data.row)
+    model.results_path = this.results if len(this.nets) == 1 else this.results / folder.name
+    model.pictures = this.main["pictures"]
+    model.extra_config = {
+        "class_name": data.row, **asdict(data.settings),
+        "batch_size": this.dataset["batch_size"], "distribution": this.dataset["distribution"],
+        "fg": this.dataset["fg"], "foreground": bool(decision and decision.foreground),
+        "defects": digest(this.defects_of(data.name)), "defects_share": this.dataset["defects_share"],
+        "val_share": this.dataset["val_share"],
+    }  # fmt: skip
+    if this.textures is not None:
+        model.extra_config["textures"] = this.textures.digest()
+    if data.held_out:  # another choice would test on images of the training
+        model.extra_config |= {"split_seed": this.main["seed"], "test_share": this.dataset["test_share"]}
+    return model
+
+
+def _test_loader(this: Run, data: ClassData, cache: ImageCache) -> DataLoader | None:
+    if not data.test:
+        return None
+    _say_what_lacks(data)
+    return _in_order(this, TestDataset(data.test, data.settings, cache))
+
+
+def _in_order(this: Run, dataset: Dataset) -> DataLoader:
+    """A loader of images to be scored."""
+    pin = this.device.type == "cuda"
+    return make_loader(dataset, this.dataset["batch_size"], this.dataset["num_workers"], pin_memory=pin)
 
 
 def _decide(this: Run, data: ClassData) -> Decision:
@@ -340,13 +415,21 @@ def _train(
     data: ClassData,
     net: Net,
     model: GLASS,
-    test_loader: torch.utils.data.DataLoader | None,
+    test_loader: DataLoader | None,
     masks: list[Path] | None,
     cache: ImageCache,
 ) -> dict[str, Any]:
+    """Train on all good images but those held out, then find thresholds."""
     batch, workers = this.dataset["batch_size"], this.dataset["num_workers"]
     defects = _defects(this, data)
-    train_set = TrainDataset(data.train, data.settings, this.textures, model.grid, masks, net.seed, cache, defects)
+
+    def good_images(which: Sequence[int]) -> TrainDataset:
+        samples, of_them = [data.train[i] for i in which], masks and [masks[i] for i in which]
+        return TrainDataset(samples, data.settings, this.textures, model.grid, of_them, net.seed, cache, defects)
+
+    val = hold_out(data.train, this.dataset["val_share"], this.main["seed"], data.name)
+    train_set = good_images([i for i in range(len(data.train)) if i not in set(val)])
+    val_loader = _in_order(this, ValidationDataset(good_images(val))) if val else None
     # an epoch ends once more than `limit` samples were used
     sampler = EpochSampler(len(train_set), net.seed, (this.net["limit"] // batch + 1) * batch)
     pin = this.device.type == "cuda"
@@ -356,7 +439,10 @@ def _train(
         CentreDataset(train_set), batch, workers, everything, keep_workers=False, pin_memory=pin
     )
     _label_board(this, model, data)
-    return model.trainer(loader, test_loader, data.row, centre_loader)
+    record = model.trainer(loader, test_loader, data.row, centre_loader, val_loader)
+    good = val_loader or _in_order(this, GoodImages(train_set))
+    model.calibrate(good, data.row, HELD_OUT if val else TRAINING)
+    return record
 
 
 def _defects(this: Run, data: ClassData) -> Defects | None:

@@ -247,6 +247,12 @@ class TrainDataset(Dataset):
             return normalise(pixels), rng
         return self.settings.finish(self.settings.augmented(Image.fromarray(pixels), rng)), rng
 
+    def plain_image(self, index: int) -> Tensor:
+        """The image (3, H, W) as a test would show it."""
+        if not self.settings.randomly_augmented:
+            return normalise(self._pixels(index))
+        return normalise(np.asarray(self.settings.cropped(read_rgb(self.samples[index].path))))
+
     def foreground_of(self, index: int) -> NDArray[np.bool_] | None:
         """Where anomalies may lie on an image, (H, W); None is everywhere."""
         if self.masks is None:

@@ -187,8 +187,8 @@ def test_backbone_sees_each_image_once(tmp_path, monkeypatch):
     done = run(data, textures, tmp_path / "r", net=("--meta_epochs", 4))
     assert done.exit_code == 0, done.output
     # f(I) of 6 training images once, f(I') of 6 in each of 4 epochs; the test images in the first evaluation, with the
-    # pictures of the last epoch and of the chosen one
-    assert sum(seen) == 6 + 4 * 6 + 6 + 6
+    # pictures of the last epoch and of the chosen one; the training images once more for thresholds
+    assert sum(seen) == 6 + 4 * 6 + 6 + 6 + 6
 
 
 def test_resumed_with_a_cache_ends_as_one_that_ran_through(tmp_path):

@@ -10,7 +10,7 @@ import torch
 from helpers import make_glass
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import average_precision_score, roc_auc_score
+from sklearn.metrics import average_precision_score, f1_score, precision_score, recall_score, roc_auc_score
 
 import metrics
 
@@ -138,3 +138,86 @@ def test_memory_of_testing_does_not_grow_beyond_the_maps(monkeypatch):
     (small, small_maps), (large, large_maps) = peak_beyond_maps(100, 60), peak_beyond_maps(300, 180)
     grown = (large - small) / (large_maps - small_maps)
     assert grown < 0.06, f"{grown:.1%} of the maps' growth"  # the masks' bits are 3 %
+
+
+@same_for_every_example
+@given(data=maps_and_masks())
+def test_best_f1_of_pixels_is_that_of_every_threshold_tried(pieces, data):
+    maps, masks = data
+    found = metrics.all_pixel_metrics(maps, masks, (0.3, 0.05))
+    flat, truth = maps.ravel(), masks.ravel() > 0
+    tried = {t: f1_score(truth, flat >= t) for t in np.unique(flat)}
+    assert found["f1_max"] == pytest.approx(max(tried.values()), abs=1e-12)
+    assert tried[np.float32(found["f1_max_threshold"])] == pytest.approx(max(tried.values()), abs=1e-12)
+    assert found["pro"] == pytest.approx([reference.pro(masks, maps, 0.3), reference.pro(masks, maps, 0.05)], abs=1e-9)
+    ours = metrics.pixels_at_threshold(maps, masks, found["f1_max_threshold"] - 1e-6)
+    assert ours["f1"] == pytest.approx(found["f1_max"])
+    assert ours["recall"] == pytest.approx(recall_score(truth, flat > found["f1_max_threshold"] - 1e-6))
+
+
+@st.composite
+def scores_and_labels(draw):
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    count = draw(st.integers(4, 60))
+    labels = np.r_[True, False, rng.random(count) < 0.5]
+    return (rng.integers(0, draw(st.sampled_from([3, 10, 10**6])), len(labels)) / 10**6).astype(np.float32), labels
+
+
+@given(data=scores_and_labels(), threshold=st.floats(0, 1))
+def test_image_figures_agree_with_scikit_learn(data, threshold):
+    scores, labels = data
+    best, at = metrics.f1_max(scores, labels)
+    tried = [f1_score(labels, scores >= t) for t in np.unique(scores)]
+    assert best == pytest.approx(max(tried))
+    assert f1_score(labels, scores >= np.float32(at)) == pytest.approx(best)
+    ours = metrics.at_threshold(scores, labels, threshold)
+    flagged = scores > threshold
+    assert ours["f1"] == pytest.approx(f1_score(labels, flagged, zero_division=0))
+    assert ours["recall"] == pytest.approx(recall_score(labels, flagged))
+    if flagged.any():
+        assert ours["precision"] == pytest.approx(precision_score(labels, flagged))
+    assert ours["false_alarms"] == pytest.approx((flagged & ~labels).sum() / (~labels).sum())
+
+
+@given(data=scores_and_labels())
+def test_what_keeps_the_order_changes_no_metric(data):
+    scores, labels = data
+    other = np.exp(3 * scores.astype(np.float64)) - 7
+    before = metrics.compute_imagewise_retrieval_metrics(scores, labels)
+    assert metrics.compute_imagewise_retrieval_metrics(other, labels) == pytest.approx(before)
+    assert metrics.f1_max(other, labels)[0] == pytest.approx(metrics.f1_max(scores, labels)[0])
+    assert metrics.bootstrap_auroc(other, labels) == pytest.approx(metrics.bootstrap_auroc(scores, labels))
+
+
+def test_bootstrap_interval_is_that_of_drawing_images_anew():
+    rng = np.random.default_rng(0)
+    labels = np.arange(80) % 2 == 0
+    scores = rng.normal(0, 1, 80) + labels
+    low, high = metrics.bootstrap_auroc(scores, labels, seed=1)
+    drawn = []
+    for _ in range(1000):
+        good, bad = (rng.choice(scores[kind], kind.sum()) for kind in (~labels, labels))
+        drawn.append(roc_auc_score(np.r_[np.zeros(40), np.ones(40)], np.r_[good, bad]))
+    assert (low, high) == pytest.approx(tuple(np.quantile(drawn, [0.025, 0.975])), abs=0.015)
+    assert low < roc_auc_score(labels, scores) < high
+    assert metrics.bootstrap_auroc(scores, labels, seed=1) == (low, high)
+    assert metrics.bootstrap_auroc(labels, labels) == (1, 1)
+
+
+def test_chance_is_a_half_and_the_binary_case_is_perfect():
+    rng = np.random.default_rng(0)
+    masks = (rng.random((6, 64, 64)) < 0.1).astype(np.int8)
+    found = metrics.all_pixel_metrics(rng.random(masks.shape), masks, (0.3,))
+    assert found["auroc"] == pytest.approx(0.5, abs=0.02)
+    assert found["ap"] == pytest.approx(0.1, abs=0.02)
+    perfect = metrics.all_pixel_metrics(masks.astype(np.float32), masks, (0.3, 0.05))
+    assert perfect["f1_max"] == 1
+    assert perfect["pro"] == [1, 1]
+
+
+def test_without_a_threshold_there_are_no_figures_at_it():
+    assert all(math.isnan(v) for v in metrics.at_threshold([0.1, 0.9], [0, 1], math.nan).values())
+    one_kind = metrics.at_threshold([0.1, 0.9], [0, 0], 0.5)
+    assert one_kind["false_alarms"] == 0.5
+    assert math.isnan(one_kind["recall"])
+    assert math.isnan(one_kind["f1"])

@@ -59,7 +59,7 @@ def assert_same_weights(a, b):
 @pytest.mark.parametrize("at", ["step", 1, 2, 3, 5])
 def test_killed_and_resumed_ends_bit_for_bit_as_if_never_killed(tmp_path, monkeypatch, at):
     # every epoch is a new best one, so that both files are written at each end
-    monkeypatch.setattr("glass._selection_value", lambda figures: figures["epoch"])
+    monkeypatch.setattr("glass.selection_value", lambda figures: figures["epoch"])
     whole = model(tmp_path / "whole", train_backbone=at == "step")
     record = whole.trainer(batches(), test_batches(), "class")
 
@@ -87,7 +87,7 @@ def test_killed_and_resumed_ends_bit_for_bit_as_if_never_killed(tmp_path, monkey
     with pytest.raises(Killed):
         killed.trainer(batches(), test_batches(), "class")
     monkeypatch.undo()
-    monkeypatch.setattr("glass._selection_value", lambda figures: figures["epoch"])
+    monkeypatch.setattr("glass.selection_value", lambda figures: figures["epoch"])
 
     again = model(tmp_path / "killed", train_backbone=at == "step")
     resumed = again.trainer(batches(), test_batches(), "class")

@@ -1,0 +1,101 @@
+"""The report's charts, as SVG text."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+SIZE = (4.4, 3.1)  # inches
+GOOD, BAD, INK = "#2a78c2", "#c8442c", "#333333"
+
+
+def _figure(title: str, x: str, y: str) -> tuple[Figure, Any]:
+    figure = Figure(figsize=SIZE, layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_title(title, fontsize=10, loc="left")
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)
+    return figure, axes
+
+
+def _svg(figure: Figure, name: str) -> str:
+    """The figure as an <svg> element; ids are made the page's own by `name`."""
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+        text = io.StringIO()
+        FigureCanvasSVG(figure).print_svg(text, metadata={"Date": None, "Creator": None})
+    found = re.search(r"<svg.*</svg>", text.getvalue(), re.DOTALL)[0]
+    found = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', found)
+    found = re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", found)
+    return re.sub(r'(<svg[^>]*?) height="[^"]+"([^>]*?) width="[^"]+"', r'\1\2 role="img"', found, count=1)
+
+
+def roc(curves: Mapping[str, Any], name: str) -> str:
+    """True against false positive rate, of images and pixels."""
+    figure, axes = _figure("ROC", "false positive rate", "true positive rate")
+    for kind, style in (("image", "-"), ("pixel", "--")):
+        if curve := curves.get(f"{kind}_roc"):
+            axes.plot(*curve, style, color=INK if kind == "image" else GOOD, label=f"{kind}s")
+            axes.legend(frameon=False, loc="lower right")
+    axes.plot([0, 1], [0, 1], color="#999999", linewidth=0.8)
+    return _svg(figure, f"{name}-roc")
+
+
+def precision_recall(curves: Mapping[str, Any], name: str) -> str:
+    """Precision against recall, of images and pixels."""
+    figure, axes = _figure("Precision and recall", "recall", "precision")
+    for kind, style in (("image", "-"), ("pixel", "--")):
+        if curve := curves.get(f"{kind}_pr"):
+            axes.plot(*curve, style, color=INK if kind == "image" else GOOD, label=f"{kind}s")
+            axes.legend(frameon=False, loc="lower left")
+    axes.set_ylim(0, 1.03)
+    return _svg(figure, f"{name}-pr")
+
+
+def histogram(scores: Sequence[float], labels: Sequence[bool], threshold: float | None, name: str) -> str:
+    """Scores of good and of defective images, with the threshold; normalised ones where there is a threshold."""
+    kind = "image score" if threshold is None else "image score, normalised (threshold at 0.5)"
+    figure, axes = _figure("Scores", kind, "images")
+    values, bad = np.asarray(scores, float), np.asarray(labels, bool)
+    edges = np.linspace(0, 1, 31)
+    axes.hist(values[~bad], edges, color=GOOD, alpha=0.65, label=f"good ({int((~bad).sum())})")
+    axes.hist(values[bad], edges, color=BAD, alpha=0.65, label=f"defective ({int(bad.sum())})")
+    if threshold is not None:
+        axes.axvline(threshold, color=INK, linestyle="--", label="threshold")
+    axes.legend(frameon=False)
+    return _svg(figure, f"{name}-scores")
+
+
+def training(history: Sequence[Mapping[str, Any]], best: int | None, name: str) -> str:
+    """Loss, and the AUROCs of each evaluation."""
+    figure, axes = _figure("Training", "epoch", "loss")
+    epochs = [row["epoch"] for row in history]
+    axes.plot(epochs, [row["loss"] for row in history], color=INK, label="loss", linewidth=1.2)
+    axes.set_ylim(0, 1.1 * max(row["loss"] for row in history))
+    right = axes.twinx()
+    for kind, colour in (("image_auroc", BAD), ("pixel_auroc", GOOD)):
+        points = [(row["epoch"], 100 * row[kind]) for row in history if _known(row.get(kind))]
+        if points:
+            right.plot(*zip(*points, strict=True), color=colour, marker="." if len(points) < 30 else "",
+                       linewidth=1.2, label=kind.replace("_auroc", " AUROC"))  # fmt: skip
+    right.set_ylabel("AUROC, %")
+    right.spines["top"].set_visible(False)
+    if best is not None:
+        axes.axvline(best, color="#999999", linestyle="--", linewidth=1, label="kept epoch")
+    lines = [*axes.get_legend_handles_labels()[0], *right.get_legend_handles_labels()[0]]
+    axes.legend(lines, [line.get_label() for line in lines], frameon=False, fontsize=8, ncols=2,
+                loc="upper center", bbox_to_anchor=(0.5, -0.18))  # fmt: skip
+    return _svg(figure, f"{name}-training")
+
+
+def _known(value: float | None) -> bool:
+    return value is not None and not math.isnan(value)

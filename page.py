@@ -1,0 +1,248 @@
+"""report.html: one file that needs no network, made anew from what each class left in `report/`."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+import pandas as pd
+from sklearn.metrics import precision_recall_curve, roc_curve
+
+import charts
+import gallery
+import report
+from errors import WorkError
+from evaluation import Tested
+from thresholds import TRAINING, Thresholds
+from utils import write_text
+
+FILE = "report.html"
+FOLDER = "report"  # what is kept of each class, below the results
+POINTS = 400  # of a curve
+PIXEL_STEPS = 256
+CHOSEN = {
+    "best": "the epoch was chosen on the test set, as published: its figures are too good",
+    "last": "the last epoch is the one kept; the test set chose nothing",
+    "val": "the epoch was chosen on held-out good images and synthetic defects; the test set chose nothing",
+}
+# name in the results, heading, whether it is a share to be shown in percent
+SHOWN = (
+    ("image_auroc", "image AUROC"), ("image_ap", "image AP"), ("pixel_auroc", "pixel AUROC"), ("pixel_ap", "pixel AP"),
+    ("pixel_pro", "PRO 30 %"), ("pixel_pro_5", "PRO 5 %"), ("pixel_pro_published", "PRO as published"),
+    ("image_f1", "image F1"), ("image_precision", "precision"), ("image_recall", "recall"),
+    ("false_alarms", "false alarms"), ("image_f1_max", "image F1-max (oracle)"), ("pixel_f1", "pixel F1"),
+    ("pixel_f1_max", "pixel F1-max (oracle)"),
+)  # fmt: skip
+
+
+# ------------------------------------------------------------------------------- what is kept of a class
+
+
+def tested(found: Tested, dataset: Any, history: Sequence[Mapping[str, Any]], seed: int) -> dict[str, Any]:
+    """What the report needs of a class that was tested.
+
+    Args:
+        found: scores, maps, truth, figures and thresholds.
+        dataset: of the tested images.
+        history: figures of each epoch.
+        seed: of the gallery's sample.
+    """
+    return {
+        "figures": found.figures,
+        "thresholds": found.thresholds and found.thresholds.plain(),
+        "history": list(history),
+        "images": _per_image(found),
+        "curves": _curves(found),
+        "gallery": gallery.cards(found, dataset, seed),
+    }
+
+
+def untested(state: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The same of a class without test images; `state` is its checkpoint."""
+    return {"figures": {}, "thresholds": state.get("thresholds"), "history": list(history), "images": [], "curves": {},
+            "gallery": []}  # fmt: skip
+
+
+def save_class(results: Path, row: str, data: Mapping[str, Any]) -> None:
+    """Keep it below the results, as JSON without NaN."""
+    write_text(results / FOLDER / f"{row}.json", json.dumps(_plain({"row": row, **data})) + "\n")
+
+
+def read_history(results: Path, row: str) -> dict[str, Any] | None:
+    """What an earlier run kept of a class; None where there is nothing."""
+    path = results / FOLDER / f"{row}.json"
+    return _read(path) if path.exists() else None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise WorkError(f"cannot read {path} of an earlier run: {error}; move it away") from error
+
+
+def _plain(value: Any) -> Any:
+    """Values that JSON knows; what is no number becomes null."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(one) for one in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value.encode("utf-8", "surrogateescape").decode("utf-8", "replace") if isinstance(value, str) else value
+
+
+def _per_image(found: Tested) -> list[dict[str, Any]]:
+    """Path, label, score, normalised score, decision and mask area (share of pixels above the threshold)."""
+    scores, thresholds = found.found.scores, found.thresholds
+    normalised = thresholds.normalise(scores) if thresholds else [None] * len(scores)
+    rows = []
+    for i, (path, label) in enumerate(zip(found.found.paths, found.found.labels, strict=True)):
+        area = float((found.found.maps[i] > thresholds.pixel).mean()) if thresholds else None
+        rows.append(
+            {
+                "path": path,
+                "label": int(label),
+                "score": float(scores[i]),
+                "normalised_score": normalised[i],
+                "decision": int(scores[i] > thresholds.image) if thresholds else None,
+                "mask_area": area,
+            }
+        )
+    return rows
+
+
+def _thin(x: np.ndarray, y: np.ndarray) -> list[list[float]]:
+    chosen = np.unique(np.linspace(0, len(x) - 1, POINTS).astype(int))
+    return [np.round(x[chosen], 5).tolist(), np.round(y[chosen], 5).tolist()]
+
+
+def _curves(found: Tested) -> dict[str, Any]:
+    """ROC and precision-recall curves of images and pixels, where there are both kinds; thinned out for drawing."""
+    labels, curves = found.found.labels, {}
+    if labels.any() and not labels.all():
+        fpr, tpr, _ = roc_curve(labels, found.found.scores)
+        precision, recall, _ = precision_recall_curve(labels, found.found.scores)
+        curves = {"image_roc": _thin(fpr, tpr), "image_pr": _thin(recall[::-1], precision[::-1])}
+    hits, alarms = _pixel_counts(found)
+    if hits is not None and hits[-1] and alarms[-1]:
+        recall, precision = hits / hits[-1], hits / np.maximum(hits + alarms, 1)
+        curves["pixel_roc"] = _thin(np.r_[0, alarms / alarms[-1]], np.r_[0, recall])
+        curves["pixel_pr"] = _thin(recall[hits > 0], precision[hits > 0])
+    return curves
+
+
+def _pixel_counts(found: Tested) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Anomalous and normal pixels at or above each of `PIXEL_STEPS` scores, from the highest down to the lowest."""
+    maps, masks = found.found.maps, found.found.masks
+    values = [np.asarray(maps[i])[masks[i] > 0] for i in range(len(masks))]
+    anomalous = np.concatenate([v[:: max(1, len(v) // 2000)] for v in values if len(v)] or [np.zeros(0)])
+    if not len(anomalous):
+        return None, None
+    # half of the steps by the anomalous pixels' own scores, half spread out over those of the normal ones
+    edges = np.quantile(anomalous, np.linspace(0, 1, PIXEL_STEPS // 2))
+    low, high = min(float(np.min(m)) for m in maps), max(float(np.max(m)) for m in maps)
+    edges = np.unique(np.r_[edges, np.linspace(low, high, PIXEL_STEPS // 2)])
+    counts = np.zeros((2, len(edges)), np.int64)
+    for i in range(len(masks)):
+        one, mask = np.asarray(maps[i]), masks[i]
+        for kind, which in enumerate((mask > 0, mask == 0)):
+            at = np.searchsorted(edges, one[which].astype(np.float64), side="right") - 1
+            counts[kind] += np.bincount(at.clip(0), minlength=len(edges))
+    return tuple(counts[:, ::-1].cumsum(axis=1))
+
+
+# ---------------------------------------------------------------------------------------------- the page
+
+
+def write(results: Path) -> None:
+    """Write report.html, per_image.csv and the sheets of results.xlsx from what lies below the results."""
+    table = report.read_rows(results / "results.csv")
+    classes = [_read(path) for path in sorted((results / FOLDER).glob("*.json"))]
+    order = {name: i for i, name in enumerate(table.index)}
+    classes.sort(key=lambda data: (order.get(data["row"], len(order)), data["row"]))
+    settings_file = results / "settings.json"
+    settings = json.loads(settings_file.read_text(encoding="utf-8")) if settings_file.exists() else {}
+    per_image = {data["row"]: data["images"] for data in classes if data["images"]}
+    report.write_per_image(results, per_image)
+    if len(table):
+        report.write_workbook(results, table, settings, per_image)
+    write_text(results / FILE, render(results, table, classes, settings))
+
+
+def render(results: Path, table: pd.DataFrame, classes: list[dict[str, Any]], settings: Mapping[str, Any]) -> str:
+    """The page's HTML."""
+    arguments = settings.get("arguments", {})
+    selected = arguments.get("net", {}).get("select", "best")
+    return environment().get_template("report.html").render(
+        title=results.resolve().name,
+        note=_sentence(CHOSEN.get(selected, "")) if arguments.get("main", {}).get("test") == "ckpt" else "",
+        columns=[(key, heading) for key, heading in SHOWN if key in table.columns],
+        rows=[(name, table.loc[name].to_dict()) for name in table.index],
+        mean=report.MEAN,
+        classes=[_class_view(data) for data in classes],
+        settings=settings,
+        arguments=[(part, sorted(values.items())) for part, values in arguments.items()],
+    )  # fmt: skip
+
+
+def _class_view(data: dict[str, Any]) -> dict[str, Any]:
+    """What the template shows of a class."""
+    thresholds = Thresholds.of({k: math.nan if v is None else v for k, v in (data["thresholds"] or {}).items()})
+    name = "c" + "".join(c if c.isalnum() else "-" for c in data["row"])
+    images = data["images"]
+    key = "normalised_score" if thresholds else "score"
+    pictures = []
+    if images:
+        values, labels = [row[key] for row in images], [row["label"] for row in images]
+        pictures.append(charts.histogram(values, labels, 0.5 if thresholds else None, name))
+    if data["curves"]:
+        pictures += [charts.roc(data["curves"], name), charts.precision_recall(data["curves"], name)]
+    if data["history"]:
+        pictures.append(charts.training(data["history"], data["figures"].get("best_epoch"), name))
+    cards = [{**card, **images[card["index"]]} for card in data["gallery"]]
+    return {
+        "name": data["row"], "id": name, "figures": data["figures"], "thresholds": thresholds, "charts": pictures,
+        "optimistic": bool(thresholds and thresholds.source == TRAINING), "cards": cards, "tested": len(images),
+        "outcomes": sorted({card["outcome"] for card in cards}), "epochs": len(data["history"]),
+    }  # fmt: skip
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:] + "." if text else ""
+
+
+def environment() -> jinja2.Environment:
+    """Where the templates are found."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True,
+        trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined,
+    )  # fmt: skip
+    environment.filters["percent"] = _percent
+    environment.filters["number"] = _number
+    environment.filters["time"] = _time
+    environment.filters["tail"] = lambda path: "/".join(Path(path).parts[-2:])
+    return environment
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None or math.isnan(value) else f"{100 * value:.2f}"
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None or math.isnan(value) else f"{value:.4g}"
+
+
+def _time(seconds: float | None) -> str:
+    if seconds is None:
+        return "–"
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
