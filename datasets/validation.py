@@ -17,6 +17,7 @@ from datasets.base import Sample, TrainDataset
 from errors import InputError
 
 LEAST = 8  # images held out
+DRAWS = 4  # defects of each image that gets any: one alone says too little of a few images
 
 
 def hold_out(samples: Sequence[Sample], share: float, seed: int, name: str) -> list[int]:
@@ -70,21 +71,21 @@ class GoodImages(Dataset):
 
 
 class ValidationDataset(GoodImages):
-    """Every held-out image as it is, then every second one once more with a local synthetic anomaly.
+    """Every held-out image as it is, then every second one `DRAWS` times with another local synthetic anomaly.
 
     Args:
         train: a training set of the held-out images; its seed draws the anomalies, which never change.
     """
 
     def __len__(self) -> int:
-        return len(self.train) + len(self.train) // 2
+        return len(self.train) + len(self.train) // 2 * DRAWS
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         good = len(self.train)
         if index < good:
             return super().__getitem__(index)
-        of = 2 * (index - good)
+        of, draw = 2 * ((index - good) // DRAWS), (index - good) % DRAWS
         image = self.train.plain_image(of)
-        rng = np.random.default_rng([self.train.seed, of, 0, 1])  # apart from those of any epoch
+        rng = np.random.default_rng([self.train.seed, of, draw, 1])  # apart from those of any epoch
         texture, mask, _, beta = self.train.anomaly(rng, of)
         return self._item(index, of, synthesis.blend(image, texture, torch.from_numpy(mask).float(), beta), mask)

@@ -23,7 +23,7 @@ from evaluation import Predictions, Tested
 from thresholds import Thresholds
 
 
-def tested_class(scores, labels, threshold=0.5, size=12):
+def class_tested(scores, labels, threshold=0.5, size=12):
     """A tested class whose maps are as high everywhere as the image's score."""
     scores, labels = np.asarray(scores, np.float32), np.asarray(labels, bool)
     maps = np.ones((len(scores), size, size), np.float32) * scores[:, None, None]
@@ -41,24 +41,24 @@ def tested_class(scores, labels, threshold=0.5, size=12):
 def test_gallery_begins_with_the_worst_errors():
     scores = [0.1, 0.9, 0.6, 0.4, 0.2, 0.8]
     labels = [False, False, False, True, True, True]
-    found = tested_class(scores, labels)
+    found = class_tested(scores, labels)
     assert gallery.outcomes(found) == ["correct", "false alarm", "false alarm", "miss", "miss", "hit"]
     assert gallery.choose(found, 0) == [4, 3, 1, 2, 5, 0]
-    unjudged = tested_class(scores, labels, None)
+    unjudged = class_tested(scores, labels, None)
     assert set(gallery.outcomes(unjudged)) == {"good", "defective"}
     assert len(gallery.choose(unjudged, 0)) == 6
 
 
 def test_gallery_is_no_larger_than_its_parts_and_always_the_same():
     rng = np.random.default_rng(0)
-    found = tested_class(rng.random(300), rng.random(300) > 0.5)
+    found = class_tested(rng.random(300), rng.random(300) > 0.5)
     chosen = gallery.choose(found, 3)
     assert len(chosen) == len(set(chosen)) == 2 * gallery.WORST + gallery.SAMPLE
     assert chosen == gallery.choose(found, 3) != gallery.choose(found, 4)
 
 
 def test_decision_contour_is_where_the_map_passes_the_threshold():
-    found = tested_class([0.9], [True], size=64)
+    found = class_tested([0.9], [True], size=64)
     anomaly_map = np.zeros((64, 64), np.float32)
     anomaly_map[20:40, 10:30] = 1
     parts = gallery.panels(np.zeros((3, 64, 64), np.float32), np.full((64, 64), -1, np.int8), anomaly_map, found)

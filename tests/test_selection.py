@@ -17,7 +17,7 @@ import checkpoint
 from datasets import ImageSettings, TrainDataset
 from datasets.base import Sample
 from datasets.textures import open_textures
-from datasets.validation import GoodImages, ValidationDataset, hold_out
+from datasets.validation import DRAWS, GoodImages, ValidationDataset, hold_out
 from errors import InputError
 from thresholds import HELD_OUT, TRAINING, Thresholds, best_f1, calibrate, normalise, quantile
 
@@ -98,18 +98,19 @@ def test_validation_shows_all_held_out_images_and_every_second_with_a_defect(tmp
         [Sample(p) for p in sorted((data / "disc/train/good").iterdir())], settings, open_textures(textures), (8, 8)
     )
     val = ValidationDataset(train)
-    assert len(val) == 9
-    items, again = [val[i] for i in range(9)], [val[i] for i in range(9)]
-    assert [item["is_anomaly"] for item in items] == [False] * 6 + [True] * 3
+    assert len(val) == 6 + 3 * DRAWS
+    items, again = [val[i] for i in range(len(val))], [val[i] for i in range(len(val))]
+    assert [item["is_anomaly"] for item in items] == [False] * 6 + [True] * 3 * DRAWS
     for item, same in zip(items, again, strict=True):
         assert torch.equal(item["image"], same["image"])
-    for i, of in enumerate((0, 2, 4)):
-        changed = (items[6 + i]["image"] != items[of]["image"]).any(0)
+    for i in range(3 * DRAWS):
+        changed = (items[6 + i]["image"] != items[2 * (i // DRAWS)]["image"]).any(0)
         mask = items[6 + i]["mask_gt"][0] > 0
         assert mask.any()
         assert not (changed & ~mask).any()
         assert changed[mask].float().mean() > 0.5
-    assert [item["index"] for item in items] == list(range(9))
+    assert [item["index"] for item in items] == list(range(len(val)))
+    assert not torch.equal(items[6]["mask_gt"], items[7]["mask_gt"])
     assert torch.equal(GoodImages(train)[3]["image"], items[3]["image"])
 
 
