@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -47,6 +47,9 @@ from synthesis import Fused, GASResult, Workspace, compile_updates, gas, linear,
 from thresholds import HELD_OUT, Thresholds, best_f1
 from thresholds import calibrate as thresholds_of
 from utils import LOGGER, choose_precision, seeded
+
+if TYPE_CHECKING:
+    from inference import Inspector
 
 Batch = Mapping[str, Any]
 PREDICTED_AT_ONCE = 8  # images
@@ -953,3 +956,10 @@ def _refuse_other_scores(saved: Mapping[str, Any], own: Mapping[str, Any], path:
     for key in NEEDED_ALIKE:
         if key in saved and saved[key] != own.get(key):
             raise InputError(f"{path} was trained with {key} {saved[key]}, given is {own.get(key)}")
+
+
+def load_checkpoint(path: str | Path, **how: Any) -> Inspector:
+    """A trained model, ready for `predict_image`; see `inference.load_checkpoint`."""
+    import inference  # it builds on this module
+
+    return inference.load_checkpoint(path, **how)

@@ -64,8 +64,10 @@ FLAG = click.IntRange(0, 1)
 INTERRUPTED = 130
 
 
-class OneLineErrors(click.Group):
-    """A group that ends with one line and the right exit code whatever goes wrong, never with a traceback."""
+class OneLine(click.Command):
+    """A command that ends with one line and the right exit code whatever goes wrong, never with a traceback."""
+
+    stopped = "stopped; the same command goes on where it was"
 
     def main(self, *args: Any, standalone_mode: bool = True, **kwargs: Any) -> Any:
         """Run; 0 done, 1 failed work, 2 usage, 130 interrupted."""
@@ -79,18 +81,37 @@ class OneLineErrors(click.Group):
             click.echo(error.ctx.get_help(), err=True)
             sys.exit(error.exit_code)
         except click.NoSuchOption as error:
-            _fail(f"{error.format_message()}{self._owner(error.option_name)}", error.exit_code)
+            _fail(f"{error.format_message()}{self.owner(error.option_name)}", error.exit_code)
         except click.ClickException as error:
             _fail(error.format_message(), error.exit_code)
         except (click.Abort, KeyboardInterrupt):
-            _fail("stopped; the same command goes on where it was", INTERRUPTED)
+            _fail(self.stopped, INTERRUPTED)
         except Exception as error:
             message, code = _explain(error)
             if message is None:
                 raise
             _fail(message, code)
 
-    def _owner(self, option: str) -> str:
+    def owner(self, _option: str) -> str:
+        """Which other command an option belongs to, as a hint."""
+        return ""
+
+
+class Chain(OneLine, click.Group):
+    """The chain of net and dataset. What comes before it, `predict`, is a command of its own.
+
+    In a chain options must stand before arguments, and the chain's own commands end where the next one begins;
+    pictures to be judged are given as people give files to any program.
+    """
+
+    def main(self, args: Any = None, prog_name: str | None = None, **kwargs: Any) -> Any:
+        """Run the chain, or what is no part of it."""
+        given = list(sys.argv[1:] if args is None else args)
+        if given[:1] == [predict_command.name]:
+            return predict_command.main(given[1:], prog_name=f"{prog_name or 'main.py'} predict", **kwargs)
+        return super().main(given, prog_name=prog_name, **kwargs)
+
+    def owner(self, option: str) -> str:
         """Which other command an option belongs to, as a hint."""
         option = option.replace("-", "_").replace("__", "--", 1)
         for command in (self, *self.commands.values()):
@@ -125,7 +146,7 @@ def _explain(error: Exception) -> tuple[str | None, int]:
     return None, 1
 
 
-@click.group(cls=OneLineErrors, chain=True, context_settings=CONTEXT)
+@click.group(cls=Chain, chain=True, context_settings=CONTEXT)
 @click.option(
     "--results_path",
     default="results",
@@ -173,6 +194,7 @@ def main(**options: Any) -> None:
     python main.py [OPTIONS] net [OPTIONS] dataset [OPTIONS] NAME DATA_PATH AUG_PATH
     python main.py net --help       options of the model
     python main.py dataset --help   options of the data
+    python main.py predict --help   judge pictures with a trained model
     """
 
 
@@ -401,6 +423,78 @@ def _after(context: click.Context, parts: list[tuple[str, dict[str, Any]]], **op
     from run import run_seeds  # torch and its kin take seconds to import, --help should not
 
     run_seeds(options, given["net"], given["dataset"])
+
+
+class Predict(OneLine):
+    """The command `predict`."""
+
+    stopped = "stopped; with --continue the same command goes on where it was"
+
+
+@click.command("predict", cls=Predict, context_settings=CONTEXT)
+@click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
+@click.option("--checkpoint", required=True, type=click.Path(), help="ckpt_best_<E>.pth, or the folder it lies in.")
+@click.option(
+    "--out", default=None, type=click.Path(file_okay=False), help="Folder of predictions.csv and what --save saves."
+)
+@click.option(
+    "--save", is_flag=True, help="Save overlays, raw maps and masks, in the pictures' own geometry.  [default: no]"
+)
+@click.option("--maps", default="tiff", type=click.Choice(["tiff", "npy"]), help="Format of the raw maps, float32.")
+@click.option(
+    "--json", "lines", is_flag=True, help="Print one JSON object a picture on standard output.  [default: no]"
+)
+@click.option(
+    "--continue",
+    "go_on",
+    is_flag=True,
+    help="Go on with the predictions.csv in --out; what failed is tried again.  [default: no]",
+)
+@click.option(
+    "--weights",
+    default=None,
+    type=click.Path(),
+    help="File of the backbone's weights.  [default: where the training had them]",
+)
+@click.option("--batch_size", default=8, type=AT_LEAST_1, help="Pictures judged at once.")
+@click.option(
+    "--gpu",
+    type=click.IntRange(min=-1),
+    multiple=True,
+    help="CUDA device, -1 is the CPU; repeatable.  [default: 0 if there is one, else -1]",
+)
+@click.option(
+    "--precision", default="fp32", type=click.Choice(["auto", "fp32", "bf16"]), help="Of the network's arithmetic."
+)
+def predict_command(inputs: tuple[str, ...], **options: Any) -> int:
+    """Judge pictures: files, folders (at any depth), patterns, or - for a list of paths on standard input.
+
+    Needs nothing but the checkpoint of a training, and its backbone's weights. Exit code 1 where a picture could not be
+    judged; all others are.
+    """
+    if options["out"] is None and not options["lines"]:
+        raise click.UsageError("give --out DIR for a table, --json for lines on standard output, or both")
+    if options["save"] and options["out"] is None:
+        raise click.UsageError("--save needs --out DIR")
+    if options["go_on"] and options["out"] is None:
+        raise click.UsageError("--continue needs the --out DIR to go on with")
+    from inference import load_checkpoint
+    from predict import FILE, Path, Wishes, find_pictures, predict
+    from utils import LOGGER, choose_device, setup_logging
+
+    setup_logging()
+    pictures = find_pictures(inputs, sys.stdin if "-" in inputs else ())
+    device = choose_device(options["gpu"])
+    model = load_checkpoint(options["checkpoint"], device, options["weights"], options["precision"])
+    out = Path(options["out"]) if options["out"] else None
+    wishes = Wishes(out, options["maps"] if options["save"] else "", options["lines"], options["batch_size"])
+    if model.thresholds is None:
+        LOGGER.warning("the checkpoint has no threshold: scores without decisions")
+    failed = predict(model, pictures, wishes, options["go_on"])
+    if failed:
+        where = f"; {out / FILE} says why" if out else ""
+        click.echo(f"Error: {failed} of {len(pictures)} pictures could not be judged{where}", err=True)
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":
