@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 import metrics
+from feature_cache import free_on
 
 BYTES_A_PIXEL = 48  # of what is there at once while pixels are ranked
 
@@ -47,7 +48,7 @@ class DeviceTruth:
     def fits(count: int, size: tuple[int, int], device: torch.device) -> bool:
         """Whether the device has the memory to rank so many maps."""
         needed = BYTES_A_PIXEL * count * size[0] * size[1]
-        return device.type == "cuda" and needed < torch.cuda.mem_get_info(device)[0] // 2
+        return device.type == "cuda" and needed < free_on(device) // 2
 
 
 def pixel_metrics(maps: Tensor, truth: DeviceTruth, limit: float = metrics.PRO_LIMIT) -> dict[str, float]:
@@ -85,4 +86,5 @@ def _area_up_to(x: Tensor, y: Tensor, limit: float) -> Tensor:
     height = y[before] + (y[at] - y[before]) * ((limit - x[before]) / width).clamp(0, 1)
     inside = x <= limit
     steps = (x.diff() * (y[1:] + y[:-1]) / 2 * inside[1:]).sum()
-    return (steps + ((limit - x[before]) * (y[before] + height) / 2)[0]) / limit
+    rest = (limit - x[before]) * (y[before] + height) / 2
+    return (steps + torch.where(x[at] > limit, rest, 0.0)[0]) / limit  # up to the end there is no rest

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,10 @@ class Predictions:
     masks: metrics.PackedMasks
     paths: list[str]
     truth: device_metrics.DeviceTruth | None = None
+
+    def on_host(self) -> Predictions:
+        """The same with the maps in an array."""
+        return replace(self, maps=self.maps.cpu().numpy(), truth=None) if isinstance(self.maps, Tensor) else self
 
 
 @dataclass
@@ -96,7 +100,7 @@ def judge(found: Predictions, thresholds: Thresholds | None) -> dict[str, float]
     `*_f1`, `*_precision`, `*_recall` and `false_alarms` are at the checkpoint's thresholds, nan where it has none;
     `*_f1_max` is the best that any threshold gives, known only to who sees the test set.
     """
-    labels, maps = found.labels, found.maps.cpu().numpy() if isinstance(found.maps, Tensor) else found.maps
+    labels, maps = found.labels, found.on_host().maps
     image = metrics.compute_imagewise_retrieval_metrics(found.scores, labels)
     pixel = metrics.all_pixel_metrics(maps, found.masks, (metrics.PRO_LIMIT, metrics.STRICT_PRO_LIMIT))
     values = (image["auroc"], image["ap"], pixel["auroc"], pixel["ap"], pixel["pro"][0])

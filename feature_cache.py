@@ -58,7 +58,9 @@ class FeatureCache:
         """The features of images that are all known, (n·P, C)."""
         if len(indices) and list(indices) == list(range(indices[0], indices[0] + len(indices))):
             return self._features[indices[0] : indices[0] + len(indices)].flatten(0, 1)  # no copy
-        chosen = torch.tensor(indices, device=self._features.device)
+        chosen = torch.tensor(indices)
+        if self._features.is_cuda:  # from memory that is not pinned the copy would be waited for
+            chosen = chosen.pin_memory().to(self._features.device, non_blocking=True)
         return self._features.index_select(0, chosen).flatten(0, 1)
 
 
@@ -79,11 +81,19 @@ def _gigabytes(value: str) -> float:
         return -1.0
 
 
+def free_on(device: torch.device) -> int:
+    """Free bytes of a device's memory; what torch holds of a GPU's and does not use is free."""
+    if device.type != "cuda":
+        return free_memory()
+    held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + held
+
+
 def feature_budget(value: str, device: torch.device) -> int:
     """Bytes that may be kept: as given, by `auto` half of the device's free memory; 0 where it has not that much."""
     if value == OFF:
         return 0
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory()
+    free = free_on(device)
     if value == AUTO:
         return int(free * SHARE_OF_FREE)
     wanted = int(min(_gigabytes(value), 1e9) * GB)

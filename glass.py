@@ -20,12 +20,12 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 import checkpoint
-import device_metrics
 import metrics
 import report
 import tensorboard_log as tensorboard
 from common import Aggregator, FusedPooling, NetworkFeatureAggregator, Preprocessing, RescaleSegmentor
 from datasets.cache import GB
+from device_metrics import DeviceTruth
 from errors import InputError, WorkError
 from evaluation import (
     METRICS,
@@ -178,6 +178,7 @@ class GLASS:
         for name in names:
             setattr(self, name, self.settings[name])
         self.device = torch.device(device)
+        torch.backends.cudnn.allow_tf32 = False  # fp32 is fp32; bf16 is asked for by name
         self.precision = self.settings["precision"] = choose_precision(precision, self.device)
         self._dtype = PRECISIONS[self.precision]
         # rounded in every layer, the features would turn the gradients by 2 to 5 %; a CPU gains too little by that
@@ -193,11 +194,17 @@ class GLASS:
         return self
 
     def _compile(self) -> Fused | None:
-        """Compiled parts; None where that does not work, which is said."""
+        """Compiled parts; None where that does not work or nothing is to be compiled, which is said."""
+        if self.dsc_layers != 2 or not self.mining or not self.step:
+            LOGGER.warning(
+                "--compile: only gradient ascent through a --dsc_layers of 2 can be compiled; going on without"
+            )
+            return None
         try:
             return compile_updates(self.device)
         except Exception as error:  # what a compiler ends in, that is missing or does not get on with torch
-            reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            lines = [line for line in str(error).splitlines() if line.strip() and not line.endswith("raised:")]
+            reason = lines[0] if lines else type(error).__name__
             LOGGER.warning("--compile does not work here (%s); going on without", reason[:200])
             return None
 
@@ -760,19 +767,20 @@ class GLASS:
         return scores.cpu().numpy(), maps.cpu().numpy()
 
     @torch.no_grad()
-    def _predictremembered(self, memory: TestMemory) -> Predictions:
+    def _predict_remembered(self, memory: TestMemory) -> Predictions:
         """Score a test set whose features are all known: the heads alone."""
         self._set_mode(False)
         head, count, size = self._head(), memory.features.count, tuple(self.input_shape[1:])
-        maps = torch.empty(count, *size, device=self.device)
-        scores = torch.empty(count, device=self.device)
+        on_device = DeviceTruth.fits(count, size, self.device)
+        maps = torch.empty(count, *size, device=self.device if on_device else "cpu")
+        scores = torch.empty(count, device=maps.device)
         for start in range(0, count, PREDICTED_AT_ONCE):
             stop = min(start + PREDICTED_AT_ONCE, count)
             patch_scores = self._score(head, memory.features.take(range(start, stop)))
             scores[start:stop], maps[start:stop] = self._judge(patch_scores)
-        if memory.found.truth is None and device_metrics.DeviceTruth.fits(count, size, self.device):
-            memory.found.truth = device_metrics.DeviceTruth(memory.found.masks, size, self.device)
-        kept = maps.cpu().numpy() if memory.found.truth is None else maps
+        if on_device and memory.found.truth is None:
+            memory.found.truth = DeviceTruth(memory.found.masks, size, self.device)
+        kept = maps if on_device else maps.numpy()
         return replace(memory.found, scores=scores.cpu().numpy(), maps=kept)
 
     @torch.no_grad()
@@ -787,7 +795,7 @@ class GLASS:
             memory: of the same test set, so that the next time needs the heads alone.
         """
         if memory is not None and memory.complete and pictures is None:
-            return self._predictremembered(memory)
+            return self._predict_remembered(memory)
         self._set_mode(False)
         head, kept = self._head(), memory.features if memory else None
         if isinstance(loader, Tensor):
@@ -795,8 +803,11 @@ class GLASS:
         if not hasattr(loader, "dataset"):
             loader = list(loader)  # counted first, then read
         count, size = _count_images(loader), tuple(self.input_shape[1:])
+        on_device = DeviceTruth.fits(count, size, self.device)
+        room = np.empty((0 if on_device else count, *size), np.float32)
+        maps_of_all = torch.empty(count, *size, device=self.device) if on_device else torch.from_numpy(room)
         found = Predictions(
-            np.empty(count, np.float32), np.empty((count, *size), np.float32), np.zeros(count, bool),
+            np.empty(count, np.float32), maps_of_all if on_device else room, np.zeros(count, bool),
             metrics.PackedMasks(count, size), [],
         )  # fmt: skip
         at, names = 0, set()
@@ -804,7 +815,7 @@ class GLASS:
             images = batch["image"]
             stop = at + len(images)
             scores, maps = self._judge(self._score_batch(head, batch, kept))
-            found.scores[at:stop], found.maps[at:stop] = scores.cpu().numpy(), maps.cpu().numpy()
+            found.scores[at:stop], maps_of_all[at:stop] = scores.cpu().numpy(), maps
             masks = batch.get("mask_gt")
             for i in range(len(images)):
                 found.masks[at + i] = np.full(size, -1) if masks is None else np.asarray(masks[i]).reshape(size)
@@ -813,8 +824,11 @@ class GLASS:
             if pictures is not None:
                 for i in range(len(images)):
                     file = pictures / report.picture_name(found.paths[at + i], names)
-                    report.save_picture(file, images[i].cpu().numpy(), found.masks[at + i], found.maps[at + i])
+                    one_map = maps_of_all[at + i].cpu().numpy()
+                    report.save_picture(file, images[i].cpu().numpy(), found.masks[at + i], one_map)
             at = stop
+        if on_device:
+            found.truth = DeviceTruth(found.masks, size, self.device)
         if memory is not None:
             memory.found = replace(found, maps=found.maps[:0], scores=found.scores[:0])
         return found
@@ -850,7 +864,7 @@ class GLASS:
         path, epoch = self._chosen(name)
         _refuse_other_scores(checkpoint.load(path).get("config", {}), self.config, path)
         thresholds = Thresholds.of(self.load_weights(path).get("thresholds"))
-        found = self.predict(test_loader, self._picture_dir("eval", name))
+        found = self.predict(test_loader, self._picture_dir("eval", name)).on_host()
         figures = judge(found, thresholds)
         for reason in why_nan(figures):
             LOGGER.info("%s: %s", name, reason)

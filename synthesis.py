@@ -5,6 +5,7 @@ GAS works on what the discriminator's first layer makes of the features, see `ga
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -121,7 +122,9 @@ def quantile(x: Tensor, q: float, among: Tensor | None = None) -> Tensor:
     position = q * (count - 1).to(torch.float64)
     low = position.floor().long().clamp(min=0)
     high = torch.minimum(low + 1, (count - 1).clamp(min=0))
-    found = torch.lerp(ordered[low], ordered[high], (position - low).to(x.dtype))
+    # indexing by [low] would fetch the number from the device
+    at_low, at_high = ordered.gather(0, torch.stack([low, high])).unbind()
+    found = torch.lerp(at_low, at_high, (position - low).to(x.dtype))
     return torch.where(count > 0, found, math.nan)
 
 
@@ -478,13 +481,15 @@ class Fused(NamedTuple):
     to_y: Callable[..., Tensor]
 
 
+@functools.cache
 def compile_updates(device: torch.device) -> Fused:
-    """Compile the element-wise part of an update (torch.compile), and try it.
+    """Compile the element-wise part of an update (torch.compile), and try it; once a process.
 
     Raises:
         Exception: whatever a compiler that is missing or broken ends in.
     """
-    fused = Fused(torch.compile(_to_scores, dynamic=False), torch.compile(_to_y, dynamic=False))
+    # for any number of rows, or each size of a batch would be compiled anew
+    fused = Fused(torch.compile(_to_scores, dynamic=True), torch.compile(_to_y, dynamic=True))
     y, row, column = torch.ones(8, 4, device=device), torch.ones(4, device=device), torch.ones(8, device=device)
     with torch.no_grad():
         fused.to_scores(y, row, row, row, 0.2, 8)

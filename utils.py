@@ -81,7 +81,9 @@ def choose_precision(wished: str, device: torch.device) -> str:
         major, minor = torch.cuda.get_device_capability(device)
         there, what = major >= 8, f"compute capability {major}.{minor}, 8.0 or more has it"
     else:
-        there, what = torch.ops.mkldnn._is_mkldnn_bf16_supported(), "a processor without it"
+        # an operator that only builds with oneDNN have
+        asked = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+        there, what = bool(asked and asked()), "a processor without it"
     if wished == "bf16" and not there:
         LOGGER.warning("--precision bf16: %s has no bfloat16 (%s); going on in fp32", device, what)
     return "bf16" if there and (wished == "bf16" or device.type == "cuda") else "fp32"

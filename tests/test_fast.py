@@ -264,6 +264,53 @@ def test_metrics_by_one_sort_are_those_of_the_host(seed, count, levels):
         assert found[name] == pytest.approx(value, abs=1e-5, nan_ok=True), name
 
 
+@pytest.mark.parametrize("limit", [0.05, 0.3, 1.0])
+def test_pro_on_the_device_to_any_limit(limit):
+    rng = np.random.default_rng(5)
+    masks = metrics.PackedMasks(3, (12, 9))
+    for i in range(3):
+        masks[i] = rng.random((12, 9)) > 0.7
+    maps = rng.random((3, 12, 9)).astype(np.float32)
+    truth = device_metrics.DeviceTruth(masks, (12, 9), torch.device("cpu"))
+    found = device_metrics.pixel_metrics(torch.from_numpy(maps), truth, limit)
+    assert found["pro"] == pytest.approx(metrics.pixel_metrics(maps, masks, limit)["pro"], abs=1e-6)
+
+
+@pytest.mark.parametrize("svd", [0, 1])
+def test_a_quantile_fetches_no_number_from_the_device(svd):
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    fetched = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if function is torch.ops.aten._local_scalar_dense.default:
+                fetched.append(function)
+            return function(*args, **(kwargs or {}))
+
+    model = centred(svd=svd, dsc_hidden=32)
+    batch = inputs(3)
+    model.train_step(*batch)
+    optimisers, model.optimisers = model.optimisers, {}  # theirs count their steps on the host
+    with Watch():
+        model.train_step(*batch)
+    model.optimisers = optimisers
+    assert not fetched
+
+
+def test_maps_may_stay_on_the_device_from_the_first_evaluation_on(monkeypatch, tmp_path):
+    from test_training import test_batches
+
+    model = centred()
+    expected = model.predict(test_batches(seed=10))
+    monkeypatch.setattr(device_metrics.DeviceTruth, "fits", staticmethod(lambda *_: True))
+    found = model.predict(test_batches(seed=10), tmp_path)
+    assert isinstance(found.maps, torch.Tensor)
+    assert len(list(tmp_path.iterdir())) == 4
+    assert model.evaluate(found) == pytest.approx(model.evaluate(expected), abs=1e-5)
+    np.testing.assert_array_equal(found.on_host().maps, expected.maps)
+
+
 def test_an_evaluation_that_remembers_is_the_same(monkeypatch):
     from test_training import test_batches
 
@@ -328,6 +375,14 @@ def test_the_compiled_formulas_are_those_of_the_buffers():
         fused._fused = Fused(_to_scores, _to_y)
         losses = [float(model.train_step(*inputs(4))["loss"]) for model in (plain, fused)]
         assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+@pytest.mark.parametrize("net", [("--dsc_layers", 3), ("--mining", 0), ("--step", 0)])
+def test_nothing_to_compile_is_said(tmp_path, net):
+    data, textures = make_mvtec(tmp_path)
+    done = run(data, textures, tmp_path / "r", net=("--compile", "--meta_epochs", 1, *net))
+    assert done.exit_code == 0, done.output
+    assert "--compile: only gradient ascent through a --dsc_layers of 2 can be compiled" in done.output
 
 
 def test_without_a_compiler_it_goes_on(tmp_path, monkeypatch):
