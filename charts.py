@@ -12,6 +12,7 @@ import matplotlib
 import numpy as np
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 SIZE = (4.4, 3.1)  # inches
 GOOD, BAD, INK = "#2a78c2", "#c8442c", "#333333"
@@ -56,7 +57,7 @@ def precision_recall(curves: Mapping[str, Any], name: str) -> str:
     for kind, style in (("image", "-"), ("pixel", "--")):
         if curve := curves.get(f"{kind}_pr"):
             axes.plot(*curve, style, color=INK if kind == "image" else GOOD, label=f"{kind}s")
-            axes.legend(frameon=False, loc="lower left")
+            axes.legend(frameon=False)
     axes.set_ylim(0, 1.03)
     return _svg(figure, f"{name}-pr")
 
@@ -72,11 +73,12 @@ def histogram(scores: Sequence[float], labels: Sequence[bool], threshold: float 
     if threshold is not None:
         axes.axvline(threshold, color=INK, linestyle="--", label="threshold")
     axes.legend(frameon=False)
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     return _svg(figure, f"{name}-scores")
 
 
-def training(history: Sequence[Mapping[str, Any]], best: int | None, name: str) -> str:
-    """Loss, and the AUROCs of each evaluation."""
+def training(history: Sequence[Mapping[str, Any]], best: int | None, name: str, val: bool) -> str:
+    """Loss, and the AUROCs of each evaluation, on the validation set with `val`."""
     figure, axes = _figure("Training", "epoch", "loss")
     epochs = [row["epoch"] for row in history]
     axes.plot(epochs, [row["loss"] for row in history], color=INK, label="loss", linewidth=1.2)
@@ -87,7 +89,8 @@ def training(history: Sequence[Mapping[str, Any]], best: int | None, name: str) 
         if points:
             right.plot(*zip(*points, strict=True), color=colour, marker="." if len(points) < 30 else "",
                        linewidth=1.2, label=kind.replace("_auroc", " AUROC"))  # fmt: skip
-    right.set_ylabel("AUROC, %")
+    right.set_ylabel("AUROC on the validation set, %" if val else "AUROC on the test set, %")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     right.spines["top"].set_visible(False)
     if best is not None:
         axes.axvline(best, color="#999999", linestyle="--", linewidth=1, label="kept epoch")

@@ -54,7 +54,7 @@ class _Layout:
         if self.kind == "nhwc":
             return x.permute(0, 3, 1, 2)
         if self.kind == "tokens":
-            return x[:, self.prefix :].transpose(1, 2).reshape(len(x), -1, *self.grid)
+            return x[:, self.prefix :].transpose(1, 2).unflatten(2, self.grid)
         return x
 
 

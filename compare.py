@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -39,15 +38,13 @@ def read_run(folder: Path, taken: Sequence[str] = ()) -> RunTable:
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; give the --results_path of a run")
     table = report.read_rows(folder / "results.csv")
-    if not len(table):
+    if not len(table) and not (folder / page.FOLDER).is_dir():
         inside = sorted(f.name for f in folder.iterdir() if (f / "results.csv").is_file())
         hint = f"; {', '.join(inside[:3])} in it {'is' if len(inside) == 1 else 'are'}" if inside else ""
         raise InputError(f"{folder} is no results folder of a run that tested anything: no results.csv in it{hint}")
-    path = folder / "settings.json"
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    except (OSError, ValueError) as error:
-        raise WorkError(f"cannot read {path}: {error}; move it away") from error
+    settings = report.read_settings(folder)
+    for first in sorted(folder.glob("seed_*")) if not settings else ():  # several seeds: all but the seed is the same
+        settings = settings or report.read_settings(first)
     name, number = folder.resolve().name, 2
     while name in taken:
         name, number = f"{folder.resolve().name} ({number})", number + 1
@@ -79,7 +76,7 @@ def comparison(runs: Sequence[RunTable]) -> list[tuple[str, list[tuple[str, list
     """(class, [(metric, its value in each run), …]); nan where a run has none; metrics that no run has are left out."""
     names = list(dict.fromkeys(name for run in runs for name in run.table.index if name != report.MEAN))
     rows = []
-    for name in (*names, report.MEAN):
+    for name in (*names, report.MEAN) if len(names) > 1 else names:
         found = [(m, [_value(run.table, name, m) for run in runs]) for m in COMPARED]
         rows.append((name, [(m, values) for m, values in found if not all(math.isnan(v) for v in values)]))
     return rows
@@ -98,13 +95,21 @@ def as_text(runs: Sequence[RunTable]) -> str:
         for metric, values in metrics:
             record = {"class": name, "metric": metric}
             for i, (run, value) in enumerate(zip(runs, values, strict=True)):
-                record[run.name] = _shown(value) + (_difference(value, values[0]) if i else "")
+                record[run.name] = _with_deviation(run, name, metric, value) + (
+                    _difference(value, values[0]) if i else ""
+                )
             records.append(record)
-    return pd.DataFrame(records).to_string(index=False)
+    return pd.DataFrame(records).to_string(index=False) if records else "no class of these runs has test images"
 
 
 def _shown(value: float) -> str:
     return "–" if math.isnan(value) else f"{100 * value:.2f}"
+
+
+def _with_deviation(run: RunTable, row: str, metric: str, value: float) -> str:
+    """In percent; of several seeds with their standard deviation."""
+    deviation = _value(run.table, row, f"{metric}_std")
+    return _shown(value) if math.isnan(deviation) else f"{_shown(value)} ± {_shown(deviation)}"
 
 
 def _difference(value: float, first: float) -> str:
@@ -120,8 +125,8 @@ def render(
         pairs = [(summary.loc[name, m], summary.loc[name, f"{m}_std"]) for m in METRICS]
         means.append((name, [f"{_shown(a)} ± {_shown(b)}" for a, b in pairs]))
     view = [
-        (name, [(m, [(_shown(v), _difference(v, vs[0]).strip(" ()") if i else "") for i, v in enumerate(vs)])
-                for m, vs in metrics])
+        (name, [(m, [(_with_deviation(runs[i], name, m, v), _difference(v, vs[0]).strip(" ()") if i else "")
+                     for i, v in enumerate(vs)]) for m, vs in metrics])
         for name, metrics in comparison(runs)
     ]  # fmt: skip
     links = []

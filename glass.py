@@ -555,7 +555,7 @@ class GLASS:
                 if found is not None:
                     tensorboard.write_evaluation(board, epoch, found, getattr(judged_loader, "dataset", None))
                 if self.finished(record):
-                    tensorboard.write_settings(board, self.settings, record)
+                    tensorboard.write_settings(board, self.settings, record, self.select == "val")
                 board.flush()
                 self._save_epoch(record, is_best)
                 if self.finished(record):
@@ -580,7 +580,7 @@ class GLASS:
         room -= kept.bytes if kept else 0
         tested = None if test_loader is None else self._kept_features(test_loader, name, room)
         if self.feature_cache != OFF:
-            kind = "validation" if self.select == "val" else "test"
+            kind = "validation (good, and with synthetic defects)" if self.select == "val" else "test"
             of_test = f", {tested.capacity if tested else 0} of {_count(test_loader)} {kind}" if test_loader else ""
             used = sum(cache.bytes for cache in (kept, tested) if cache)
             LOGGER.info(

@@ -56,22 +56,24 @@ class ScoringHead(nn.Module):
         A resize is linear and its weights sum to 1, so the product may come before it: with half of the channels
         on a quarter of the places it costs five eighths.
         """
-        grid = parts[0].shape[2:]
         weights = self.first.weight.split([p.shape[1] for p in parts], dim=1)
         deep = [
             F.linear(part.permute(0, 2, 3, 1), weight).permute(0, 3, 1, 2)
             for part, weight in zip(parts[1:], weights[1:], strict=True)
         ]
+        if parts[0].is_cuda or torch.jit.is_tracing():
+            return self._scores(parts[0], deep, weights[0])
         # on a CPU image by image: what is made stays in the processor's cache
-        at_once = len(parts[0]) if parts[0].is_cuda else 1
-        scores = []
-        for start in range(0, len(parts[0]), at_once):
-            y = F.linear(parts[0][start : start + at_once].permute(0, 2, 3, 1), weights[0], self.first.bias)
-            for part in deep:
-                resized = F.interpolate(part[start : start + at_once], size=grid, mode="bilinear", align_corners=False)
-                y += resized.permute(0, 2, 3, 1)
-            scores.append(self._after_first(y)[..., 0])
-        return torch.cat(scores)
+        pieces = zip(parts[0].split(1), *(part.split(1) for part in deep), strict=True)
+        return torch.cat([self._scores(first, others, weights[0]) for first, *others in pieces])
+
+    def _scores(self, first: Tensor, deep: Sequence[Tensor], weight: Tensor) -> Tensor:
+        """First layer's part, and what the others' parts became; (B, H', W')."""
+        y = F.linear(first.permute(0, 2, 3, 1), weight, self.first.bias)
+        for part in deep:
+            resized = F.interpolate(part, size=first.shape[2:], mode="bilinear", align_corners=False)
+            y += resized.permute(0, 2, 3, 1)
+        return self._after_first(y)[..., 0]
 
     def _after_first(self, y: Tensor) -> Tensor:
         for layer in self.others:

@@ -81,6 +81,8 @@ class Run:
     kept_textures: KeptTextures | None = None
     rows: dict[str, dict[str, Any]] = field(default_factory=dict)
     configs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    trained: bool = False  # whether this run trained anything
+    begun: str = ""  # when it was noted in the settings
 
     @property
     def training(self) -> bool:

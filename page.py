@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -23,12 +24,13 @@ from utils import write_text
 
 FILE = "report.html"
 FOLDER = "report"  # what is kept of each class, below the results
+LONGEST_NAME = 150  # bytes
 POINTS = 400  # of a curve
 PIXEL_STEPS = 256
 CHOSEN = {
     "best": "the epoch was chosen on the test set, as published: its figures are too good",
-    "last": "the last epoch is the one kept; the test set chose nothing",
-    "val": "the epoch was chosen on held-out good images and synthetic defects; the test set chose nothing",
+    "last": "the last epoch is the one kept; no test image chose it",
+    "val": "the epoch was chosen on held-out good images and synthetic defects; no test image chose it",
 }
 # name in the results, heading, whether it is a share to be shown in percent
 SHOWN = (
@@ -43,7 +45,7 @@ SHOWN = (
 # ------------------------------------------------------------------------------- what is kept of a class
 
 
-def tested(found: Tested, dataset: Any, history: Sequence[Mapping[str, Any]], seed: int) -> dict[str, Any]:
+def tested(found: Tested, dataset: Any, history: Sequence[Mapping[str, Any]], seed: int, select: str) -> dict[str, Any]:
     """What the report needs of a class that was tested.
 
     Args:
@@ -51,8 +53,10 @@ def tested(found: Tested, dataset: Any, history: Sequence[Mapping[str, Any]], se
         dataset: of the tested images.
         history: figures of each epoch.
         seed: of the gallery's sample.
+        select: what chose the epoch.
     """
     return {
+        "select": select,
         "figures": found.figures,
         "thresholds": found.thresholds and found.thresholds.plain(),
         "history": list(history),
@@ -62,20 +66,31 @@ def tested(found: Tested, dataset: Any, history: Sequence[Mapping[str, Any]], se
     }
 
 
-def untested(state: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The same of a class without test images; `state` is its checkpoint."""
-    return {"figures": {}, "thresholds": state.get("thresholds"), "history": list(history), "images": [], "curves": {},
-            "gallery": []}  # fmt: skip
+def untested(state: Mapping[str, Any], history: Sequence[Mapping[str, Any]], epoch: int | None) -> dict[str, Any]:
+    """The same of a class without test images; `state` is its checkpoint, of the kept `epoch`."""
+    select = state.get("config", {}).get("select", "best")
+    return {
+        "select": "val" if select == "val" else "last", "figures": {"best_epoch": epoch},
+        "thresholds": state.get("thresholds"), "history": list(history), "images": [], "curves": {}, "gallery": [],
+    }  # fmt: skip
 
 
 def save_class(results: Path, row: str, data: Mapping[str, Any]) -> None:
     """Keep it below the results, as JSON without NaN."""
-    write_text(results / FOLDER / f"{row}.json", json.dumps(_plain({"row": row, **data})) + "\n")
+    write_text(_file_of(results, row), json.dumps(_plain({"row": row, **data})) + "\n")
+
+
+def _file_of(results: Path, row: str) -> Path:
+    """Where a class is kept; a name too long for a file system is cut."""
+    raw = row.encode("utf-8", "surrogateescape")
+    if len(raw) > LONGEST_NAME:
+        row = f"{row[:40]}-{hashlib.sha256(raw).hexdigest()[:16]}"
+    return results / FOLDER / f"{row}.json"
 
 
 def read_history(results: Path, row: str) -> dict[str, Any] | None:
     """What an earlier run kept of a class; None where there is nothing."""
-    path = results / FOLDER / f"{row}.json"
+    path = _file_of(results, row)
     return _read(path) if path.exists() else None
 
 
@@ -168,35 +183,38 @@ def write(results: Path) -> None:
     classes = [_read(path) for path in sorted((results / FOLDER).glob("*.json"))]
     order = {name: i for i, name in enumerate(table.index)}
     classes.sort(key=lambda data: (order.get(data["row"], len(order)), data["row"]))
-    settings_file = results / "settings.json"
-    settings = json.loads(settings_file.read_text(encoding="utf-8")) if settings_file.exists() else {}
+    settings = report.read_settings(results)
     per_image = {data["row"]: data["images"] for data in classes if data["images"]}
     report.write_per_image(results, per_image)
     if len(table):
         report.write_workbook(results, table, settings, per_image)
-    write_text(results / FILE, render(results, table, classes, settings))
+    text = render(results, table, classes, settings)
+    write_text(results / FILE, _plain(text))
 
 
 def render(results: Path, table: pd.DataFrame, classes: list[dict[str, Any]], settings: Mapping[str, Any]) -> str:
     """The page's HTML."""
     arguments = settings.get("arguments", {})
-    selected = arguments.get("net", {}).get("select", "best")
+    selected = {data.get("select") for data in classes}
     return environment().get_template("report.html").render(
         title=results.resolve().name,
-        note=_sentence(CHOSEN.get(selected, "")) if arguments.get("main", {}).get("test") == "ckpt" else "",
+        note=_sentence(CHOSEN.get(selected.pop(), "")) if len(selected) == 1 else "", chosen=CHOSEN,
         columns=[(key, heading) for key, heading in SHOWN if key in table.columns],
         rows=[(name, table.loc[name].to_dict()) for name in table.index],
         mean=report.MEAN,
-        classes=[_class_view(data) for data in classes],
+        classes=[_class_view(i, data, table) for i, data in enumerate(classes)],
         settings=settings,
         arguments=[(part, sorted(values.items())) for part, values in arguments.items()],
     )  # fmt: skip
 
 
-def _class_view(data: dict[str, Any]) -> dict[str, Any]:
+def _class_view(index: int, data: dict[str, Any], table: pd.DataFrame) -> dict[str, Any]:
     """What the template shows of a class."""
+    row = table.loc[data["row"]].to_dict() if data["row"] in table.index else {}
+    # a test alone does not know of the last epoch, the table does
+    figures = {k: v for k, v in row.items() if k.startswith("last_") and not math.isnan(v)} | data["figures"]
     thresholds = Thresholds.of({k: math.nan if v is None else v for k, v in (data["thresholds"] or {}).items()})
-    name = "c" + "".join(c if c.isalnum() else "-" for c in data["row"])
+    name = f"class-{index}"
     images = data["images"]
     key = "normalised_score" if thresholds else "score"
     pictures = []
@@ -206,10 +224,12 @@ def _class_view(data: dict[str, Any]) -> dict[str, Any]:
     if data["curves"]:
         pictures += [charts.roc(data["curves"], name), charts.precision_recall(data["curves"], name)]
     if data["history"]:
-        pictures.append(charts.training(data["history"], data["figures"].get("best_epoch"), name))
+        best = data["figures"].get("best_epoch")
+        pictures.append(charts.training(data["history"], best, name, data.get("select") == "val"))
     cards = [{**card, **images[card["index"]]} for card in data["gallery"]]
     return {
-        "name": data["row"], "id": name, "figures": data["figures"], "thresholds": thresholds, "charts": pictures,
+        "name": data["row"], "id": name, "select": data.get("select"),
+        "figures": figures, "thresholds": thresholds, "charts": pictures,
         "optimistic": bool(thresholds and thresholds.source == TRAINING), "cards": cards, "tested": len(images),
         "outcomes": sorted({card["outcome"] for card in cards}), "epochs": len(data["history"]),
     }  # fmt: skip

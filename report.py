@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from openpyxl.cell.cell import ILLEGAL_CHARACTERS_RE
 
 from errors import WorkError
 from utils import IMAGENET_MEAN, IMAGENET_STD, LOGGER, write_atomically, write_text
@@ -23,6 +24,7 @@ from utils import IMAGENET_MEAN, IMAGENET_STD, LOGGER, write_atomically, write_t
 ROW_NAMES = "Row Names"
 COLUMNS = ("image_auroc", "image_ap", "pixel_auroc", "pixel_ap", "pixel_pro", "best_epoch")
 MEAN = "Mean"
+SETTINGS = "settings.json"
 UNKNOWN_GRAY = 128
 BAR_WIDTH = 36  # pixels of the heatmap's scale
 
@@ -52,7 +54,7 @@ def write_results(folder: Path, rows: Mapping[str, Mapping[str, Any]]) -> pd.Dat
             LOGGER.info("%s: kept the rows of earlier runs: %s", path, ", ".join(earlier.index))
         table = pd.concat([earlier, table])
     if len(same):  # a test alone has no figures of the last epoch: those of its training stay
-        table = table.combine_first(same[[c for c in same.columns if c not in COLUMNS]]).reindex(table.index)
+        table = table.combine_first(same[[c for c in same.columns if c.startswith("last_")]]).reindex(table.index)
     further = [c for c in order if c not in COLUMNS]
     table = table.reindex(columns=[*COLUMNS, *further])
     table.loc[MEAN] = table.mean(numeric_only=True)
@@ -70,7 +72,7 @@ def write_workbook(
 ) -> None:
     """Write results.xlsx: a sheet of results, one of settings, one a class of its images' scores."""
     flat = [
-        (part, name, str(value))
+        (part, name, _for_excel(str(value)))
         for part, values in (*settings.get("arguments", {}).items(), ("versions", settings.get("versions", {})),
                              ("device", settings.get("device", {})))
         for name, value in values.items()
@@ -78,18 +80,25 @@ def write_workbook(
 
     def write(temporary: Path) -> None:
         with pd.ExcelWriter(temporary) as book:
-            table.to_excel(book, sheet_name="results", na_rep="nan")
+            table.rename(index=_for_excel).to_excel(book, sheet_name="results", na_rep="nan")
             pd.DataFrame(flat, columns=["part", "name", "value"]).to_excel(book, sheet_name="settings", index=False)
             taken = {"results", "settings"}
             for name, rows in per_image.items():
-                pd.DataFrame(rows).to_excel(book, sheet_name=_sheet_name(name, taken), index=False, na_rep="nan")
+                pd.DataFrame(rows).map(_for_excel).to_excel(
+                    book, sheet_name=_sheet_name(name, taken), index=False, na_rep="nan"
+                )
 
     write_atomically(folder / "results.xlsx", write)
 
 
+def _for_excel(value: Any) -> Any:
+    """Text without the control characters that Excel refuses."""
+    return ILLEGAL_CHARACTERS_RE.sub("?", value) if isinstance(value, str) else value
+
+
 def _sheet_name(name: str, taken: set[str]) -> str:
     """What Excel allows: 31 characters, none of []:*?/\\, no two alike; `taken` grows by it."""
-    plain = re.sub(r"[\[\]:*?/\\']", "_", name)
+    plain = re.sub(r"[\[\]:*?/\\']", "_", _for_excel(name).replace("?", "_"))
     short, number = plain[:31], 2
     while short.lower() in taken:
         short, number = f"{plain[:27]} {number}", number + 1
@@ -100,6 +109,7 @@ def _sheet_name(name: str, taken: set[str]) -> str:
 def write_per_image(folder: Path, per_image: Mapping[str, list[dict[str, Any]]]) -> None:
     """Write per_image.csv: path, label, score, normalised score, decision, mask area, class of each test image."""
     if not per_image:
+        (folder / "per_image.csv").unlink(missing_ok=True)
         return
     parts = [pd.DataFrame(rows).assign(**{"class": name}) for name, rows in per_image.items()]
     table = pd.concat(parts).astype({"decision": "Int64"})
@@ -155,7 +165,10 @@ def read_rows(path: Path) -> pd.DataFrame:
     if not path.exists():
         return pd.DataFrame()
     try:
-        return pd.read_csv(path, index_col=ROW_NAMES)
+        table = pd.read_csv(path, index_col=ROW_NAMES).apply(pd.to_numeric)
+        if table.index.has_duplicates:
+            raise ValueError(f"two rows {table.index[table.index.duplicated()][0]!r}")
+        return table
     except (ValueError, OSError, KeyError) as error:
         raise WorkError(f"cannot read {path} of an earlier run: {error}; move it away") from error
 
@@ -167,9 +180,26 @@ def format_table(table: pd.DataFrame) -> str:
     return shown.to_string()
 
 
+def read_settings(folder: Path) -> dict[str, Any]:
+    """settings.json of a results folder; {} where there is none.
+
+    Raises:
+        WorkError: it is damaged.
+    """
+    path = folder / SETTINGS
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except (OSError, ValueError) as error:
+        raise WorkError(f"cannot read {path}: {error}; move it away") from error
+    parts = settings.get("arguments", {}) if isinstance(settings, dict) else None
+    if not isinstance(parts, dict) or not all(isinstance(values, dict) for values in parts.values()):
+        raise WorkError(f"{path} is not what a run writes; move it away")
+    return settings
+
+
 def write_settings(folder: Path, settings: Mapping[str, Any]) -> None:
     """Write settings.json."""
-    write_text(folder / "settings.json", json.dumps(settings, indent=1, default=str) + "\n")
+    write_text(folder / SETTINGS, json.dumps(settings, indent=1, default=str) + "\n")
 
 
 # ---------------------------------------------------------------------------------------- pictures

@@ -58,17 +58,26 @@ def run_seeds(main: Options, net: Options, dataset: Options) -> None:
         InputError: something given cannot work.
         WorkError: something failed on the way.
     """
-    seeds = list(dict.fromkeys(main["seed"]))
+    seeds = list(main["seed"])
     if len(seeds) == 1:
         run({**main, "seed": seeds[0]}, net, dataset)
         return
+    twice = [seed for seed in seeds if seeds.count(seed) > 1]
+    if twice:
+        raise InputError(f"--seed {twice[0]} is given twice")
+    if dataset["distribution"] == 4:
+        raise InputError(
+            "--distribution 4 with several seeds: what the first run judges, the second would turn round; give 2 or 3"
+        )
     results = _make_results(main["results_path"])
+    if (results / "models").exists():
+        raise InputError(f"{results} holds a run with a single seed; take another --results_path for several")
     for seed in seeds:
         own = {**main, "seed": seed, "results_path": str(results / f"seed_{seed}")}
         if main["models_path"]:
             own["models_path"] = str(Path(main["models_path"]) / f"seed_{seed}")
         setup_logging()
-        LOGGER.info("seed %d (%s)", seed, ", ".join(map(str, seeds)))
+        LOGGER.info("seed %d, run %d of %d", seed, seeds.index(seed) + 1, len(seeds))
         run(own, net, dataset)
     folders = [results / f"seed_{seed}" for seed in seeds]
     if any((folder / "results.csv").exists() for folder in folders):
@@ -102,7 +111,8 @@ def run(main: Options, net: Options, dataset: Options) -> None:
     classes, cache = reading.read_everything(this, classes)
     for data in classes:
         _write_split(this, data)
-    _write_settings(this, started)
+    if not (this.results / report.SETTINGS).exists():  # that of an earlier run stays until this one has done something
+        _write_settings(this, started)
     for index_of_class, data in enumerate(classes):
         if index_of_class:
             cache = None  # or both would be in memory
@@ -120,7 +130,8 @@ def run(main: Options, net: Options, dataset: Options) -> None:
     if this.rows:
         LOGGER.info("results in %s\n%s", this.results, report.format_table(table))
     if this.rows and this.training:
-        LOGGER.info("%s; last_* columns hold the last epoch's figures", page.CHOSEN[net["select"]])
+        for select in dict.fromkeys(config.get("select", "best") for config in this.configs.values()):
+            LOGGER.info("%s; last_* columns hold the last epoch's figures", page.CHOSEN[select])
     LOGGER.info("report: %s", this.results / page.FILE)
 
 
@@ -308,6 +319,7 @@ def _run_class(
     test_loader = _test_loader(this, data, cache)
     record = None
     if decision is not None:
+        _say_what_does_nothing(this, data)
         if decision.verdict is not None:
             model.start(data.row)  # from here on the training knows its variant by itself, whatever the file says
             distribution.write_flag(this.dataset["name"], data.row, decision.verdict)
@@ -317,16 +329,20 @@ def _run_class(
     this.configs[f"{folder.name}/{data.row}"] = state.get("config") or model.config
     history = (record or page.read_history(this.results, row) or {}).get("history", [])
     if test_loader is None:
-        LOGGER.info("%s: no test images, nothing to test; the model is %s", data.row, best[0] if best else folder)
-        page.save_class(this.results, row, page.untested(state, history))
+        kept = " of the last epoch" if this.training and this.net["select"] == "best" else ""
+        LOGGER.info(
+            "%s: no test images, nothing to test; the model%s is %s", data.row, kept, best[0] if best else folder
+        )
+        page.save_class(this.results, row, page.untested(state, history, best[1] if best else None))
         return None
     tested = model.test(test_loader, data.row)
     figures = tested.figures
     last = model.last_figures(test_loader, record) if record and record["epoch"] else {}
     if last:
         figures |= {"last_epoch": record["epoch"] - 1, **{f"last_{m}": last[m] for m in METRICS}}
-    LOGGER.info("%s: best epoch %d: %s", data.row, figures["best_epoch"], _in_percent(figures))
-    page.save_class(this.results, row, page.tested(tested, test_loader.dataset, history, this.main["seed"]))
+    LOGGER.info("%s: kept epoch %d, on the test set: %s", data.row, figures["best_epoch"], _in_percent(figures))
+    select = this.configs[f"{folder.name}/{data.row}"].get("select", "best")
+    page.save_class(this.results, row, page.tested(tested, test_loader.dataset, history, this.main["seed"], select))
     return figures
 
 
@@ -439,9 +455,14 @@ def _train(
         CentreDataset(train_set), batch, workers, everything, keep_workers=False, pin_memory=pin
     )
     _label_board(this, model, data)
+    done_before = model.start(data.row)["epoch"]
     record = model.trainer(loader, test_loader, data.row, centre_loader, val_loader)
-    good = val_loader or _in_order(this, GoodImages(train_set))
-    model.calibrate(good, data.row, HELD_OUT if val else TRAINING)
+    this.trained |= record["epoch"] > done_before
+    best = checkpoint.find_best(model.model_dir)
+    # a checkpoint that lay there without its training's state may have been trained on any of the images
+    held = bool(val) and checkpoint.load(best[0]).get("config", {}).get("val_share") == this.dataset["val_share"]
+    good = val_loader if held else _in_order(this, GoodImages(train_set))
+    model.calibrate(good, data.row, HELD_OUT if held else TRAINING)
     return record
 
 
@@ -466,6 +487,14 @@ def _label_board(this: Run, model: GLASS, data: ClassData) -> None:
             board.add_text("run", ", ".join(f"{key} {value}" for key, value in labels.items()))
 
 
+def _say_what_does_nothing(this: Run, data: ClassData) -> None:
+    """Options that have no effect on this class."""
+    if this.net["patience"] and this.net["select"] == "best" and not data.test:
+        LOGGER.warning("%s: --patience does nothing without test images; --select val needs none", data.row)
+    if this.main["pictures"] == "every_eval" and (this.net["select"] == "val" or not data.test):
+        LOGGER.warning("%s: --pictures every_eval does nothing: no test image is looked at in the training", data.row)
+
+
 def _say_what_lacks(data: ClassData) -> None:
     kinds = {sample.is_anomaly for sample in data.test}
     if len(kinds) == 1:
@@ -484,8 +513,19 @@ def _in_percent(figures: Mapping[str, float]) -> str:
 
 
 def _write_settings(this: Run, started: float) -> None:
-    """settings.json, at the start and after each class: effective arguments, versions, device, duration so far."""
+    """settings.json: effective arguments, versions, device, duration so far.
+
+    A call that trained nothing leaves those of the training, and is noted beside them.
+    """
     device = torch.cuda.get_device_name(this.device) if this.device.type == "cuda" else platform.processor() or "cpu"
+    written = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    before = report.read_settings(this.results)
+    if before and not this.trained:
+        call = {"command": sys.argv, "written": written}
+        calls = [one for one in before.get("later_calls", []) if one["written"] != this.begun]
+        this.begun = written
+        report.write_settings(this.results, {**before, "later_calls": [*calls, call]})
+        return
     report.write_settings(
         this.results,
         {
@@ -498,7 +538,7 @@ def _write_settings(this: Run, started: float) -> None:
             "models": this.configs,
             "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
             "device": {"kind": str(this.device), "name": device, "threads": torch.get_num_threads()},
-            "written": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "written": written,
             "duration_seconds": round(time.monotonic() - started, 1),
         },
     )

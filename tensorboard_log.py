@@ -56,9 +56,9 @@ def _examples(found: Predictions, dataset: Any) -> NDArray[np.uint8]:
     return np.ascontiguousarray(np.vstack(rows)[..., ::-1])
 
 
-def write_settings(board: SummaryWriter, settings: Mapping[str, Any], record: Mapping[str, Any]) -> None:
-    """Hyperparameters with the final metrics, for TensorBoard's comparison of runs."""
+def write_settings(board: SummaryWriter, settings: Mapping[str, Any], record: Mapping[str, Any], val: bool) -> None:
+    """Hyperparameters with the final metrics (of the validation set: `final_val`), for TensorBoard's comparison."""
     plain = {k: v if isinstance(v, (int, float, str, bool)) else str(v) for k, v in settings.items()}
-    last = {f"final/{name}": record["last"][name] for name in METRICS} if record["last"] else {}
+    last = {f"final{'_val' if val else ''}/{name}": record["last"][name] for name in METRICS} if record["last"] else {}
     loss = record["history"][-1]["loss"]
     board.add_hparams(plain, {"final/loss": loss, **last}, run_name=".")

@@ -68,9 +68,10 @@ class Thresholds:
 def normalise(scores: ArrayLike, threshold: float) -> NDArray[np.float32]:
     """[0, threshold] → [0, 0.5] and [threshold, 1] → [0.5, 1], straight in between."""
     scores = np.asarray(scores, np.float64)
-    threshold = min(max(threshold, TINY), 1 - TINY)
-    lower, upper = 0.5 * scores / threshold, 0.5 + 0.5 * (scores - threshold) / (1 - threshold)
-    return np.where(scores <= threshold, lower, upper).clip(0, 1).astype(np.float32)
+    inner = min(max(threshold, TINY), 1 - TINY)
+    lower = (0.5 * scores / inner).clip(0, 0.5)
+    upper = (0.5 + 0.5 * (scores - inner) / (1 - inner)).clip(0.5, 1)
+    return np.where(scores <= threshold, lower, upper).astype(np.float32)
 
 
 def quantile(scores: ArrayLike, false_alarm: float) -> float:

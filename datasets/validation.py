@@ -35,11 +35,15 @@ def hold_out(samples: Sequence[Sample], share: float, seed: int, name: str) -> l
     if share <= 0:
         return []
     count = max(LEAST, math.ceil(share * len(samples) - 1e-9))
-    if len(samples) < 2 * LEAST or len(samples) - count < LEAST:
+    if len(samples) < 2 * LEAST:
         raise InputError(
-            f"class {name}: of {len(samples)} good images {count} cannot be held out (--val_share {share:g}), at least "
-            f"{LEAST} must be left to train on; give more images, a smaller share, or --select best or last without "
-            "--val_share"
+            f"class {name}: there are {len(samples)} good images, to hold {LEAST} of them out (--select val, "
+            f"--val_share) takes at least {2 * LEAST}; give more, or --select last without --val_share"
+        )
+    if len(samples) - count < LEAST:
+        raise InputError(
+            f"class {name}: --val_share {share:g} holds out {count} of {len(samples)} good images, but at least "
+            f"{LEAST} must be left to train on; give a smaller share"
         )
     drawn = [hashlib.sha256(f"{seed}/{s.path.name}".encode("utf-8", "surrogateescape")).digest() for s in samples]
     order = sorted(range(len(samples)), key=lambda i: (drawn[i], i))

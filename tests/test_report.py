@@ -329,5 +329,105 @@ def test_page_on_a_phone_and_on_paper(trained, browser):
 
 def test_what_is_kept_of_a_class_is_plain_json(trained):
     text = (trained[0] / "report" / "custom_disc.json").read_text()
-    assert set(json.loads(text)) == {"row", "figures", "thresholds", "history", "images", "curves", "gallery"}
+    assert set(json.loads(text)) == {"row", "select", "figures", "thresholds", "history", "images", "curves", "gallery"}
     assert "NaN" not in text
+
+
+# --------------------------------------------------------------------------- what earlier runs left
+
+
+def test_a_refused_run_and_one_that_trains_nothing_leave_the_settings_of_the_training(tmp_path):
+    data, textures = make_mvtec(tmp_path)
+    results = tmp_path / "r"
+    assert run(data, textures, results).exit_code == 0
+    before = json.loads((results / "settings.json").read_text())
+    assert run(data, textures, results, net=("--select", "last", "--meta_epochs", 3)).exit_code == 2
+    assert json.loads((results / "settings.json").read_text()) == before
+    assert run(data, textures, results, net=("--patience", 3)).exit_code == 0
+    after = json.loads((results / "settings.json").read_text())
+    assert len(after.pop("later_calls")) == 1
+    assert after == before
+    assert "chosen on the test set" in (results / "report.html").read_text()
+
+
+def test_several_seeds_leave_a_run_with_one_alone(tmp_path):
+    data, textures = make_mvtec(tmp_path)
+    results = tmp_path / "r"
+    assert run(data, textures, results).exit_code == 0
+    kept = (results / "results.csv").read_bytes()
+    done = run(data, textures, results, main=("--seed", 0, "--seed", 1))
+    assert done.exit_code == 2
+    assert "holds a run with a single seed" in done.output
+    assert (results / "results.csv").read_bytes() == kept
+    assert "--seed 2 is given twice" in run(data, textures, tmp_path / "s", main=("--seed", 2, "--seed", 2)).output
+
+
+def test_without_test_images_nothing_claims_that_they_chose(tmp_path):
+    data, textures = make_mvtec(tmp_path)
+    for kind in ("test", "ground_truth"):
+        shutil.rmtree(data / "disc" / kind)
+    done = run(data, textures, tmp_path / "r", main=("--pictures", "every_eval"), net=("--patience", 1))
+    assert done.exit_code == 0, done.output
+    assert "--patience does nothing without test images" in done.output
+    assert "--pictures every_eval does nothing" in done.output
+    text = (tmp_path / "r" / "report.html").read_text()
+    assert "The last epoch is the one kept" in text
+    assert "too good" not in text
+    again = compare(tmp_path / "r")
+    assert again.returncode == 0
+    assert "no class of these runs has test images" in again.stdout
+
+
+def test_seeds_keep_their_deviation_when_compared(seeds, trained):
+    done = compare(trained[0], seeds[0], "--out", seeds[0] / "c.html")
+    assert done.returncode == 0, done.stdout
+    assert " ± " in done.stdout
+    assert "net patchsize" not in (seeds[0] / "c.html").read_text()  # the same in both
+
+
+def test_a_test_alone_fills_in_nothing_but_the_last_epochs_figures(tmp_path):
+    data, textures = make_mvtec(tmp_path)
+    results = tmp_path / "r"
+    assert run(data, textures, results).exit_code == 0
+    shutil.rmtree(data / "disc" / "ground_truth")
+    assert run(data, textures, results, main=("--test", "test")).exit_code == 0
+    row = pd.read_csv(results / "results.csv", index_col=0).loc["folder_disc"]
+    assert row[["pixel_auroc", "pixel_f1_max", "pixel_pro_5", "pixel_pro_published"]].isna().all()
+    assert row.last_epoch == 1
+    text = (results / "report.html").read_text()
+    assert "the last epoch, 1, has" in text
+    assert "chosen on the test set" in text
+
+
+def test_names_that_only_a_file_system_likes(tmp_path):
+    data, textures = make_mvtec(tmp_path, classes=("a b", "a-b", "<b>c\x07", "l" * 180))
+    (data / "a b/test/good/000.png").rename(data / "a b/test/good/x\x07<i>.png")
+    done = run(data, textures, tmp_path / "r", net=("--meta_epochs", 1))
+    assert done.exit_code == 0, done.output
+    assert_sound(tmp_path / "r" / "report.html")
+    assert "<i>.png" not in (tmp_path / "r" / "report.html").read_text()
+    assert len(openpyxl.load_workbook(tmp_path / "r" / "results.xlsx").sheetnames) == 6
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("settings.json", "[]"), ("settings.json", '{"arguments": null}'), ("results.csv", "Row Names,image_auroc\na,much\n"),
+        ("results.csv", "Row Names,image_auroc\na,1\na,2\n"),
+    ],
+)  # fmt: skip
+def test_files_that_no_run_wrote(trained, tmp_path, file, text):
+    copy = tmp_path / "copy"
+    shutil.copytree(trained[0], copy)
+    (copy / file).write_text(text)
+    done = compare(copy, trained[0])
+    assert done.returncode == 1
+    assert len(done.stdout.strip().splitlines()) == 1
+    assert file in done.stdout
+
+
+def test_variant_turned_round_by_the_next_seed_is_refused(tmp_path):
+    data, textures = make_mvtec(tmp_path)
+    done = run(data, textures, tmp_path / "r", "--distribution", 4, main=("--seed", 0, "--seed", 1))
+    assert done.exit_code == 2
+    assert "the second would turn round" in done.output

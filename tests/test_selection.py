@@ -50,6 +50,14 @@ def test_normalised_scores_keep_their_order_and_put_the_threshold_in_the_middle(
         assert ((made > 0.5) == (scores > threshold))[clear].all()
 
 
+@pytest.mark.parametrize("threshold", [0.0, 1e-9, 0.5, 1.0])
+def test_normalised_decision_is_the_decision_at_any_threshold(threshold):
+    assert float(normalise(threshold, threshold)) <= 0.5
+    above = min(1.0, threshold + 5e-7)
+    assert float(normalise(above, threshold)) >= 0.5 or above == threshold
+    assert (np.diff(normalise(np.linspace(0, 1, 101), threshold)) >= 0).all()
+
+
 def test_best_f1_lies_between_the_two_kinds():
     assert best_f1([0.1, 0.2, 0.6, 0.9], [0, 0, 1, 1]) == pytest.approx(0.4)
     assert math.isnan(best_f1([0.1, 0.2], [0, 0]))
@@ -85,7 +93,7 @@ def test_held_out_images_are_few_fixed_and_by_name(tmp_path):
 
 @pytest.mark.parametrize(("count", "share"), [(15, 0.1), (40, 0.9)])
 def test_too_few_images_to_hold_some_out(tmp_path, count, share):
-    with pytest.raises(InputError, match=f"of {count} good images"):
+    with pytest.raises(InputError, match=f"{count} good images"):
         hold_out(samples(count, tmp_path), share, 0, "c")
 
 
@@ -254,7 +262,7 @@ def test_val_share_is_fixed_by_the_training(tmp_path):
 @pytest.mark.parametrize(
     ("net", "dataset", "says"),
     [
-        (("--select", "val"), (), "of 6 good images 8 cannot be held out"),
+        (("--select", "val"), (), "there are 6 good images"),
         (("--select", "val"), ("--val_share", 0), "--select val needs images held out"),
         (("--select", "last", "--patience", 2), (), "--patience needs figures to go by"),
         (("--select", "median"), (), "'median' is not one of 'best', 'last', 'val'"),
@@ -288,3 +296,14 @@ def test_history_tells_each_epoch(tmp_path):
 def test_settings_unknown_to_the_choice(tmp_path):
     with pytest.raises(InputError, match="possible are best, last, val"):
         make_glass(select="first")
+
+
+def test_a_checkpoint_without_its_training_is_not_called_held_out(tmp_path):
+    data, textures = make_mvtec(tmp_path, train=20)
+    assert run(data, textures, tmp_path / "r").exit_code == 0
+    folder = tmp_path / "r" / "models" / "backbone_0" / "folder_disc"
+    (folder / "ckpt.pth").unlink()
+    done = run(data, textures, tmp_path / "r", net=("--select", "val"))
+    assert done.exit_code == 0, done.output
+    assert checkpoint.load(checkpoint.find_best(folder)[0])["thresholds"]["source"] == TRAINING
+    assert "the epoch was chosen on the test set" in done.output
