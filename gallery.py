@@ -77,8 +77,7 @@ def panels(
     if threshold is not None:
         found = cv2.findContours((large > threshold).astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_SIMPLE)[0]
         cv2.drawContours(decided, found, -1, CONTOUR, 2, cv2.LINE_AA)
-    truth = np.where(mask < 0, report.UNKNOWN_GRAY, np.where(mask > 0, 255, 0)).astype(np.uint8)
-    truth = cv2.resize(truth, size, interpolation=cv2.INTER_NEAREST)
+    truth = cv2.resize(report.show_truth(mask), size, interpolation=cv2.INTER_NEAREST)
     return [picture, cv2.cvtColor(truth, cv2.COLOR_GRAY2BGR), overlay, decided]
 
 

@@ -405,8 +405,11 @@ class GLASS:
         return {"p_true": true_right / (2 * rows - fake), "p_fake": fake_right / (rows + fake)}
 
     @torch.no_grad()
-    def _mean_embedding(self, loader: Iterable[Batch], kept: FeatureCache | None = None) -> Tensor:
+    def _mean_embedding(self, loader: Iterable[Batch], kept: FeatureCache | None = None, epoch: int = 0) -> Tensor:
         """mean f(I) over all images of the loader, (P, C); each f(I) goes into `kept`."""
+        if hasattr(getattr(loader, "sampler", None), "set_epoch"):
+            loader.sampler.set_epoch(epoch)
+        self._set_mode(True)
         total, count = None, 0
         for batch in loader:
             embedded = self._embed(batch["image"])[0]
@@ -542,21 +545,13 @@ class GLASS:
                 before = bar.n
                 bar.set_description(f"{name} epoch {epoch + 1}/{self.meta_epochs}")
                 if moving or mean_embedding is None:
-                    if hasattr(getattr(centre_loader, "sampler", None), "set_epoch"):
-                        centre_loader.sampler.set_epoch(epoch)
-                    self._set_mode(True)
-                    mean_embedding = self._mean_embedding(centre_loader, kept)
+                    mean_embedding = self._mean_embedding(centre_loader, kept, epoch)
                 self._set_centre(mean_embedding)
                 figures = self._train_discriminator(train_loader, epoch, bar, _shown(record), kept)
                 figures["samples_per_second"] = (bar.n - before) / (time.monotonic() - started)
                 is_best, found = self._end_epoch(epoch, judged_loader, name, record, memory)
                 remember(record, {name: figures[name] for name in STEP_FIGURES})  # how fast it was is no result
-                tensorboard.write_epoch(board, figures, record, "val" if self.select == "val" else "test")
-                if found is not None:
-                    tensorboard.write_evaluation(board, epoch, found, getattr(judged_loader, "dataset", None))
-                if self.finished(record):
-                    tensorboard.write_settings(board, self.settings, record, self.select == "val")
-                board.flush()
+                self._write_board(board, figures, record, found, getattr(judged_loader, "dataset", None))
                 self._save_epoch(record, is_best)
                 if self.finished(record):
                     break
@@ -566,6 +561,19 @@ class GLASS:
                 self.patience,
             )  # fmt: skip
         return record
+
+    def _write_board(
+        self, board: SummaryWriter, figures: Mapping[str, float], record: Mapping[str, Any],
+        found: Predictions | None, judged: Any,
+    ) -> None:  # fmt: skip
+        """What TensorBoard shows of an epoch, and of its evaluation on the data set `judged` where there was one."""
+        val = self.select == "val"
+        tensorboard.write_epoch(board, figures, record, "val" if val else "test")
+        if found is not None:
+            tensorboard.write_evaluation(board, record["epoch"] - 1, found, judged)
+        if self.finished(record):
+            tensorboard.write_settings(board, self.settings, record, val)
+        board.flush()
 
     def finished(self, record: Mapping[str, Any]) -> bool:
         """Whether there is nothing left to train."""

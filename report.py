@@ -227,6 +227,11 @@ def heatmap(anomaly_map: NDArray[np.float32]) -> NDArray[np.uint8]:
     return cv2.applyColorMap((anomaly_map.clip(0, 1) * 255).astype(np.uint8), cv2.COLORMAP_JET)
 
 
+def show_truth(mask: NDArray[np.int8]) -> NDArray[np.uint8]:
+    """(H, W) mask → white where anomalous, gray where not known, else black."""
+    return np.where(mask < 0, UNKNOWN_GRAY, np.where(mask > 0, 255, 0)).astype(np.uint8)
+
+
 def scale_bar(height: int) -> NDArray[np.uint8]:
     """What the heatmap's colours mean, (height, BAR_WIDTH, 3) BGR: 1 at the top, 0 at the bottom."""
     bar = np.full((height, BAR_WIDTH, 3), 255, np.uint8)
@@ -245,7 +250,7 @@ def picture(image: NDArray[np.float32], mask: NDArray[np.int8], anomaly_map: NDA
         mask: (H, W); > 0 is shown white, < 0 (not known) gray.
         anomaly_map: (H, W) in [0, 1].
     """
-    truth = np.where(mask < 0, UNKNOWN_GRAY, np.where(mask > 0, 255, 0)).astype(np.uint8)
+    truth = show_truth(mask)
     parts = [to_bgr(image), cv2.cvtColor(truth, cv2.COLOR_GRAY2BGR), heatmap(anomaly_map), scale_bar(len(truth))]
     return np.hstack(parts)
 

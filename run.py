@@ -49,15 +49,7 @@ NOT_FOR_GLASS = frozenset({"backbone_names", "layers_to_extract_from", "weights"
 
 
 def run_seeds(main: Options, net: Options, dataset: Options) -> None:
-    """One run, or with several seeds one for each in a folder of its own and what they have in common above them.
-
-    Args:
-        main, net, dataset: options of the three commands, by name.
-
-    Raises:
-        InputError: something given cannot work.
-        WorkError: something failed on the way.
-    """
+    """As `run`; with several seeds one run each in a folder of its own, and mean and deviation above them."""
     seeds = list(main["seed"])
     if len(seeds) == 1:
         run({**main, "seed": seeds[0]}, net, dataset)

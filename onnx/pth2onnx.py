@@ -38,6 +38,7 @@ from datasets.files import list_images, read_rgb  # noqa: E402
 from errors import InputError  # noqa: E402
 from inference import Inspector, load_checkpoint, open_picture  # noqa: E402
 from main import CONTEXT, OneLine  # noqa: E402
+from thresholds import TINY  # noqa: E402
 from utils import IMAGENET_MEAN, IMAGENET_STD, LOGGER, setup_logging, write_atomically  # noqa: E402
 
 FORMAT = 1  # of the metadata
@@ -79,8 +80,9 @@ class Network(nn.Module):
     def _normalised(self, score: Tensor) -> Tensor:
         if self.threshold is None:
             return score * torch.nan
-        t = min(max(self.threshold, 1e-6), 1 - 1e-6)
-        return torch.where(score <= t, 0.5 * score / t, 0.5 + 0.5 * (score - t) / (1 - t)).clamp(0, 1)
+        t = min(max(self.threshold, TINY), 1 - TINY)  # as `thresholds.normalise`
+        lower, upper = (0.5 * score / t).clamp(0, 0.5), (0.5 + 0.5 * (score - t) / (1 - t)).clamp(0.5, 1)
+        return torch.where(score <= self.threshold, lower, upper)
 
     def _pooled(self, maps: Sequence[Tensor]) -> Tensor:
         """The general pooling, (B, P, C): adaptive average pooling is linear, so it is a product with a matrix."""
