@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import report
+from drawing import heatmap, outline
 from evaluation import Tested
 from thresholds import normalise
 
@@ -19,7 +20,6 @@ PANEL_HEIGHT = 192  # pixels
 QUALITY = 82  # of the JPEGs
 MISS, FALSE_ALARM, HIT, CORRECT = "miss", "false alarm", "hit", "correct"
 UNJUDGED = {True: "defective", False: "good"}  # where the checkpoint has no threshold
-CONTOUR = (255, 0, 255)  # magenta, BGR: seldom a product's own
 
 
 def outcomes(tested: Tested) -> list[str]:
@@ -72,11 +72,10 @@ def panels(
     large = cv2.resize(anomaly_map, size, interpolation=cv2.INTER_LINEAR)
     threshold = tested.thresholds.pixel if tested.thresholds else None
     shown = large if threshold is None else normalise(large, threshold)
-    overlay = cv2.addWeighted(picture, 0.5, report.heatmap(shown), 0.5, 0)
+    overlay = cv2.addWeighted(picture, 0.5, heatmap(shown), 0.5, 0)
     decided = picture.copy()
     if threshold is not None:
-        found = cv2.findContours((large > threshold).astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_SIMPLE)[0]
-        cv2.drawContours(decided, found, -1, CONTOUR, 2, cv2.LINE_AA)
+        outline(decided, large > threshold, 2)
     truth = cv2.resize(report.show_truth(mask), size, interpolation=cv2.INTER_NEAREST)
     return [picture, cv2.cvtColor(truth, cv2.COLOR_GRAY2BGR), overlay, decided]
 

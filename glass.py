@@ -6,16 +6,18 @@ import inspect
 import math
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -40,6 +42,7 @@ from evaluation import (
     why_nan,
 )  # fmt: skip
 from feature_cache import AUTO, OFF, FeatureCache, check_choice, feature_budget
+from geometry import Blend
 from head import ScoringHead, fold_projection
 from loss import focal_loss
 from model import Discriminator, PatchMaker, Projection
@@ -57,7 +60,17 @@ STEP_FIGURES = ("loss", "p_true", "p_fake", "r_t", "r_g", "r_f")
 # settings that may change between the start of a training and its resumption; `weights` is a path, what it
 # holds is compared by `backbone_hash`
 FREE_ON_RESUME = frozenset(
-    {"meta_epochs", "eval_epochs", "weights", "precision", "feature_cache", "compile", "patience", "false_alarm"}
+    {
+        "meta_epochs",
+        "eval_epochs",
+        "weights",
+        "precision",
+        "feature_cache",
+        "compile",
+        "patience",
+        "false_alarm",
+        "image_size",
+    }
 )
 READ_EVERY = 8  # steps, on CUDA: to read a figure waits for all that was started before it
 SELECTIONS = ("best", "last", "val")
@@ -78,6 +91,8 @@ NEEDED_ALIKE = (
     "input_shape",
     "resize",
     "keep_all",
+    "tile",
+    "overlap",
 )
 
 
@@ -570,7 +585,7 @@ class GLASS:
         val = self.select == "val"
         tensorboard.write_epoch(board, figures, record, "val" if val else "test")
         if found is not None:
-            tensorboard.write_evaluation(board, record["epoch"] - 1, found, judged)
+            tensorboard.write_evaluation(board, record["epoch"] - 1, found, getattr(judged, "whole", judged))
         if self.finished(record):
             tensorboard.write_settings(board, self.settings, record, val)
         board.flush()
@@ -798,10 +813,13 @@ class GLASS:
         """Score a test set. Beyond the maps, what is kept grows by a few bytes and the mask's bits an image.
 
         Args:
-            loader: batches with `image`, `mask_gt`, `is_anomaly`, `image_path`; or a single (B, 3, H, W) tensor.
+            loader: batches with `image`, `mask_gt`, `is_anomaly`, `image_path`; or a single (B, 3, H, W) tensor; or
+                tiles of a `TiledTestDataset`, whose pictures are then scored.
             pictures: folder for image | truth | heatmap of each image; None writes none.
             memory: of the same test set, so that the next time needs the heads alone.
         """
+        if hasattr(getattr(loader, "dataset", None), "whole"):
+            return self._predict_tiles(loader, pictures, memory)
         if memory is not None and memory.complete and pictures is None:
             return self._predict_remembered(memory)
         self._set_mode(False)
@@ -840,6 +858,51 @@ class GLASS:
         if memory is not None:
             memory.found = replace(found, maps=found.maps[:0], scores=found.scores[:0])
         return found
+
+    def _predict_tiles(self, loader: DataLoader, pictures: Path | None, memory: TestMemory | None) -> Predictions:
+        """As `predict`, for pictures that are scored tile by tile: highest score, maps put together."""
+        self._set_mode(False)
+        dataset, whole, names = loader.dataset, loader.dataset.whole, set()
+        count, size = len(whole), whole.settings.size
+        found = Predictions(
+            np.zeros(count, np.float32), np.empty((count, *size), np.float32), np.zeros(count, bool),
+            metrics.PackedMasks(count, size), [],
+        )  # fmt: skip
+        blend = None
+        for index, score, one_map in self._scored_tiles(loader, memory):
+            at, box = dataset.picture_of(index), dataset.box(index)
+            blend = Blend(dataset.tiling, *dataset.sizes[at]) if blend is None else blend
+            blend.add(box, one_map)
+            found.scores[at] = max(found.scores[at], score)
+            if index + 1 < len(dataset) and dataset.picture_of(index + 1) == at:
+                continue
+            item = whole[at]
+            found.maps[at] = cv2.resize(blend.finish(), size[::-1], interpolation=cv2.INTER_AREA)
+            found.masks[at], found.labels[at] = item["mask_gt"][0].numpy(), item["is_anomaly"]
+            found.paths.append(item["image_path"])
+            if pictures is not None:
+                file = pictures / report.picture_name(item["image_path"], names)
+                report.save_picture(file, item["image"].numpy(), found.masks[at], found.maps[at])
+            blend = None
+        return found
+
+    def _scored_tiles(
+        self, loader: DataLoader, memory: TestMemory | None
+    ) -> Iterator[tuple[int, float, NDArray[np.float32]]]:
+        """Index, score and map of each tile in order; where all features are known, no tile is read."""
+        head, kept = self._head(), memory.features if memory else None
+        known = kept is not None and kept.complete
+        ranges = [
+            range(i, min(i + PREDICTED_AT_ONCE, len(loader.dataset)))
+            for i in range(0, len(loader.dataset), PREDICTED_AT_ONCE)
+        ]
+        for part in ranges if known else loader:
+            if known:
+                indices, patch_scores = list(part), self._score(head, kept.take(part))
+            else:
+                indices, patch_scores = part["index"].tolist(), self._score_batch(head, part, kept)
+            scores, maps = self._judge(patch_scores)
+            yield from zip(indices, scores.tolist(), maps.cpu().numpy(), strict=True)
 
     def _score_batch(self, head: ScoringHead, batch: Batch, kept: FeatureCache | None) -> Tensor:
         """Patch scores of a batch's images, (B, H', W'); what has room in `kept` stays there."""
@@ -908,7 +971,7 @@ class GLASS:
         if before is not None and (before.false_alarm, before.source) == (self.false_alarm, source):
             return before
         self._set_mode(False)
-        head, scores, peaks, labels = self._head(), [], [], []
+        head, scores, peaks, labels, paths = self._head(), [], [], [], []
         defective, masks = [], []  # maps of the synthetic defects' set alone: good images may be many
         keep = source == HELD_OUT
         for batch in loader:
@@ -916,11 +979,13 @@ class GLASS:
             scores += batch_scores.tolist()
             peaks += maps.max((1, 2)).tolist()
             labels += np.asarray(batch["is_anomaly"], bool).tolist()
+            paths += batch["image_path"]
             if keep:
                 defective.append(maps)
                 masks.append(np.asarray(batch["mask_gt"])[:, 0])
         good = [i for i, label in enumerate(labels) if not label]
-        made = thresholds_of([scores[i] for i in good], [peaks[i] for i in good], self.false_alarm, source)
+        of_pictures = [_highest(values, paths, good) for values in (scores, peaks)]  # tiles of one make one
+        made = thresholds_of(*of_pictures, self.false_alarm, source)
         if any(labels):
             pixels = metrics.all_pixel_metrics(np.concatenate(defective), np.concatenate(masks), ())
             made = replace(made, image_f1=best_f1(scores, labels), pixel_f1=pixels["f1_max_threshold"])
@@ -930,6 +995,14 @@ class GLASS:
 
     def _picture_dir(self, kind: str, name: str) -> Path | None:
         return self.results_path / kind / name if self.results_path else None
+
+
+def _highest(values: Sequence[float], paths: Sequence[str], chosen: Sequence[int]) -> list[float]:
+    """The highest of each picture's values, of those chosen."""
+    found: dict[str, float] = {}
+    for i in chosen:
+        found[paths[i]] = max(values[i], found.get(paths[i], values[i]))
+    return list(found.values())
 
 
 def _count_images(loader: Iterable[Batch]) -> int:

@@ -7,17 +7,19 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 import checkpoint
-from datasets import ImageSettings, Layout, Sample
+from datasets import ImageSettings, Layout, Sample, TestDataset
 from datasets.cache import ImageCache
 from datasets.check import Problem, drop_bad
 from datasets.defects import Pair, of_class
-from datasets.settings import Size
 from datasets.textures import Textures
+from datasets.tiles import TiledTestDataset, tiles_of
 from evaluation import ended
+from geometry import Size, Tiling
 
 Options = Mapping[str, Any]
 
@@ -34,7 +36,10 @@ class Net:
 
 @dataclass(frozen=True)
 class ClassData:
-    """One class: its samples and how its images are prepared. `image_sizes` are (width, height) in pixels."""
+    """One class: its samples and how its images are prepared. `image_sizes` are (width, height) in pixels.
+
+    tiling: how its pictures are cut; None takes them whole. `settings` are then those of a tile.
+    """
 
     name: str
     row: str
@@ -43,6 +48,23 @@ class ClassData:
     settings: ImageSettings
     held_out: list[Sample]
     image_sizes: dict[Path, tuple[int, int]] = field(default_factory=dict)
+    tiling: Tiling | None = None
+
+    def seen(self, samples: Sequence[Sample]) -> list[Sample]:
+        """What the model sees of samples: themselves, or their tiles."""
+        return list(samples) if self.tiling is None else tiles_of(samples, self.tiling, self.image_sizes)
+
+    def test_set(self, cache: ImageCache) -> TestDataset:
+        """The test images, whole or in tiles."""
+        if self.tiling is None or not self.test:
+            return TestDataset(self.test, self.settings, cache)
+        return TiledTestDataset(self.test, self.settings, self.tiling, self.image_sizes, cache)
+
+    @property
+    def median_size(self) -> tuple[int, int]:
+        """(width, height) of the training pictures, of the test's where there are none."""
+        sizes = [self.image_sizes[sample.path] for sample in self.train or self.test]
+        return tuple(np.median(sizes, axis=0).round().astype(int).tolist())
 
     def without(self, problems: Sequence[Problem]) -> ClassData:
         """The class without the images that cannot be read."""

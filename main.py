@@ -58,9 +58,33 @@ class SizeType(click.ParamType):
         return int(sides[0]) if len(sides) == 1 else (int(sides[0]), int(sides[1]))
 
 
+class TileType(click.ParamType):
+    """Pixels, or one of some words."""
+
+    name = "tile"
+
+    def __init__(self, *words: str) -> None:
+        self.words = words
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
+        """What --help shows."""
+        return "|".join(("PIXELS", *self.words))
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
+        """A number from 16 on, or a word."""
+        if str(value) in self.words:
+            return str(value)
+        if not (str(value).isascii() and str(value).isdigit() and int(value) >= 16):
+            self.fail(f"{value!r} is no tile; possible: pixels, at least 16, or {', '.join(self.words)}", param, ctx)
+        return int(value)
+
+
+OVERLAP = Finite(0, 0.75)
 SHARE = Finite(0, 1)
 NOT_NEGATIVE = Finite(min=0)
 FLAG = click.IntRange(0, 1)
+OVERLAP = Finite(0, 0.75)
+DEFAULT_OVERLAP = 0.25
 INTERRUPTED = 130
 
 
@@ -296,6 +320,21 @@ def net(**options: Any) -> tuple[str, dict[str, Any]]:
     return "net", options
 
 
+def _settle_tiles(options: dict[str, Any], resized: bool) -> None:
+    """What --tile means for the other options; a tile is always seen whole."""
+    if options["tile"] is None:
+        if options["overlap"] is not None:
+            raise click.UsageError("--overlap is of tiles, and there are none without --tile")
+        return
+    if resized:
+        raise click.UsageError("--tile takes tiles out of the pictures as they are; leave --resize out")
+    size = options["imagesize"]
+    if options["tile"] == "auto":
+        options["tile"] = size if isinstance(size, int) else min(size)
+    options["keep_all"], options["resize"] = True, size
+    options["overlap"] = DEFAULT_OVERLAP if options["overlap"] is None else options["overlap"]
+
+
 @main.command("dataset", context_settings=CONTEXT)
 @click.option("-d", "--subdatasets", multiple=True, help="Class, repeatable.  [default: all that are found]")
 @click.option("--batch_size", default=8, type=AT_LEAST_1, help="Images a batch.")
@@ -318,6 +357,15 @@ def net(**options: Any) -> tuple[str, dict[str, Any]]:
     "--keep_all",
     is_flag=True,
     help="Resize the whole image to --imagesize without a crop, for parts that are not square.  [default: no]",
+)
+@click.option(
+    "--tile",
+    default=None,
+    type=TileType("auto"),
+    help="Cut large pictures into tiles with this shorter side, in their own pixels, each resized to --imagesize; auto: as large as --imagesize. Tests, and predict, cut alike.  [default: whole pictures]",
+)
+@click.option(
+    "--overlap", default=None, type=OVERLAP, help="Share of a tile that its neighbour covers too.  [default: 0.25]"
 )
 @click.option(
     "--cache_gb",
@@ -403,6 +451,7 @@ def dataset(**options: Any) -> tuple[str, dict[str, Any]]:
     AUG_PATH holds texture pictures (DTD) at any depth, or is the word builtin.
     """
     given = click.get_current_context().get_parameter_source("resize") is not ParameterSource.DEFAULT
+    _settle_tiles(options, given)
     whole = options["keep_all"] or not isinstance(options["imagesize"], int)
     if not given and (whole or options["imagesize"] > options["resize"]):
         options["resize"] = options["imagesize"]
@@ -458,6 +507,18 @@ class Predict(OneLine):
 )
 @click.option("--batch_size", default=8, type=AT_LEAST_1, help="Pictures judged at once.")
 @click.option(
+    "--tile",
+    default=None,
+    type=TileType("auto", "off"),
+    help="Cut pictures into tiles with this shorter side, in their own pixels; auto: as large as what was seen of a training picture.  [default: as trained]",
+)
+@click.option(
+    "--overlap",
+    default=None,
+    type=OVERLAP,
+    help="Share of a tile that its neighbour covers too.  [default: as trained, or 0.25]",
+)
+@click.option(
     "--gpu",
     type=click.IntRange(min=-1),
     multiple=True,
@@ -485,7 +546,8 @@ def predict_command(inputs: tuple[str, ...], **options: Any) -> int:
     setup_logging()
     pictures = find_pictures(inputs, sys.stdin if "-" in inputs else ())
     device = choose_device(options["gpu"])
-    model = load_checkpoint(options["checkpoint"], device, options["weights"], options["precision"])
+    how = {key: options[key] for key in ("weights", "precision", "tile", "overlap")}
+    model = load_checkpoint(options["checkpoint"], device, **how)
     out = Path(options["out"]) if options["out"] else None
     wishes = Wishes(out, options["maps"] if options["save"] else "", options["lines"], options["batch_size"])
     if model.thresholds is None:

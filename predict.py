@@ -1,4 +1,4 @@
-"""`python main.py predict`: decisions on new pictures, from a checkpoint alone."""
+"""Decisions on new pictures and what is kept of them: `python main.py predict`, and `onnx/ort.py` without torch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import io
 import json
 import math
 import os
-import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,18 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-import cv2
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
-import report
 from datasets.files import list_images
+from drawing import save_image
 from errors import InputError, WorkError
-from gallery import CONTOUR
-from inference import Inspector, Result, open_picture
-from thresholds import normalise
-from utils import LOGGER, cores, write_atomically
+from judgement import Judge, Result, open_picture
+from utils import LOGGER, cores, progress_bar, write_atomically
 
 FILE = "predictions.csv"
 COLUMNS = ("path", "score", "normalised_score", "decision", "seconds", "error")
@@ -158,7 +153,7 @@ class Table:
             self._file.close()
 
 
-def save(folder: Path, picture: Picture, image: Image.Image, result: Result, model: Inspector, kind: str) -> None:
+def save(folder: Path, picture: Picture, image: Image.Image, result: Result, model: Judge, kind: str) -> None:
     """Overlay, raw map and mask of a picture, in its own geometry.
 
     Args:
@@ -168,7 +163,7 @@ def save(folder: Path, picture: Picture, image: Image.Image, result: Result, mod
     Raises:
         WorkError: one of them cannot be written.
     """
-    report.save_image(folder / "overlays" / f"{picture.name}.png", overlay(image, result, model))
+    save_image(folder / "overlays" / f"{picture.name}.png", model.overlay(image, result))
     made = Image.fromarray(result.map)
 
     def write_map(temporary: Path) -> None:
@@ -176,21 +171,7 @@ def save(folder: Path, picture: Picture, image: Image.Image, result: Result, mod
 
     write_atomically(folder / "maps" / f"{picture.name}.{kind}", write_map)
     if result.mask is not None:
-        report.save_image(folder / "masks" / f"{picture.name}.png", result.mask.astype(np.uint8) * 255)
-
-
-def overlay(image: Image.Image, result: Result, model: Inspector) -> np.ndarray:
-    """The picture with the heatmap over it, and the outline of what is above the threshold, (h, w, 3) BGR.
-
-    The colours are of the map normalised so that the pixel threshold is at 0.5, or of the plain map without one.
-    """
-    plain = cv2.cvtColor(np.asarray(image), cv2.COLOR_RGB2BGR)
-    shown = result.map if model.thresholds is None else normalise(result.map, model.thresholds.pixel)
-    drawn = cv2.addWeighted(plain, 0.55, report.heatmap(shown), 0.45, 0)
-    if result.mask is not None:
-        outline = cv2.findContours(result.mask.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)[0]
-        cv2.drawContours(drawn, outline, -1, CONTOUR, max(1, round(min(plain.shape[:2]) / 250)), cv2.LINE_AA)
-    return drawn
+        save_image(folder / "masks" / f"{picture.name}.png", result.mask.astype(np.uint8) * 255)
 
 
 # --------------------------------------------------------------------------------------------- work
@@ -222,7 +203,7 @@ def _ahead(pictures: Sequence[Picture], count: int, read: Callable[[Picture], An
             yield waiting.popleft()
 
 
-def predict(model: Inspector, pictures: Sequence[Picture], wishes: Wishes, go_on: bool = False) -> int:
+def predict(model: Judge, pictures: Sequence[Picture], wishes: Wishes, go_on: bool = False) -> int:
     """Judge pictures and write down what comes of it, in memory that does not grow with their number.
 
     Returns:
@@ -232,7 +213,7 @@ def predict(model: Inspector, pictures: Sequence[Picture], wishes: Wishes, go_on
     left = [p for p in pictures if str(p.path) not in table.done]
     if len(left) < len(pictures):
         LOGGER.info("%d of %d pictures are judged already", len(pictures) - len(left), len(pictures))
-    bar = tqdm(total=len(left), unit="img", dynamic_ncols=True, mininterval=0.5 if sys.stderr.isatty() else 30)
+    bar = progress_bar(len(left), "img")
     failed = 0
 
     def read(picture: Picture) -> Image.Image:
@@ -254,7 +235,7 @@ def predict(model: Inspector, pictures: Sequence[Picture], wishes: Wishes, go_on
 
 
 def _finish(
-    model: Inspector, batch: Sequence[tuple[Picture, Image.Image | WorkError]], wishes: Wishes, table: Table, bar: tqdm
+    model: Judge, batch: Sequence[tuple[Picture, Image.Image | WorkError]], wishes: Wishes, table: Table, bar: Any
 ) -> None:
     """Judge what is gathered, save, write a row each in the order given."""
     images = [image for _, image in batch if isinstance(image, Image.Image)]

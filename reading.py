@@ -9,12 +9,13 @@ from pathlib import Path
 import click
 
 import distribution
-from datasets import TestDataset, TrainDataset
+from datasets import TrainDataset
 from datasets.base import Readable, TextureReading, plan_images, plan_textures, read_all
 from datasets.cache import GB, ImageCache, describe_budget
 from datasets.check import Problem, check_defects, check_foreground, check_pictures, quick_check
 from datasets.defects import refuse_test_images
 from datasets.textures import FileTextures
+from datasets.tiles import TiledTestDataset, describe, refuse_small
 from errors import InputError, WorkError
 from job import ClassData, KeptTextures, Run
 from utils import LOGGER, write_text
@@ -35,7 +36,12 @@ def glance(this: Run, data: ClassData) -> ClassData:
         LOGGER.warning("%s: %s: the figures will be too good", data.row, problem)
     problems = [p for p in problems if p.kind != "train_and_test"]
     stop_or_skip(this, f"class {data.row}", problems)
-    return _not_empty(this, replace(data.without(problems), image_sizes=sizes))
+    data = _not_empty(this, replace(data.without(problems), image_sizes=sizes))
+    if data.tiling is not None:
+        refuse_small(data.train, data.tiling, sizes)
+        tiles = len(data.seen(data.train or data.test))
+        LOGGER.info("%s: %s", data.row, describe(data.tiling, len(data.train or data.test), tiles))
+    return data
 
 
 def glance_at_textures(this: Run) -> None:
@@ -114,19 +120,28 @@ def _forget_skipped(this: Run, what: str) -> None:
 
 
 def _plan_images(this: Run, cache: ImageCache, data: ClassData, trains: bool) -> str:
-    train = data.train if trains else []
-    return plan_images(cache, data.settings, train, this.dataset["fg"] > 0, data.test, data.image_sizes)
+    train = data.seen(data.train) if trains else []
+    tested = data.test_set(cache)
+    line = plan_images(cache, data.settings, train, this.dataset["fg"] > 0, tested.samples, data.image_sizes)
+    if isinstance(tested, TiledTestDataset):
+        whole = tested.whole
+        plan_images(cache, whole.settings, [], False, whole.samples, data.image_sizes)
+        line = line.replace("images", "tiles")
+    return line
 
 
 def _read_class(this: Run, data: ClassData, trains: bool, cache: ImageCache) -> ClassData:
-    train = data.train if trains else []
-    sets: list[Readable] = [TestDataset(data.test, data.settings, cache)]
+    train, tested = data.seen(data.train) if trains else [], data.test_set(cache)
+    sets: list[Readable] = [tested]
+    if isinstance(tested, TiledTestDataset):
+        sets.append(tested.whole)
     if trains:
         sets.insert(0, TrainDataset(train, data.settings, this.textures, (1, 1), cache=cache))
-    problems = []
+    samples, problems = [sample for one in sets for sample in one.samples], {}
     for index, error in read_all(sets, this.dataset["num_workers"], data.row).items():
-        path = (*train, *data.test)[index].path
-        problems.append(Problem(path, error.removeprefix(f"cannot read image {path}: "), "unreadable"))
+        path = samples[index].path
+        problems[path] = Problem(path, error.removeprefix(f"cannot read image {path}: "), "unreadable")
+    problems = list(problems.values())
     stop_or_skip(this, f"class {data.row}", problems)
     return _not_empty(this, data.without(problems))
 

@@ -18,6 +18,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from openpyxl.cell.cell import ILLEGAL_CHARACTERS_RE
 
+from drawing import heatmap, save_image
 from errors import WorkError
 from utils import IMAGENET_MEAN, IMAGENET_STD, LOGGER, write_atomically, write_text
 
@@ -222,11 +223,6 @@ def to_bgr(image: NDArray[np.float32]) -> NDArray[np.uint8]:
     return np.ascontiguousarray((rgb.clip(0, 1) * 255).round().astype(np.uint8)[..., ::-1])
 
 
-def heatmap(anomaly_map: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """(H, W) in [0, 1] → (H, W, 3) BGR; blue is 0, red is 1, in every picture alike."""
-    return cv2.applyColorMap((anomaly_map.clip(0, 1) * 255).astype(np.uint8), cv2.COLORMAP_JET)
-
-
 def show_truth(mask: NDArray[np.int8]) -> NDArray[np.uint8]:
     """(H, W) mask → white where anomalous, gray where not known, else black."""
     return np.where(mask < 0, UNKNOWN_GRAY, np.where(mask > 0, 255, 0)).astype(np.uint8)
@@ -260,18 +256,6 @@ def save_picture(
 ) -> None:
     """Write `picture` to a .png file."""
     save_image(path, picture(image, mask, anomaly_map))
-
-
-def save_image(path: Path, image: NDArray[np.uint8]) -> None:
-    """Write a BGR or gray picture beside, then rename.
-
-    Raises:
-        WorkError: it cannot be written.
-    """
-    done, data = cv2.imencode(".png", image)
-    if not done:
-        raise WorkError(f"cannot encode {path}")
-    write_atomically(path, lambda temporary: temporary.write_bytes(data.tobytes()))
 
 
 if __name__ == "__main__":

@@ -28,17 +28,17 @@ import distribution
 import page
 import reading
 import report
-from datasets import DATASETS, EpochSampler, ImageSettings, TestDataset, TrainDataset, make_loader
+from datasets import DATASETS, EpochSampler, ImageSettings, TrainDataset, make_loader
 from datasets.base import CentreDataset
 from datasets.cache import ImageCache, cache_budget
 from datasets.defects import Defects, digest, list_defects
-from datasets.files import read_rgb
 from datasets.foreground import make_masks
-from datasets.settings import show_size
 from datasets.textures import open_textures
 from datasets.validation import GoodImages, ValidationDataset, hold_out
 from distribution import Decision
+from drawing import save_image
 from errors import InputError
+from geometry import Tiling, show_size
 from glass import GLASS, METRICS
 from job import ClassData, Net, Options, Run
 from thresholds import HELD_OUT, TRAINING
@@ -205,7 +205,9 @@ def _class_data(this: Run, name: str) -> ClassData:
         # what the layout would hold out here was trained on, or is nothing that anyone asked to be tested
         held = {sample.path for sample in held_out}
         test, held_out = [sample for sample in test if sample.path not in held], []
-    return ClassData(name, row, train, test, settings, held_out)
+    tile = this.dataset["tile"]
+    tiling = None if tile is None else Tiling.of(settings, tile, this.dataset["overlap"])
+    return ClassData(name, row, train, test, settings, held_out, tiling=tiling)
 
 
 def _trained_with_split(this: Run, row: str) -> bool:
@@ -334,7 +336,7 @@ def _run_class(
         figures |= {"last_epoch": record["epoch"] - 1, **{f"last_{m}": last[m] for m in METRICS}}
     LOGGER.info("%s: kept epoch %d, on the test set: %s", data.row, figures["best_epoch"], _in_percent(figures))
     select = this.configs[f"{folder.name}/{data.row}"].get("select", "best")
-    page.save_class(this.results, row, page.tested(tested, test_loader.dataset, history, this.main["seed"], select))
+    page.save_class(this.results, row, page.tested(tested, _shown_of(test_loader), history, this.main["seed"], select))
     return figures
 
 
@@ -349,7 +351,8 @@ def _model(this: Run, data: ClassData, net: Net, folder: Path, decision: Decisio
         "batch_size": this.dataset["batch_size"], "distribution": this.dataset["distribution"],
         "fg": this.dataset["fg"], "foreground": bool(decision and decision.foreground),
         "defects": digest(this.defects_of(data.name)), "defects_share": this.dataset["defects_share"],
-        "val_share": this.dataset["val_share"],
+        "val_share": this.dataset["val_share"], "image_size": list(data.median_size),
+        "tile": this.dataset["tile"], "overlap": this.dataset["overlap"] if data.tiling else None,
     }  # fmt: skip
     if this.textures is not None:
         model.extra_config["textures"] = this.textures.digest()
@@ -362,7 +365,12 @@ def _test_loader(this: Run, data: ClassData, cache: ImageCache) -> DataLoader | 
     if not data.test:
         return None
     _say_what_lacks(data)
-    return _in_order(this, TestDataset(data.test, data.settings, cache))
+    return _in_order(this, data.test_set(cache))
+
+
+def _shown_of(loader: DataLoader) -> Dataset:
+    """The test pictures as they are shown: whole, though they may have been tested in tiles."""
+    return getattr(loader.dataset, "whole", loader.dataset)
 
 
 def _in_order(this: Run, dataset: Dataset) -> DataLoader:
@@ -410,11 +418,11 @@ def _judge(this: Run, data: ClassData) -> int:
     """Judge the class by its mean training image, resized straight; keep pictures."""
     # the special size of some classes does not count here
     settings = ImageSettings.of(this.dataset)
-    mean = distribution.mean_image(settings.straight(read_rgb(sample.path)) for sample in data.train)
+    mean = distribution.mean_image(settings.straight(sample.read()) for sample in data.seen(data.train))
     flag = distribution.judge(mean)
     spectrum = distribution.spectrum(mean).astype(np.uint8) * 255
-    report.save_image(this.results / "judge" / "avg" / str(flag) / f"{data.row}.png", mean)
-    report.save_image(this.results / "judge" / "fft" / str(flag) / f"{data.row}.png", spectrum)
+    save_image(this.results / "judge" / "avg" / str(flag) / f"{data.row}.png", mean)
+    save_image(this.results / "judge" / "fft" / str(flag) / f"{data.row}.png", spectrum)
     return flag
 
 
@@ -432,7 +440,10 @@ def _train(
     defects = _defects(this, data)
 
     def good_images(which: Sequence[int]) -> TrainDataset:
-        samples, of_them = [data.train[i] for i in which], masks and [masks[i] for i in which]
+        samples, of_them = data.seen([data.train[i] for i in which]), None
+        if masks:  # a tile's lies in that of its picture
+            by_path = {data.train[i].path: masks[i] for i in which}
+            of_them = [by_path[sample.path] for sample in samples]
         return TrainDataset(samples, data.settings, this.textures, model.grid, of_them, net.seed, cache, defects)
 
     val = hold_out(data.train, this.dataset["val_share"], this.main["seed"], data.name)
@@ -465,9 +476,8 @@ def _defects(this: Run, data: ClassData) -> Defects | None:
         if this.defects:
             LOGGER.info("%s: --defects holds none of this class", data.row)
         return None
-    sizes = np.array([data.image_sizes[sample.path] for sample in data.train])
-    width, height = np.median(sizes, axis=0).round().astype(int).tolist()
-    defects = Defects(pairs, data.settings, this.dataset["defects_share"], (width, height))
+    size = data.tiling.tile[::-1] if data.tiling else data.median_size
+    defects = Defects(pairs, data.settings, this.dataset["defects_share"], size, bool(data.tiling))
     LOGGER.info("%s: %s", data.row, defects.describe())
     return defects
 

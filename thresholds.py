@@ -10,8 +10,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-import metrics
-
 HELD_OUT, TRAINING = "held-out good images", "good images of the training itself"
 TINY = 1e-6
 
@@ -99,6 +97,8 @@ def calibrate(scores: Sequence[float], peaks: Sequence[float], false_alarm: floa
 
 def best_f1(scores: ArrayLike, labels: ArrayLike) -> float:
     """The threshold of the best F1, midway between the scores on its two sides; nan where all are of one kind."""
+    import metrics  # scikit-learn is not there where only an exported graph is run
+
     _, score = metrics.f1_max(scores, labels)
     lower = np.asarray(scores, np.float64).ravel()
     lower = lower[lower < score]

@@ -6,27 +6,33 @@ import logging
 import os
 import random
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-
-import numpy as np
-import torch
-from tqdm import tqdm
+from typing import TYPE_CHECKING, Any
 
 from errors import InputError, WorkError
 
+if TYPE_CHECKING:  # what runs an exported graph has neither torch nor tqdm
+    import torch
+
 LOGGER = logging.getLogger("glass")
 ROOT = Path(__file__).resolve().parent
+SAY_EVERY = 30  # seconds
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-class _TqdmHandler(logging.StreamHandler):
+class _AboveBars(logging.StreamHandler):
     """Writes log lines above a running progress bar instead of into it."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stderr)
+        line = self.format(record)
+        if "tqdm" in sys.modules:
+            sys.modules["tqdm"].tqdm.write(line, file=sys.stderr)
+        else:
+            print(line, file=sys.stderr, flush=True)  # noqa: T201 a log handler
 
 
 def setup_logging() -> None:
@@ -34,13 +40,16 @@ def setup_logging() -> None:
     LOGGER.setLevel(logging.INFO)
     LOGGER.propagate = False
     if not LOGGER.handlers:
-        handler = _TqdmHandler()
+        handler = _AboveBars()
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
         LOGGER.addHandler(handler)
 
 
 def fix_seeds(seed: int) -> None:
     """Seed every global generator, for the libraries that offer no other way."""
+    import numpy as np
+    import torch
+
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
@@ -49,6 +58,8 @@ def fix_seeds(seed: int) -> None:
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Torch draws from `seed` on the CPU inside; the global state is as before afterwards."""
+    import torch
+
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield
@@ -63,6 +74,8 @@ def choose_device(gpus: tuple[int, ...]) -> torch.device:
     Raises:
         InputError: none of them is here.
     """
+    import torch
+
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     for gpu in gpus or (0, -1):
         if gpu == -1:
@@ -77,6 +90,8 @@ def choose_precision(wished: str, device: torch.device) -> str:
     """fp32 or bf16; `auto` is bf16 on CUDA of compute capability 8.0 or more, else fp32. What lacks is said."""
     if wished == "fp32":
         return wished
+    import torch
+
     if device.type == "cuda":
         major, minor = torch.cuda.get_device_capability(device)
         there, what = major >= 8, f"compute capability {major}.{minor}, 8.0 or more has it"
@@ -87,6 +102,38 @@ def choose_precision(wished: str, device: torch.device) -> str:
     if wished == "bf16" and not there:
         LOGGER.warning("--precision bf16: %s has no bfloat16 (%s); going on in fp32", device, what)
     return "bf16" if there and (wished == "bf16" or device.type == "cuda") else "fp32"
+
+
+class _Bar:
+    """A line of progress now and then, where there is no tqdm."""
+
+    def __init__(self, total: int, unit: str) -> None:
+        self._total, self._unit, self._done = total, unit, 0
+        self._begun = self._said = time.monotonic()
+
+    def update(self, count: int) -> None:
+        """So many more are done."""
+        self._done += count
+        now = time.monotonic()
+        if now - self._said >= SAY_EVERY and self._done:
+            left = (now - self._begun) / self._done * (self._total - self._done)
+            LOGGER.info("%d of %d %s, %d s left", self._done, self._total, self._unit, round(left))
+            self._said = now
+
+    def __enter__(self) -> _Bar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+def progress_bar(total: int, unit: str) -> Any:
+    """A bar of tqdm, or lines in its place where it is not installed: has `update` and is a context."""
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        return _Bar(total, unit)
+    return tqdm(total=total, unit=unit, dynamic_ncols=True, mininterval=0.5 if sys.stderr.isatty() else SAY_EVERY)
 
 
 def cores() -> int:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,24 +25,51 @@ from datasets.files import list_images, read_mask, read_rgb
 from datasets.settings import ImageSettings, normalise
 from datasets.textures import Textures
 from errors import InputError, WorkError
+from geometry import cut_mirrored
 from utils import LOGGER, cores
 
 GOOD = "good"
 TEST_SHARE = 0.2
+LEAST_FOREGROUND = 0.02  # of a tile
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One image: its file, kind (`good` or the defect's name) and mask (None: good, or not known)."""
+    """One image: its file, kind (`good` or the defect's name) and mask (None: good, or not known).
+
+    box: (top, left, h, w) of the tile of it that is meant; None is all of it.
+    """
 
     path: Path
     kind: str = GOOD
     mask: Path | None = None
+    box: tuple[int, int, int, int] | None = None
 
     @property
     def is_anomaly(self) -> bool:
         """Whether the image shows a defect."""
         return self.kind != GOOD
+
+    @property
+    def key(self) -> Path | tuple[Path, tuple[int, int, int, int]]:
+        """Tells it from others in a cache."""
+        return self.path if self.box is None else (self.path, self.box)
+
+    def read(self) -> Image.Image:
+        """Its pixels, RGB.
+
+        Raises:
+            WorkError: they cannot be read.
+        """
+        if self.box is None:
+            return read_rgb(self.path)
+        return Image.fromarray(cut_mirrored(np.asarray(_last_picture(self.path)), self.box))
+
+
+@functools.lru_cache(maxsize=1)
+def _last_picture(path: Path) -> Image.Image:
+    """Tiles are mostly asked for one after another, each of which would decode the whole picture."""
+    return read_rgb(path)
 
 
 class Layout:
@@ -165,20 +193,25 @@ def plan_images(
     """
     whole = settings.randomly_augmented  # what is drawn anew each epoch comes before the crop
     kept = sum(
-        cache.plan(("train", s.path), (*(settings.resized_size(*sizes[s.path]) if whole else settings.size), 3))
+        cache.plan(("train", s.key), (*(settings.resized_size(*_seen(s, sizes)) if whole else settings.size), 3))
         for s in train
     )
     parts = [f"{kept} of {len(train)} training images"] if train else []
     for sample in train if foreground else ():
-        cache.plan(("foreground", sample.path), settings.size)
+        cache.plan(("foreground", sample.key), settings.size)
     if test:
         fits = [
-            cache.plan(("test", s.path), (*settings.size, 3))
+            cache.plan(("test", s.key), (*settings.size, 3))
             and (s.mask is None or cache.plan(("mask", s.mask), settings.size))
             for s in test
         ]
         parts.append(f"{sum(fits)} of {len(test)} test images")
     return ", ".join(parts)
+
+
+def _seen(sample: Sample, sizes: Mapping[Path, tuple[int, int]]) -> tuple[int, int]:
+    """(width, height) of what is read of a sample."""
+    return sizes[sample.path] if sample.box is None else sample.box[:1:-1]
 
 
 def plan_textures(cache: ImageCache, settings: ImageSettings, textures: Textures) -> int:
@@ -235,9 +268,9 @@ class TrainDataset(Dataset):
         self._pixels(index)
 
     def _pixels(self, index: int) -> NDArray[np.uint8]:
-        path, settings = self.samples[index].path, self.settings
+        sample, settings = self.samples[index], self.settings
         prepare = settings.resized if settings.randomly_augmented else settings.cropped
-        return self.cache.get(("train", path), lambda: np.asarray(prepare(read_rgb(path))))
+        return self.cache.get(("train", sample.key), lambda: np.asarray(prepare(sample.read())))
 
     def image(self, epoch: int, index: int) -> tuple[Tensor, np.random.Generator]:
         """The image (3, H, W) of a key and the generator for all that follows."""
@@ -251,18 +284,19 @@ class TrainDataset(Dataset):
         """The image (3, H, W) as a test would show it."""
         if not self.settings.randomly_augmented:
             return normalise(self._pixels(index))
-        return normalise(np.asarray(self.settings.cropped(read_rgb(self.samples[index].path))))
+        return normalise(np.asarray(self.settings.cropped(self.samples[index].read())))
 
     def foreground_of(self, index: int) -> NDArray[np.bool_] | None:
         """Where anomalies may lie on an image, (H, W); None is everywhere."""
         if self.masks is None:
             return None
-        path = self.masks[index]
+        mask = replace(self.samples[index], path=self.masks[index])
         made = self.cache.get(
-            ("foreground", self.samples[index].path),
-            lambda: self.settings.transform_foreground(read_rgb(path)).view(np.uint8),
-        )
-        return made.view(np.bool_)
+            ("foreground", self.samples[index].key),
+            lambda: self.settings.transform_foreground(mask.read()).view(np.uint8),
+        ).view(np.bool_)
+        # a tile beside the part is background alone, where something may lie as well
+        return made if mask.box is None or made.mean() >= LEAST_FOREGROUND else None
 
     def texture_pixels(self, index: int) -> NDArray[np.uint8]:
         """A texture before the crop, kept where there is room."""
@@ -339,8 +373,11 @@ class TestDataset(Dataset):
         self._mask(index)
 
     def _pixels(self, index: int) -> NDArray[np.uint8]:
-        path = self.samples[index].path
-        return self.cache.get(("test", path), lambda: np.asarray(self.settings.cropped(read_rgb(path))))
+        sample = self.samples[index]
+        return self.cache.get(("test", sample.key), lambda: np.asarray(self.settings.cropped(sample.read())))
+
+    def _image(self, index: int) -> Tensor:
+        return normalise(self._pixels(index))
 
     def _mask(self, index: int) -> NDArray[np.int8]:
         sample = self.samples[index]
@@ -352,7 +389,7 @@ class TestDataset(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return {
-            "image": normalise(self._pixels(index)),
+            "image": self._image(index),
             "mask_gt": torch.from_numpy(self._mask(index))[None],
             "is_anomaly": self.samples[index].is_anomaly,
             "image_path": str(self.samples[index].path),

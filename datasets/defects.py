@@ -147,7 +147,9 @@ class Defects:
         pairs: picture and mask of each, of one size, see `list_defects`.
         settings: preprocessing of the class.
         share: of the training samples that get a known defect, in [0, 1].
-        image_size: (width, height) of the training images; None takes every picture for a whole image.
+        image_size: (width, height) of the training images, or of their tiles; None takes every picture for a whole
+            image.
+        tiled: whether training images are tiles; of a picture larger than one, the tile around its mask is taken.
 
     Raises:
         InputError: no mask leaves a pixel.
@@ -159,6 +161,7 @@ class Defects:
         settings: ImageSettings,
         share: float = 0.5,
         image_size: tuple[int, int] | None = None,
+        tiled: bool = False,
     ) -> None:
         self.share, self.settings = share, settings
         self.lost: list[Path] = []
@@ -166,6 +169,8 @@ class Defects:
         self._masks: list[NDArray[np.uint8] | None] = []
         for path, mask_path in pairs:
             image, mask = read_rgb(path), None if mask_path is None else read_mask(mask_path)
+            if tiled:
+                image, mask = _around_mask(image, mask, image_size)
             if image_size and image.width * image.height < WHOLE * image_size[0] * image_size[1]:
                 picture, mask = _patch(image, mask, settings, image_size)
             else:
@@ -214,6 +219,22 @@ class Defects:
             if moved_mask.any():
                 return normalise(moved), moved_mask
         return None, None
+
+
+def _around_mask(
+    image: Image.Image, mask: NDArray[np.uint8] | None, tile: tuple[int, int]
+) -> tuple[Image.Image, NDArray[np.uint8] | None]:
+    """A tile (width, height) of a picture, with its mask in the middle as far as that goes; all of a smaller one."""
+    middle = (image.width / 2, image.height / 2)
+    if mask is not None and mask.any():
+        rows, columns = np.nonzero(mask)
+        middle = (columns.mean(), rows.mean())
+    box = []
+    for at, side, length in zip(middle, tile, image.size, strict=True):
+        start = min(max(0, round(at - side / 2)), max(0, length - side))
+        box.append((start, min(length, start + side)))
+    (left, right), (top, bottom) = box
+    return image.crop((left, top, right, bottom)), None if mask is None else mask[top:bottom, left:right]
 
 
 def _patch(

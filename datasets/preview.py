@@ -24,7 +24,9 @@ from datasets.cli import CONTEXT, run_command
 from datasets.defects import Defects, list_defects, of_class, refuse_test_images
 from datasets.foreground import make_masks
 from datasets.textures import FileTextures, Textures, open_textures
+from datasets.tiles import refuse_small, tiles_of
 from errors import InputError, WorkError
+from geometry import Tiling
 from utils import IMAGENET_MEAN, IMAGENET_STD, setup_logging, write_atomically
 
 COLUMNS = ("image", "foreground", "mask", "texture or defect", "augmented")
@@ -49,13 +51,19 @@ def preview_class(layout: Layout, name: str, options: dict[str, Any], samples: i
     settings = ImageSettings.of(options).for_class(layout, name)
     train, sizes = _readable(layout, name, options["skip_bad"])
     textures = _textures(options, seed)
-    defects = _defects(layout, name, settings, options, sizes)
+    tiling = None if options["tile"] is None else Tiling.of(settings, options["tile"], options["overlap"])
+    defects = _defects(layout, name, settings, options, sizes, tiling)
     grid = tuple(max(1, side // STRIDE) for side in settings.size)
     flags = distribution.read_flags(options["name"], f"{options['name']}_{name}")
     with tempfile.TemporaryDirectory() as folder:
         masks = None
         if distribution.wants_foreground(options["fg"], flags):
             masks = layout.foreground(name, train) or make_masks(train, Path(folder), announce=False)
+        if tiling is not None:
+            refuse_small(train, tiling, sizes)
+            tiles = tiles_of(train, tiling, sizes)
+            by_path = None if masks is None else dict(zip((s.path for s in train), masks, strict=True))
+            train, masks = tiles, by_path and [by_path[s.path] for s in tiles]
         data = TrainDataset(train, settings, textures, grid, masks, seed, defects=defects)
         chosen = np.unique(np.linspace(0, len(train) - 1, samples).astype(int))
         rows = [_row(data, int(index)) for index in chosen]
@@ -91,6 +99,7 @@ def _defects(
     settings: ImageSettings,
     options: dict[str, Any],
     sizes: dict[Path, tuple[int, int]],
+    tiling: Tiling | None,
 ) -> Defects | None:
     """The known defects of a class, as a run takes them."""
     if not options["defects"]:
@@ -100,7 +109,8 @@ def _defects(
     pairs = [pair for pair in pairs if bad.isdisjoint(pair)]
     refuse_test_images(pairs, layout.test(name))
     size = tuple(np.median(list(sizes.values()), axis=0).round().astype(int).tolist())
-    return Defects(pairs, settings, options["defects_share"], size) if pairs else None
+    size = size if tiling is None else tiling.tile[::-1]
+    return Defects(pairs, settings, options["defects_share"], size, tiling is not None) if pairs else None
 
 
 def _row(data: TrainDataset, index: int) -> tuple[str, list[NDArray[np.uint8]]]:

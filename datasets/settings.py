@@ -16,13 +16,11 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 
 from datasets import augment
-from errors import InputError
+from geometry import Geometry, pair
 from utils import IMAGENET_MEAN, IMAGENET_STD
 
 if TYPE_CHECKING:
     from datasets.base import Layout
-
-DEFAULT_RESIZE = 288
 
 # what --augment sets where the option of that name is 0
 LIGHT_AUGMENTATION = {
@@ -34,26 +32,15 @@ LIGHT_AUGMENTATION = {
     "saturation": 0.1,
 }
 
-Size = int | tuple[int, int]
-
 
 @dataclass(frozen=True)
-class ImageSettings:
+class ImageSettings(Geometry):
     """Preprocessing of an image (resize, then centre crop to `imagesize`) and its random augmentation.
 
-    resize: a number is the length of the shorter side, (H, W) both sides; None is 288 or, where `imagesize` is a
-    pair or larger, the same as that. imagesize: the side of a square, or (H, W). keep_all: no crop, the whole image
-    is resized to `imagesize`. rotate_degrees in degrees; translate, scale, brightness, contrast, saturation as
-    ±shares; gray, hflip, vflip as probabilities; rand_aug: augment textures by three of nine operations; mean,
-    std: of β.
-
-    Raises:
-        InputError: a crop larger than what it is cut from.
+    rotate_degrees in degrees; translate, scale, brightness, contrast, saturation as ±shares; gray, hflip, vflip as
+    probabilities; rand_aug: augment textures by three of nine operations; mean, std: of β.
     """
 
-    resize: Size | None = None
-    imagesize: Size = 288
-    keep_all: bool = False
     rotate_degrees: float = 0.0
     translate: float = 0.0
     scale: float = 0.0
@@ -67,21 +54,6 @@ class ImageSettings:
     mean: float = 0.5
     std: float = 0.1
 
-    def __post_init__(self) -> None:
-        if self.keep_all and self.resize not in (None, self.imagesize):
-            raise InputError(
-                f"--keep_all resizes the whole image to --imagesize {show_size(self.imagesize)}, "
-                f"--resize {show_size(self.resize)} contradicts it: leave one of the two out"
-            )
-        if self.resize is None:
-            fits = not self.keep_all and isinstance(self.imagesize, int) and self.imagesize <= DEFAULT_RESIZE
-            object.__setattr__(self, "resize", DEFAULT_RESIZE if fits else self.imagesize)
-        if any(crop > side for crop, side in zip(self.size, _pair(self.resize), strict=True)):
-            raise InputError(
-                f"--imagesize {show_size(self.imagesize)} is larger than --resize {show_size(self.resize)}: "
-                "nothing to crop from; leave --resize out, or make it as large"
-            )
-
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> ImageSettings:
         """Preprocessing as the options of the command `dataset` ask for."""
@@ -89,11 +61,6 @@ class ImageSettings:
         if given["augment"]:
             given |= {key: value for key, value in LIGHT_AUGMENTATION.items() if not given[key]}
         return cls(**{f.name: given[f.name] for f in fields(cls)} | {"rand_aug": bool(given["rand_aug"])})
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """(H, W) of what the model sees."""
-        return _pair(self.imagesize)
 
     def for_class(self, layout: Layout, name: str) -> ImageSettings:
         """The settings of a class: toothbrush and wood of the MVTec layout are resized larger before the crop."""
@@ -111,16 +78,6 @@ class ImageSettings:
         )  # fmt: skip
 
     # ------------------------------------------------------------------------------------ geometry
-
-    def resized_size(self, width: int, height: int) -> tuple[int, int]:
-        """(H, W) before the crop of an image of this size, as torchvision's Resize."""
-        if not isinstance(self.resize, int):
-            return self.resize
-        if self.keep_all:
-            return self.size
-        short, long = min(width, height), max(width, height)
-        other = int(self.resize * long / short)
-        return (other, self.resize) if width <= height else (self.resize, other)
 
     def resized(self, image: Image.Image) -> Image.Image:
         """The image before the crop."""
@@ -159,7 +116,7 @@ class ImageSettings:
 
     def straight(self, image: Image.Image) -> NDArray[np.uint8]:
         """Both sides to `resize`, then the crop, for the judge: (H, W, 3) RGB."""
-        image = F.resize(image, list(_pair(self.resize)), InterpolationMode.BILINEAR)
+        image = F.resize(image, list(pair(self.resize)), InterpolationMode.BILINEAR)
         return np.asarray(F.center_crop(image, list(self.size)))
 
     def augmented(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
@@ -178,15 +135,6 @@ class ImageSettings:
     def finish(self, image: Image.Image) -> Tensor:
         """Centre crop and ImageNet's normalisation, (3, H, W)."""
         return normalise(np.asarray(F.center_crop(image, list(self.size))))
-
-
-def show_size(size: Size) -> str:
-    """288 or 256x512."""
-    return str(size) if isinstance(size, int) else "x".join(map(str, size))
-
-
-def _pair(size: Size) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else size
 
 
 @functools.cache

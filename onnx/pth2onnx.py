@@ -36,7 +36,8 @@ from tqdm import tqdm  # noqa: E402
 import metrics  # noqa: E402
 from datasets.files import list_images, read_rgb  # noqa: E402
 from errors import InputError  # noqa: E402
-from inference import Inspector, load_checkpoint, open_picture  # noqa: E402
+from inference import Inspector, load_checkpoint  # noqa: E402
+from judgement import open_picture  # noqa: E402
 from main import CONTEXT, OneLine  # noqa: E402
 from thresholds import TINY  # noqa: E402
 from utils import IMAGENET_MEAN, IMAGENET_STD, LOGGER, setup_logging, write_atomically  # noqa: E402
@@ -109,9 +110,12 @@ def _pooling_matrix(length: int, out: int) -> Tensor:
 
 
 def export(
-    model: Inspector, opset: int, dynamic: bool, postprocess: bool, change: Change | None = None
+    model: Inspector, opset: int, dynamic: bool, postprocess: bool, change: Change | None = None, floats: bool = False
 ) -> onnx.ModelProto:
-    """The whole graph, from uint8 pictures on; `change` is made to the network in it, before the pictures' part."""
+    """The whole graph, from pictures on, uint8 or `floats` in [0, 1].
+
+    `change` is made to the network in it, before the pictures' part is added.
+    """
     size = model.settings.size
     network = Network(model, postprocess).eval()
     names = OUTPUTS if postprocess else ("score", "patch_scores")
@@ -125,13 +129,13 @@ def export(
         )  # fmt: skip
     made = onnx.load_from_string(buffer.getvalue())
     made = made if change is None else change(made)
-    before = _preparation(model, opset, dynamic)
+    before = _preparation(model, opset, dynamic, floats)
     before.ir_version = made.ir_version
     return compose.merge_models(before, made, io_map=[("prepared", "normalised_image")])
 
 
-def _preparation(model: Inspector, opset: int, dynamic: bool) -> onnx.ModelProto:
-    """uint8 pictures (B, h, w, 3) of any one size → prepared (B, 3, H, W) float32, as `ImageSettings` does it."""
+def _preparation(model: Inspector, opset: int, dynamic: bool, floats: bool) -> onnx.ModelProto:
+    """Pictures (B, h, w, 3) of any one size → prepared (B, 3, H, W) float32, as `ImageSettings` does it."""
     settings, (height, width) = model.settings, model.settings.size
     constants: list[onnx.TensorProto] = []
     nodes: list[onnx.NodeProto] = []
@@ -165,11 +169,12 @@ def _preparation(model: Inspector, opset: int, dynamic: bool) -> onnx.ModelProto
     end = node("Add", [start, "prep_size"], "end")
     cropped = node("Slice", [resized, start, end, constant("axes", [2, 3])], "cropped")
     numbers = node("Cast", [cropped], "numbers", to=TensorProto.FLOAT)
-    mean = constant("mean", np.reshape(IMAGENET_MEAN, (1, 3, 1, 1)) * 255, np.float32)
-    std = constant("std", np.reshape(IMAGENET_STD, (1, 3, 1, 1)) * 255, np.float32)
+    kind, white = (TensorProto.FLOAT, 1) if floats else (TensorProto.UINT8, 255)
+    mean = constant("mean", np.reshape(IMAGENET_MEAN, (1, 3, 1, 1)) * white, np.float32)
+    std = constant("std", np.reshape(IMAGENET_STD, (1, 3, 1, 1)) * white, np.float32)
     nodes.append(helper.make_node("Div", [node("Sub", [numbers, mean], "centred"), std], ["prepared"]))
     first = "batch" if dynamic else 1
-    image = helper.make_tensor_value_info("image", TensorProto.UINT8, [first, "height", "width", 3])
+    image = helper.make_tensor_value_info("image", kind, [first, "height", "width", 3])
     prepared = helper.make_tensor_value_info("prepared", TensorProto.FLOAT, [first, 3, height, width])
     graph = helper.make_graph(nodes, "preparation", [image], [prepared], constants)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
@@ -180,8 +185,10 @@ def describe(model: Inspector, names: Sequence[str], precision: str) -> dict[str
     settings = model.settings
     return {
         "format": FORMAT, "project": "GLASS", "class_name": model.class_name, "backbone": model.config["backbone"],
-        "layers": model.config["layers_to_extract_from"], "imagesize": settings.size, "resize": settings.resize,
-        "keep_all": settings.keep_all, "thresholds": model.thresholds.plain() if model.thresholds else None,
+        "layers": model.config["layers_to_extract_from"], "imagesize": settings.imagesize, "resize": settings.resize,
+        "keep_all": settings.keep_all, "tile": model.config.get("tile"), "overlap": model.config.get("overlap"),
+        "image_size": model.config.get("image_size"),
+        "thresholds": model.thresholds.plain() if model.thresholds else None,
         "outputs": list(names), "precision": precision,
         "versions": {"torch": torch.__version__, "onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__},
     }  # fmt: skip
@@ -240,12 +247,18 @@ def to_int8(network: onnx.ModelProto, model: Inspector, good: Sequence[Path]) ->
 # ------------------------------------------------------------------------------------------- checking
 
 
+def _as_input(session: onnxruntime.InferenceSession, picture: np.ndarray) -> dict[str, np.ndarray]:
+    """A picture (h, w, 3) uint8 as the graph takes it."""
+    floats = "float" in session.get_inputs()[0].type
+    return {"image": picture[None].astype(np.float32) / 255 if floats else picture[None]}
+
+
 def difference(path: Path, model: Inspector, pictures: Sequence[np.ndarray]) -> tuple[float, float]:
     """The largest difference of a score and of a map's pixel between the graph and torch."""
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     worst = [0.0, 0.0]
     for picture in pictures:
-        found = session.run(None, {"image": picture[None]})
+        found = session.run(None, _as_input(session, picture))
         scores, maps = model.score(model.prepare(open_picture(picture))[None])
         worst[0] = max(worst[0], float(np.abs(found[0] - scores).max()))
         if found[-1].shape == maps.shape:
@@ -265,7 +278,8 @@ def auroc(path: Path, folder: Path) -> float:
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     files = list_images(folder, recursive=True)
     labels = [file.relative_to(folder).parts[0] != "good" for file in files]
-    scores = [float(session.run(["score"], {"image": np.asarray(read_rgb(f))[None]})[0][0]) for f in tqdm(files)]
+    pictures = (_as_input(session, np.asarray(read_rgb(file))) for file in tqdm(files, unit="img"))
+    scores = [float(session.run(["score"], picture)[0][0]) for picture in pictures]
     return metrics.compute_imagewise_retrieval_metrics(scores, labels)["auroc"]
 
 
@@ -296,6 +310,13 @@ def _choose(given: str | None) -> Path:
     help="Version of ONNX's operators; antialiased resizing needs 18.",
 )
 @click.option("--dynamic/--static", default=True, help="Any number of pictures at once, or one.")
+@click.option(
+    "--input",
+    "kind",
+    default="uint8",
+    type=click.Choice(["uint8", "float"]),
+    help="Of the pictures, RGB: 0 to 255, or 0 to 1 in float32.",
+)
 @click.option("--half", is_flag=True, help="float16 inside, for hardware that has it.  [default: no]")
 @click.option(
     "--no-postprocess",
@@ -342,7 +363,8 @@ def main(checkpoint: str | None, **options: Any) -> None:
     if options["quantize"]:
         change = functools.partial(to_int8, model=model, good=_spread(good, CALIBRATED))
     precision = options["quantize"] or ("fp16" if options["half"] else "fp32")
-    finish(export(*wanted, change), describe(model, names, precision), out)
+    floats = options["kind"] == "float"
+    finish(export(*wanted, change, floats), describe(model, names, precision), out)
     if options["measure"]:
         _measure(wanted, names, out, Path(options["measure"]))
     score, of_map = difference(out, model, _trial_pictures(model))

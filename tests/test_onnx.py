@@ -81,7 +81,8 @@ def export(*arguments, cwd=ROOT):
 
 
 @pytest.mark.parametrize(
-    ("flags", "apart"), [((), 1e-3), (("--static",), 1e-3), (("--half",), 2e-2), (("--quantize", "int8"), 0.3)]
+    ("flags", "apart"),
+    [((), 1e-3), (("--static", "--input", "float"), 1e-3), (("--half",), 2e-2), (("--quantize", "int8"), 0.3)],
 )
 def test_each_kind_of_export(folder, tiny, tmp_path, flags, apart):
     out = tmp_path / "model.onnx"
@@ -96,7 +97,8 @@ def test_each_kind_of_export(folder, tiny, tmp_path, flags, apart):
     assert about["class_name"] == "custom_disc"
     assert about["thresholds"]["image"] == model.thresholds.image
     for path in sorted((tiny[0] / "disc/test").rglob("*.png")):
-        found = run(out.read_bytes(), np.asarray(Image.open(path).convert("RGB"))[None])
+        image = np.asarray(Image.open(path).convert("RGB"))[None]
+        found = run(out.read_bytes(), image.astype(np.float32) / 255 if "float" in flags else image)
         assert float(found["score"][0]) == pytest.approx(model.predict_image(path).score, abs=apart)
         assert found["map"].shape == (1, 64, 64)
 

@@ -117,7 +117,7 @@ def test_map_lies_where_the_picture_shows_it(model, size):
     smooth = cv2.resize(rng.random((4, 4), np.float32), (width, height), interpolation=cv2.INTER_CUBIC).clip(0, 1)
     picture = Image.fromarray((smooth * 255).astype(np.uint8)).convert("RGB")
     seen = np.asarray(model.settings.cropped(picture))[..., 0].astype(np.float32) / 255
-    back = model.place(seen, picture.size)
+    back = model.geometry.place(seen, picture.size)
     assert back.shape == size
     margin = abs(height - width) // 2
     inner = (

@@ -16,6 +16,7 @@ import pytest
 from helpers import ROOT, make_mvtec, train_cli
 from test_runs import run
 
+import drawing
 import gallery
 import metrics
 import report
@@ -64,7 +65,7 @@ def test_decision_contour_is_where_the_map_passes_the_threshold():
     parts = gallery.panels(np.zeros((3, 64, 64), np.float32), np.full((64, 64), -1, np.int8), anomaly_map, found)
     assert [p.shape for p in parts] == [(192, 192, 3)] * 4
     assert (parts[1] == report.UNKNOWN_GRAY).all()  # a truth that is not known
-    drawn = (parts[3] == gallery.CONTOUR).all(2)
+    drawn = (parts[3] == drawing.CONTOUR).all(2)
     rows, columns = np.nonzero(drawn)
     assert rows.min() == pytest.approx(60, abs=4)
     assert columns.max() == pytest.approx(90, abs=4)
@@ -75,8 +76,8 @@ def test_scale_is_in_the_picture():
     picture = report.picture(np.zeros((3, 64, 64), np.float32), np.zeros((64, 64), np.int8), np.ones((64, 64)))
     assert picture.shape == (64, 3 * 64 + report.BAR_WIDTH, 3)
     bar = picture[:, 3 * 64 + 5]
-    assert (bar[0] == report.heatmap(np.ones((1, 1)))[0, 0]).all()
-    assert (bar[-1] == report.heatmap(np.zeros((1, 1)))[0, 0]).all()
+    assert (bar[0] == drawing.heatmap(np.ones((1, 1)))[0, 0]).all()
+    assert (bar[-1] == drawing.heatmap(np.zeros((1, 1)))[0, 0]).all()
 
 
 # ------------------------------------------------------------------------------------------ tables

@@ -1,0 +1,191 @@
+"""What a model says of a picture, whatever runs the model. Needs no torch."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from datasets.files import read_rgb
+from drawing import heatmap, outline
+from errors import InputError, WorkError
+from geometry import AUTO, Blend, Geometry, Tiling, batches
+from thresholds import Thresholds
+from thresholds import normalise as normalise_scores
+from utils import LOGGER
+
+SMALLEST = 8  # pixels; below that a picture's side tells nothing
+TILES_AT_ONCE = 8
+Picture = str | Path | NDArray[np.uint8] | Image.Image
+
+
+@dataclass(frozen=True)
+class Result:
+    """What the model says of a picture.
+
+    Attributes:
+        score: in [0, 1], as the tester's.
+        normalised: the score with the threshold at 0.5; nan without a threshold.
+        decision: whether the picture is defective; None without a threshold.
+        map: (h, w) float32 in [0, 1], in the picture's own geometry; 0 where a crop left something out.
+        mask: (h, w) bool, the map above the pixel threshold; None without one.
+        seconds: that it took, its share where several were scored at once.
+    """
+
+    score: float
+    normalised: float
+    decision: bool | None
+    map: NDArray[np.float32]
+    mask: NDArray[np.bool_] | None
+    seconds: float
+
+
+class Judge(ABC):
+    """Judges pictures, whole or in tiles, with a network that a subclass runs.
+
+    Attributes:
+        geometry: which part of a picture the network sees, and how large.
+        thresholds: above which score and pixel something is defective; None of a model without.
+        tiling: how large pictures are cut; None judges every picture whole.
+    """
+
+    geometry: Geometry
+    thresholds: Thresholds | None
+    tiling: Tiling | None = None
+
+    @abstractmethod
+    def score_pictures(self, pictures: Sequence[Image.Image]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """RGB pictures → scores (B,) and maps (B, H, W) of what the network saw of them."""
+
+    def predict_image(self, image: Picture) -> Result:
+        """Judge a picture.
+
+        Args:
+            image: a file; or (h, w, 3) RGB or (h, w) gray, uint8; or a PIL image.
+
+        Raises:
+            InputError: no such array.
+            WorkError: the file cannot be read.
+        """
+        return self.predict_images([image])[0]
+
+    def predict_images(self, images: Sequence[Picture]) -> list[Result]:
+        """Judge several at once, which is faster; see `predict_image`."""
+        started = time.perf_counter()
+        pictures = [open_picture(image) for image in images]
+        if self.tiling is not None:
+            found = [self._in_tiles(picture, self.tiling) for picture in pictures]
+        else:
+            scores, maps = self.score_pictures(pictures)
+            placed = (self.geometry.place(one, p.size) for one, p in zip(maps, pictures, strict=True))
+            found = [self.result(score, one) for score, one in zip(scores.tolist(), placed, strict=True)]
+        seconds = (time.perf_counter() - started) / max(1, len(found))
+        return [replace(one, seconds=seconds) for one in found]
+
+    def _in_tiles(self, picture: Image.Image, tiling: Tiling) -> Result:
+        score, anomaly_map = self.score_tiles(np.asarray(picture), tiling)
+        return self.result(score, anomaly_map)
+
+    def score_tiles(self, pixels: NDArray[np.uint8], tiling: Tiling) -> tuple[float, NDArray[np.float32]]:
+        """The highest score of a picture's tiles, and their maps put together, (h, w).
+
+        Besides the picture and its map there is never more in memory than a few tiles.
+        """
+        height, width = pixels.shape[:2]
+        blend, score = Blend(tiling, width, height), 0.0
+        for boxes in batches(tiling.boxes(width, height), TILES_AT_ONCE):
+            scores, maps = self.score_pictures([Image.fromarray(tiling.cut(pixels, box)) for box in boxes])
+            score = max(score, float(scores.max()))
+            for box, one in zip(boxes, maps, strict=True):
+                blend.add(box, one)
+        return score, blend.finish()
+
+    def result(self, score: float, anomaly_map: NDArray[np.float32], seconds: float = 0.0) -> Result:
+        """A result from a score and a map in the picture's geometry."""
+        if self.thresholds is None:
+            return Result(score, float("nan"), None, anomaly_map, None, seconds)
+        normalised = float(normalise_scores(score, self.thresholds.image))
+        decision, mask = score > self.thresholds.image, anomaly_map > self.thresholds.pixel
+        return Result(score, normalised, decision, anomaly_map, mask, seconds)
+
+    def overlay(self, image: Image.Image, result: Result) -> NDArray[np.uint8]:
+        """The picture with the heatmap over it, and the outline of what is above the threshold, (h, w, 3) BGR.
+
+        The colours are of the map normalised so that the pixel threshold is at 0.5, or of the plain map without one.
+        """
+        plain = cv2.cvtColor(np.asarray(image), cv2.COLOR_RGB2BGR)
+        shown = result.map if self.thresholds is None else normalise_scores(result.map, self.thresholds.pixel)
+        drawn = cv2.addWeighted(plain, 0.55, heatmap(shown), 0.45, 0)
+        if result.mask is not None:
+            outline(drawn, result.mask, max(1, round(min(plain.shape[:2]) / 250)))
+        return drawn
+
+
+def open_picture(image: Picture) -> Image.Image:
+    """An RGB picture from whatever `Judge.predict_image` takes."""
+    if isinstance(image, Image.Image):
+        picture = image.convert("RGB")
+    elif isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (1, 3)):
+            raise InputError(
+                f"an array of {image.dtype} and shape {image.shape} is no picture; possible: uint8 of (h, w, 3) RGB or "
+                "(h, w) gray"
+            )
+        gray = image.reshape(image.shape[:2]) if image.ndim == 2 or image.shape[2] == 1 else None
+        picture = Image.fromarray(image if gray is None else gray).convert("RGB")
+    else:
+        picture = read_rgb(Path(image))
+    if min(picture.size) < SMALLEST:
+        raise WorkError(f"a picture of {picture.size[0]}x{picture.size[1]} pixels is too small to be judged")
+    return picture
+
+
+def choose_tiling(config: dict[str, Any], tile: str | int | None, overlap: float | None) -> Tiling | None:
+    """How a model is to see large pictures.
+
+    Args:
+        config: what its checkpoint or graph tells of itself.
+        tile: pixels; `auto` as large as what the model was trained on; `off`; None as trained.
+        overlap: share of a tile; None as trained, or a quarter.
+
+    Raises:
+        InputError: neither a number nor one of the words, or the model does not know what it was trained on.
+    """
+    geometry, trained = Geometry.of_config(config), config.get("tile")
+    if tile is None and not trained:
+        if overlap is not None:
+            raise InputError("--overlap is of tiles, and there are none without --tile")
+        return None
+    if str(tile) == "off":
+        if trained:
+            LOGGER.warning(
+                "--tile off: the model was trained on tiles of %s pixels, its scores will mean little", trained
+            )
+        return None
+    side = trained if tile is None else tile
+    if str(side) == AUTO:
+        side = trained or _side_in_training(geometry, config.get("image_size"))
+    if not str(side).isdigit():
+        raise InputError(f"--tile {tile!r}: possible are a number of pixels, {AUTO} and off")
+    given = config.get("overlap") if overlap is None else overlap
+    if trained and int(side) != trained:
+        LOGGER.warning("--tile %s: the model was trained on tiles of %s pixels", side, trained)
+    return Tiling.of(geometry, int(side)) if given is None else Tiling.of(geometry, int(side), given)
+
+
+def _side_in_training(geometry: Geometry, image_size: Sequence[int] | None) -> int:
+    """The shorter side, in their own pixels, of what was seen of the training's pictures (width, height)."""
+    if not image_size:
+        raise InputError(f"--tile {AUTO}: the model does not say how large its training's pictures were; give pixels")
+    width, height = image_size
+    resized = geometry.resized_size(width, height)
+    scale = min(height / resized[0], width / resized[1])  # pixels of the picture for one of the model
+    return round(scale * min(geometry.size))
