@@ -761,8 +761,8 @@ class GLASS:
 
     # ----------------------------------------------------------------------------------- predicting
 
-    def _head(self) -> ScoringHead:
-        return ScoringHead(self.pre_projection, self.discriminator)
+    def _head(self, dtype: torch.dtype = torch.float32) -> ScoringHead:
+        return ScoringHead(self.pre_projection, self.discriminator, dtype)
 
     @torch.no_grad()
     def _score(self, head: ScoringHead, features: Tensor) -> Tensor:

@@ -31,10 +31,13 @@ class ScoringHead(nn.Module):
     Args:
         projection: A; None where there is none.
         discriminator: D.
+        dtype: of the products; scores are float32 all the same.
     """
 
     @torch.no_grad()
-    def __init__(self, projection: Projection | None, discriminator: Discriminator) -> None:
+    def __init__(
+        self, projection: Projection | None, discriminator: Discriminator, dtype: torch.dtype = torch.float32
+    ) -> None:
         super().__init__()
         first = _linear(*fold_projection(projection, discriminator.first)).eval()
         body = deepcopy(discriminator.body).eval()
@@ -45,10 +48,12 @@ class ScoringHead(nn.Module):
         self.slope = body[0][2].negative_slope if len(body) else 1.0
         self.first = layers[0] if layers else first  # without a body it is the tail, too
         self.others = nn.ModuleList([*layers[1:], deepcopy(discriminator.tail[0]).requires_grad_(False)][: len(body)])
+        self.dtype = dtype
+        self.to(dtype)
 
     def forward(self, features: Tensor) -> Tensor:
         """f(I), (N, C) → (N, 1) in [0, 1]."""
-        return self._after_first(self.first(features))
+        return self._after_first(self.first(features.to(self.dtype)))
 
     def of_parts(self, parts: Sequence[Tensor]) -> Tensor:
         """The features before they are resized and put together, [(B, C_l', H_l, W_l), …] → (B, H', W') in [0, 1].
@@ -58,7 +63,7 @@ class ScoringHead(nn.Module):
         """
         weights = self.first.weight.split([p.shape[1] for p in parts], dim=1)
         deep = [
-            F.linear(part.permute(0, 2, 3, 1), weight).permute(0, 3, 1, 2)
+            F.linear(self._rows(part), weight).permute(0, 3, 1, 2)
             for part, weight in zip(parts[1:], weights[1:], strict=True)
         ]
         if parts[0].is_cuda or torch.jit.is_tracing():
@@ -69,16 +74,21 @@ class ScoringHead(nn.Module):
 
     def _scores(self, first: Tensor, deep: Sequence[Tensor], weight: Tensor) -> Tensor:
         """First layer's part, and what the others' parts became; (B, H', W')."""
-        y = F.linear(first.permute(0, 2, 3, 1), weight, self.first.bias)
+        y = F.linear(self._rows(first), weight, self.first.bias)
         for part in deep:
             resized = F.interpolate(part, size=first.shape[2:], mode="bilinear", align_corners=False)
             y += resized.permute(0, 2, 3, 1)
         return self._after_first(y)[..., 0]
 
+    def _rows(self, part: Tensor) -> Tensor:
+        """(B, C, H, W) → (B, H, W, C) to be multiplied; in bfloat16 it must lie so, or copies eat the gain."""
+        rows = part.permute(0, 2, 3, 1)
+        return rows if self.dtype == torch.float32 else rows.to(self.dtype).contiguous()
+
     def _after_first(self, y: Tensor) -> Tensor:
         for layer in self.others:
             y = layer(F.leaky_relu(y, self.slope, inplace=True))
-        return torch.sigmoid(y)
+        return torch.sigmoid(y.float())
 
 
 def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:

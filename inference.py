@@ -44,7 +44,7 @@ class Inspector(Judge):
         self.config: dict[str, Any] = dict(state["config"])
         self.thresholds = Thresholds.of(state.get("thresholds"))
         glass._set_mode(False)
-        self._head = glass._head()
+        self._head = glass._head(glass._dtype)
         self._smoothing = threading.Lock()  # its matrices are made when first needed
 
     @property

@@ -1,0 +1,177 @@
+"""How fast pictures are judged, against the unfolded form of tests/reference.py, in the same run.
+
+    .venv/bin/python benchmarks/inference.py [--backbone wideresnet50 --dimension 1536 --size 288] [--gpu 0] [--onnx]
+
+All forms get the same random weights and images and take turns. `direct` is the whole network with hooks, unfolded
+neighbourhoods, A, D and its batch norms one after another, and a Gaussian of scipy for each map; `backbone` is the cut
+and folded network alone, the floor of what can be reached. With --onnx the exported graph too, in float32 and int8,
+from prepared images on. Medians and ratios are printed and written to benchmarks/results/inference_<backbone>.csv with
+the machine's name.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import csv
+import importlib.util
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "benchmarks")]
+
+import numpy as np  # noqa: E402
+import onnxruntime  # noqa: E402
+import reference  # noqa: E402
+import torch  # noqa: E402
+from embedding import processor, whole_network_hooked  # noqa: E402
+from PIL import Image  # noqa: E402
+from skimage import data as photographs  # noqa: E402
+
+import backbones  # noqa: E402
+from common import NetworkFeatureAggregator  # noqa: E402
+from datasets.settings import ImageSettings  # noqa: E402
+from glass import GLASS, PRECISIONS  # noqa: E402
+from inference import Inspector  # noqa: E402
+
+LAYERS = ["layer2", "layer3"]
+
+
+class Bench:
+    """The forms of one backbone."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args, self.size = args, (args.size, args.size)
+        self.device = torch.device("cpu" if args.gpu < 0 else f"cuda:{args.gpu}")
+        self.backbone = backbones.load(args.backbone, "random", 0)
+        self.settings = ImageSettings(resize=args.size, imagesize=args.size)
+        self.models = {precision: self._inspector(precision) for precision in PRECISIONS}
+        self.whole = whole_network_hooked(copy.deepcopy(self.backbone).to(self.device), LAYERS)
+        ours = self.models["fp32"]
+        photograph = Image.fromarray(photographs.brick()).convert("RGB")
+        self.pictures = [photograph.rotate(7 * i) for i in range(args.batch)]
+        self.images = torch.stack([ours.prepare(picture) for picture in self.pictures]).to(self.device)
+
+    def _inspector(self, precision: str) -> Inspector:
+        glass = GLASS(self.device).load(
+            self.backbone, LAYERS, self.device, (3, *self.size), self.args.dimension, self.args.dimension,
+            precision=precision,
+        )  # fmt: skip
+        if precision == "bf16" and self.device.type == "cpu":  # as inference.load_checkpoint
+            glass.feature_aggregator = NetworkFeatureAggregator(
+                self.backbone, LAYERS, self.device, (3, *self.size), False, PRECISIONS[precision]
+            )
+        config = {"backbone": self.args.backbone, "layers_to_extract_from": LAYERS}
+        return Inspector(glass, {"config": config}, self.settings)
+
+    @torch.no_grad()
+    def direct(self, images: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """Scores and maps as obviously as can be."""
+        glass = self.models["fp32"].glass
+        glass._set_mode(False)
+        features = reference.unfold_embed(self.whole(images), 3, self.args.dimension, self.args.dimension)
+        scores = glass.discriminator(glass.pre_projection(features)).reshape(len(images), *glass.grid).cpu()
+        maps = np.stack([reference.segment(one, self.size) for one in scores])
+        return scores.flatten(1).amax(1).numpy(), maps
+
+    def forms(self, count: int) -> dict[str, Callable[[], object]]:
+        """What each form does with so many images."""
+        images = self.images[:count]
+        aggregators = {f"backbone {p}": m.glass.feature_aggregator for p, m in self.models.items()}
+        return {
+            "direct": lambda: self.direct(images),
+            **{f"{form}": lambda model=model: model.score(images) for form, model in self.models.items()},
+            **{name: lambda run=run: self._alone(run, images) for name, run in aggregators.items()},
+            **({} if not self.args.onnx else self._graphs(count)),
+        }
+
+    @staticmethod
+    @torch.no_grad()
+    def _alone(run: NetworkFeatureAggregator, images: torch.Tensor) -> object:
+        return run(images)
+
+    def _graphs(self, count: int) -> dict[str, Callable[[], object]]:
+        spec = importlib.util.spec_from_file_location("pth2onnx", ROOT / "onnx" / "pth2onnx.py")
+        export = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(export)
+        model = self.models["fp32"]
+        folder = Path(self.args.folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        files = [folder / f"{i}.png" for i in range(len(self.pictures))]
+        for file, picture in zip(files, self.pictures, strict=True):
+            picture.save(file)
+        given = {"image": np.stack([np.asarray(p.resize(self.size)) for p in self.pictures[:count]])}
+        made: dict[str, Callable[[], object]] = {}
+        for name, change in (("onnx fp32", None), ("onnx int8", lambda net: export.to_int8(net, model, files))):
+            graph = export.export(model, 18, True, True, change).SerializeToString()
+            options = onnxruntime.SessionOptions()
+            options.intra_op_num_threads = torch.get_num_threads()
+            session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+            made[name] = lambda session=session: session.run(None, given)
+        return made
+
+    def time(self, work: Callable[[], object]) -> float:
+        """Seconds of one call."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        start = time.perf_counter()
+        work()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter() - start
+
+
+def measure(bench: Bench, count: int) -> dict[str, float]:
+    """Median seconds by form."""
+    forms = bench.forms(count)
+    spent: dict[str, list[float]] = {form: [] for form in forms}
+    for round_ in range(bench.args.repeats + 1):  # the first is to warm up
+        for form, work in forms.items():
+            seconds = bench.time(work)
+            if round_:
+                spent[form].append(seconds)
+    return {form: statistics.median(times) for form, times in spent.items()}
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--backbone", default="wideresnet50")
+    parser.add_argument("--dimension", type=int, default=1536)
+    parser.add_argument("--size", type=int, default=288)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--gpu", type=int, default=-1)
+    parser.add_argument("--onnx", action="store_true")
+    parser.add_argument("--folder", default="/tmp/glass-inference", help="of the pictures that int8 is calibrated on")
+    args = parser.parse_args()
+    bench = Bench(args)
+    ours, plain = bench.models["fp32"].score(bench.images), bench.direct(bench.images)
+    apart = [float(np.abs(a - b).max()) for a, b in zip(ours, plain, strict=True)]
+    name = torch.cuda.get_device_name(bench.device) if bench.device.type == "cuda" else processor()
+    machine = f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    rows = []
+    for count in dict.fromkeys((args.batch, 1)):
+        found = measure(bench, count)
+        print(f"{args.backbone} {args.size}x{args.size}, {count} at once; {machine}")
+        for form, seconds in found.items():
+            ratio = found["direct"] / seconds
+            print(f"  {form:16s} {1000 * seconds:9.1f} ms  {count / seconds:7.2f} images/s  {ratio:5.2f}×")
+            rows.append({"backbone": args.backbone, "size": args.size, "batch": count, "form": form,
+                         "milliseconds": round(1000 * seconds, 2), "ratio": round(ratio, 2),
+                         "machine": machine})  # fmt: skip
+    print(f"largest difference of fp32 to direct: score {apart[0]:.1e}, map {apart[1]:.1e}")
+    path = ROOT / "benchmarks" / "results" / f"inference_{args.backbone}.csv"
+    path.parent.mkdir(exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    main()
