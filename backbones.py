@@ -1,11 +1,13 @@
 """Backbone names and their weights: name → frozen feature network.
 
-Names are the published ones, and `timm:NAME` or `torchvision:NAME` for any other model of the two libraries.
+Names are the published ones, that of the network that comes with the project, and `timm:NAME` or `torchvision:NAME` for
+any other model of the two libraries.
 """
 
 from __future__ import annotations
 
 import re
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +18,7 @@ import torch
 import torchvision
 from torch import nn
 
+import embedded
 from checkpoint import unreadable
 from errors import InputError, WorkError
 
@@ -65,7 +68,10 @@ TIMM = {
     "efficientnetv2_l": "tf_efficientnetv2_l.in1k",
     "efficientnet_b3a": "efficientnet_b3.ra2_in1k",
 }
-NAMES = (*TORCHVISION, *TIMM)
+NAMES = (*TORCHVISION, *TIMM, embedded.NAME)
+AUTO, PREFERRED = "auto", "wideresnet50"
+DEFAULT_DIMENSION = 1536  # of both embeddings, the paper's
+PATIENCE = 20  # seconds without an answer from the network
 
 
 @dataclass(frozen=True)
@@ -93,6 +99,8 @@ def resolve(name: str) -> tuple[str, str]:
     Raises:
         InputError: the name is not known.
     """
+    if name == embedded.NAME:
+        return "embedded", name
     library, _, model = name.partition(":")
     if model and library == "timm":
         if timm.is_model(model):
@@ -111,13 +119,32 @@ def resolve(name: str) -> tuple[str, str]:
     raise InputError(f"unknown backbone {name!r}; possible: {', '.join(NAMES)}, timm:NAME, torchvision:NAME")
 
 
+def default_dimension(name: str) -> int:
+    """Of the embeddings, where none is asked for: more than a narrow network has to tell would only cost time."""
+    return embedded.DIMENSION if name == embedded.NAME else DEFAULT_DIMENSION
+
+
+def choose() -> tuple[str, str]:
+    """What `auto` stands for, and why: the paper's network where its weights are to be had, else the embedded one."""
+    try:
+        load(PREFERRED)
+    except WorkError as error:
+        why = str(error.__cause__ or error).strip().splitlines()
+        reason = f"{type(error.__cause__ or error).__name__}: {why[0]}" if why else type(error.__cause__).__name__
+        return embedded.NAME, (
+            f"it comes with the project, and the weights of {PREFERRED}, the paper's network, are neither in the "
+            f"cache nor to be fetched ({reason[:160]})"
+        )
+    return PREFERRED, "the paper's network"
+
+
 def load(name: str, weights: str | Path = "pretrained", seed: int = 0) -> nn.Module:
     """Build a backbone in eval mode.
 
     Args:
         name: one of `NAMES`, `timm:NAME` or `torchvision:NAME`.
-        weights: `pretrained` (ImageNet; torchvision's V1), `random`, or the path of a state dict (.pth or
-            .safetensors) that may end after the last layer used.
+        weights: `pretrained` (ImageNet; torchvision's V1; of the embedded network those in the project), `random`, or
+            the path of a state dict (.pth or .safetensors) that may end after the last layer used.
         seed: of the random weights; the global random state is left as it was.
 
     Returns:
@@ -132,7 +159,9 @@ def load(name: str, weights: str | Path = "pretrained", seed: int = 0) -> nn.Mod
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         backbone = _build(library, model)
-    if str(weights) == "pretrained":
+    if str(weights) == "pretrained" and library == "embedded":
+        missing = _load_file(backbone, name, embedded.FILE)
+    elif str(weights) == "pretrained":
         # every tensor's name and shape is checked; the classifier is the network's own
         backbone.load_state_dict(_fetch(name, library, model, backbone))
     elif str(weights) != "random":
@@ -142,6 +171,8 @@ def load(name: str, weights: str | Path = "pretrained", seed: int = 0) -> nn.Mod
 
 
 def _build(library: str, model: str) -> nn.Module:
+    if library == "embedded":
+        return embedded.HalfResNet18()
     if library == "timm":
         return timm.create_model(model, pretrained=False)
     # without the auxiliary classifier; its ImageNet weights want the input scaled as torchvision does with them
@@ -166,6 +197,8 @@ def _fetch(name: str, library: str, model: str, backbone: nn.Module) -> dict[str
             url = huggingface_hub.hf_hub_url(repo, "model.safetensors")
             folder = Path(huggingface_hub.constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}"
             file = f"model.safetensors of {repo}"
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(PATIENCE)  # a firewall may swallow what it does not let through
     try:
         if library == "torchvision":
             state = torch.hub.load_state_dict_from_url(url, check_hash=True, weights_only=True)
@@ -181,6 +214,8 @@ def _fetch(name: str, library: str, model: str, backbone: nn.Module) -> dict[str
             f"--weights PATH: a state dict that reaches to the last layer used will do (--weights random runs "
             f"without, badly)"
         ) from error
+    finally:
+        socket.setdefaulttimeout(before)
     own = backbone.state_dict()
     # some torchvision files (inception_v3, googlenet) also hold the auxiliary classifiers that are not built
     return {key: value for key, value in state.items() if key in own}

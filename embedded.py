@@ -10,6 +10,7 @@ from torchvision.models.resnet import BasicBlock, conv1x1
 NAME = "resnet18_half"
 FILE = Path(__file__).parent / "weights" / f"{NAME}.safetensors"
 WIDTH = 32  # of layer1; ResNet-18 has 64
+DIMENSION = 192  # of the embeddings: a layer2 patch has 576 numbers
 
 
 class HalfResNet18(nn.Module):

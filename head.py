@@ -81,7 +81,7 @@ class ScoringHead(nn.Module):
         return self._after_first(y)[..., 0]
 
     def _rows(self, part: Tensor) -> Tensor:
-        """(B, C, H, W) → (B, H, W, C) to be multiplied; in bfloat16 it must lie so, or copies eat the gain."""
+        """(B, C, H, W) → (B, H, W, C); in bfloat16 it must lie so in memory, or copies eat the gain."""
         rows = part.permute(0, 2, 3, 1)
         return rows if self.dtype == torch.float32 else rows.to(self.dtype).contiguous()
 

@@ -227,8 +227,8 @@ def main(**options: Any) -> None:
     "-b",
     "--backbone_names",
     multiple=True,
-    default=["wideresnet50"],
-    help="Backbone: a published name, timm:NAME or torchvision:NAME; with .seed-N a seed of its own; repeat it for a model each.",
+    default=["auto"],
+    help="Backbone: a published name, timm:NAME, torchvision:NAME or resnet18_half, which comes along; auto: wideresnet50, or resnet18_half where its weights are not to be had; with .seed-N a seed of its own; repeat it for a model each.",
 )
 @click.option(
     "-le",
@@ -244,9 +244,17 @@ def main(**options: Any) -> None:
     help="Backbone weights: pretrained, random, or the path of a state dict; with several backbones repeatable, one for each.",
 )
 @click.option(
-    "--pretrain_embed_dimension", default=1536, type=AT_LEAST_1, help="Length each layer's patch vector is pooled to."
+    "--pretrain_embed_dimension",
+    default=None,
+    type=AT_LEAST_1,
+    help="Length each layer's patch vector is pooled to.  [default: 1536, of resnet18_half 192]",
 )
-@click.option("--target_embed_dimension", default=1536, type=AT_LEAST_1, help="Length of the patch features.")
+@click.option(
+    "--target_embed_dimension",
+    default=None,
+    type=AT_LEAST_1,
+    help="Length of the patch features.  [default: 1536, of resnet18_half 192]",
+)
 @click.option(
     "--patchsize",
     default=3,

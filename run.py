@@ -25,6 +25,7 @@ import backbones
 import checkpoint
 import compare
 import distribution
+import embedded
 import page
 import reading
 import report
@@ -45,6 +46,7 @@ from thresholds import HELD_OUT, TRAINING
 from utils import LOGGER, choose_device, fix_seeds, setup_logging, write_atomically
 
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "scipy", "scikit-learn", "opencv-python-headless", "pillow")
+DIMENSIONS = ("pretrain_embed_dimension", "target_embed_dimension")
 NOT_FOR_GLASS = frozenset({"backbone_names", "layers_to_extract_from", "weights", "svd"})
 
 
@@ -139,10 +141,12 @@ def _prepare(main: Options, net: Options, dataset: Options) -> Run:
     layout = DATASETS[dataset["name"]](dataset["data_path"], main["seed"], dataset["test_share"])
     layout.choose(dataset["subdatasets"])
     ImageSettings.of(dataset)
-    GLASS.check_settings(net)
+    GLASS.check_settings({**net, **{key: net[key] or backbones.DEFAULT_DIMENSION for key in DIMENSIONS}})
     training = main["test"] == "ckpt"
     textures = open_textures(dataset["aug_path"], main["seed"]) if training else None
     defects = list_defects(dataset["defects"]) if training and dataset["defects"] else []
+    models = Path(main["models_path"]) if main["models_path"] else results / "models"
+    net = {**net, "backbone_names": [_name_of_auto(name, net, models) for name in net["backbone_names"]]}
     names = [backbones.split_seed(name) for name in net["backbone_names"]]
     layers = _layers_of(net["layers_to_extract_from"], len(names))
     for name, _ in names:
@@ -156,11 +160,30 @@ def _prepare(main: Options, net: Options, dataset: Options) -> Run:
     for given, (name, own), used, source in zip(net["backbone_names"], names, layers, weights, strict=True):
         seed = main["seed"] if own is None else own
         nets.append(Net(given, backbones.load(name, source, seed), used, seed))
-    models = Path(main["models_path"]) if main["models_path"] else results / "models"
     budget = cache_budget(dataset["cache_gb"])
     this = Run(main, net, dataset, device, results, models, layout, nets, textures, defects, budget)
     reading.glance_at_textures(this)
     return this
+
+
+def _name_of_auto(given: str, net: Options, models: Path) -> str:
+    """The backbone that `auto` stands for, said why; a training under way keeps the one it was begun with."""
+    name, seed = backbones.split_seed(given)
+    if name != backbones.AUTO:
+        return given
+    if tuple(net["weights"]) != ("pretrained",):
+        raise InputError(f"--weights {net['weights'][0]} are of which network? Give its name with -b")
+    chosen, why = _begun_with(models) or backbones.choose()
+    LOGGER.info("backbone %s: %s", chosen, why)
+    return chosen if seed is None else f"{chosen}.seed-{seed}"
+
+
+def _begun_with(models: Path) -> tuple[str, str] | None:
+    for path in sorted((models / "backbone_0").glob("*/ckpt*.pth")):
+        name = checkpoint.load(path).get("config", {}).get("backbone")
+        if name in (backbones.PREFERRED, embedded.NAME):
+            return name, f"as the training in {path.parent} was begun"
+    return None
 
 
 def _val_share(net: Options, dataset: Options) -> float:
@@ -281,8 +304,14 @@ def _build(this: Run, net: Net, svd: int) -> GLASS:
         input_shape=(3, *size),
         seed=net.seed,
         svd=svd,
-        **{key: value for key, value in this.net.items() if key not in NOT_FOR_GLASS},
+        **{key: value for key, value in this.net.items() if key not in NOT_FOR_GLASS} | _dimensions(this, net),
     )
+
+
+def _dimensions(this: Run, net: Net) -> dict[str, int]:
+    """Lengths of the embeddings, as asked for or as the backbone's own."""
+    default = backbones.default_dimension(backbones.split_seed(net.name)[0])
+    return {key: default if this.net[key] is None else this.net[key] for key in DIMENSIONS}
 
 
 # ----------------------------------------------------------------------------------------- a class
