@@ -43,17 +43,20 @@ need_folder() { # NAME what-it-is: the variable must name a folder
 }
 
 # benchmark NAME RESULTS DATA TEST DISTRIBUTION FG DEFAULT_CLASSES [flags of main.py]
-# The settings are the published ones. -b and -le are not given, their defaults are right (wideresnet50, layer2
-# and layer3): those that NET_FLAGS names would be added to given ones, but they replace defaults.
+# The settings are the published ones. The backbone and -le are left to the defaults where NET_FLAGS names others, which
+# would only be added to given ones. BACKBONE="" leaves the backbone to the default in any case.
 benchmark() {
     local name=$1 results=$2 data=$3 test=$4 distribution=$5 fg=$6 classes=$7 class
     shift 7
+    local network=(-b wideresnet50 --pretrain_embed_dimension 1536 --target_embed_dimension 1536)
+    [ -n "${BACKBONE-published}" ] || network=()
+    case " ${NET_FLAGS:-} " in *" -b "* | *" --backbone"*) network=("${network[@]:2}") ;; esac
     local chosen=()
     for class in ${CLASSES:-$classes}; do chosen+=(-d "$class"); done
     # NET_FLAGS and DATASET_FLAGS are meant to be split into words
     # shellcheck disable=SC2086
     "$PYTHON" "$ROOT/main.py" --seed 0 --test "$test" --results_path "$results" "$@" \
-        net --pretrain_embed_dimension 1536 --target_embed_dimension 1536 --patchsize 3 --meta_epochs 640 \
+        net ${network[@]+"${network[@]}"} --patchsize 3 --meta_epochs 640 \
         --eval_epochs 1 --dsc_layers 2 --dsc_hidden 1024 --pre_proj 1 --mining 1 --noise 0.015 --radius 0.75 \
         --p 0.5 --step 20 --limit 392 ${NET_FLAGS:-} \
         dataset --distribution "$distribution" --mean 0.5 --std 0.1 --fg "$fg" --rand_aug 1 --batch_size 8 \

@@ -11,4 +11,5 @@ need_folder DATAPATH "a folder with a folder of good images a class"
 AUGPATH=${AUGPATH:-builtin}
 [ "$AUGPATH" = builtin ] || need_folder AUGPATH "a folder of texture pictures, e.g. DTD's images, or the word builtin"
 ensure_env requirements.txt
+BACKBONE= # wideresnet50 where its weights are to be had, else the one that comes along
 benchmark folder "${RESULTS:-$ROOT/results/custom}" "$DATAPATH" ckpt 2 0 "" "$@"

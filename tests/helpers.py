@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 import torch
 import torchvision
+from click.testing import CliRunner
 
 from glass import GLASS
 
@@ -147,6 +148,16 @@ def cli(*arguments, cwd=ROOT, **kwargs):
         [sys.executable, str(ROOT / "main.py"), *map(str, arguments)],
         cwd=cwd, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=300, **kwargs,
     )  # fmt: skip
+
+
+def cli_here(*arguments):
+    """As `cli`, in this process: for what ends before any work, where starting Python would take all the time."""
+    import main
+
+    done = CliRunner().invoke(main.main, [str(a) for a in arguments], prog_name="main.py")
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception  # outside of a test it would be a traceback
+    return subprocess.CompletedProcess(arguments, done.exit_code, done.output)
 
 
 def train_cli(data, textures, results, *, main=(), net=(), dataset=(), name="custom"):

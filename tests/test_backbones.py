@@ -5,19 +5,22 @@ import sys
 
 import pytest
 import safetensors.torch
+import skimage.data
+import skimage.transform
 import timm
 import torch
 import torchvision
-from helpers import ROOT
+from helpers import ROOT, fill
 
 import backbones
+import embedded
 from common import NetworkFeatureAggregator
-from errors import InputError
+from errors import InputError, WorkError
 
 SHAPE = (3, 64, 64)
 
 
-@pytest.mark.parametrize("name", backbones.NAMES)
+@pytest.mark.parametrize("name", [*backbones.TORCHVISION, *backbones.TIMM])
 def test_every_published_name_is_a_model(name):
     library, model = backbones.resolve(name)
     known = timm.is_model(model) if library == "timm" else model in torchvision.models.list_models()
@@ -237,3 +240,66 @@ def test_no_network_and_no_weights(tmp_path, name, file):
     assert file in last
     assert str(tmp_path) in last
     assert "--weights PATH" in last
+
+
+def test_the_embedded_network_comes_with_the_project():
+    assert embedded.FILE.stat().st_size <= 4e6
+    network = backbones.load(embedded.NAME)
+    assert sum(p.numel() for p in network.parameters()) < 1e6
+    maps = NetworkFeatureAggregator(network, ["layer2", "layer3"], "cpu", SHAPE)(torch.zeros(1, *SHAPE))
+    assert [tuple(m.shape[1:]) for m in maps] == [(64, 8, 8), (128, 4, 4)]
+    state = safetensors.torch.load_file(embedded.FILE)
+    for name, parameter in network.named_parameters():
+        assert torch.equal(parameter, state[name].float())
+    assert not network.origin.missing
+    other = backbones.load(embedded.NAME, "random", 3)
+    assert not torch.equal(other.conv1.weight, network.conv1.weight)
+
+
+def test_the_embedded_network_sees_what_the_one_it_learnt_from_sees(real):
+    """Places of a photograph that are alike to the one are alike to the other, far more than to random weights."""
+    size = (3, 192, 192)
+    picture = torch.from_numpy(skimage.transform.resize(skimage.data.rocket(), size[1:], anti_aliasing=True))
+    x = ((picture.permute(2, 0, 1).float() - 0.45) / 0.225)[None]
+    of = {
+        "teacher": backbones.load("resnet18", real / "weights" / "resnet18_in1k_to_layer3.pth"),
+        "student": backbones.load(embedded.NAME),
+        "random": backbones.load(embedded.NAME, "random"),
+    }
+    apart = {}
+    for name, network in of.items():
+        rows = NetworkFeatureAggregator(network, ["layer3"], "cpu", size)(x)[0].flatten(2)[0].T
+        distances = torch.pdist(rows)
+        apart[name] = (distances - distances.mean()) / distances.std()
+    alike = {name: float((apart["teacher"] * apart[name]).mean()) for name in ("student", "random")}
+    assert alike["student"] > 0.9
+    assert alike["student"] > alike["random"] + 0.15
+
+
+def test_auto_takes_the_papers_network_where_it_is_to_be_had(monkeypatch):
+    monkeypatch.setattr(backbones, "load", lambda name: None)
+    assert backbones.choose()[0] == "wideresnet50"
+
+
+def test_auto_takes_the_embedded_network_else_and_says_why(monkeypatch):
+    def refuse(name):
+        raise WorkError("no weights") from OSError("Network is unreachable")
+
+    monkeypatch.setattr(backbones, "load", refuse)
+    name, why = backbones.choose()
+    assert name == "resnet18_half"
+    assert "wideresnet50" in why
+    assert "OSError: Network is unreachable" in why
+
+
+def test_scaling_what_the_layers_give_changes_nothing_else():
+    from tools.distil import scale_outputs
+
+    network = embedded.HalfResNet18().eval()
+    fill(network, 0)
+    x = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    before = NetworkFeatureAggregator(network, ["layer1", "layer2", "layer3"], "cpu", SHAPE)(x)
+    scale_outputs(network, (0.25, 3.0))
+    after = NetworkFeatureAggregator(network, ["layer1", "layer2", "layer3"], "cpu", SHAPE)(x)
+    for factor, a, b in zip((1, 0.25, 3), before, after, strict=True):
+        torch.testing.assert_close(a * factor, b, rtol=1e-3, atol=1e-3)

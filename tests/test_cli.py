@@ -14,15 +14,16 @@ import cv2
 import pytest
 import torch
 from click.testing import CliRunner
-from helpers import DATASET, NET, ROOT, cli, make_mvtec, train_cli
+from helpers import DATASET, NET, ROOT, cli, cli_here, make_mvtec, train_cli
 from test_datasets import make_visa
 
+import backbones
 import main as command
 import report
 
 
-def usage_error(*arguments):
-    done = cli(*arguments)
+def usage_error(*arguments, run=cli_here):
+    done = run(*arguments)
     lines = done.stdout.strip().splitlines()
     assert done.returncode == 2, done.stdout
     assert lines[-1].startswith("Error: ")
@@ -222,14 +223,15 @@ def test_both_spellings(option):
 def test_defaults_are_the_published_ones():
     net = command.net.make_context("net", []).params
     dataset = command.dataset.make_context("dataset", ["mvtec", "a", "b"]).params
-    assert list(net["backbone_names"]) == ["wideresnet50"]
+    assert list(net["backbone_names"]) == ["auto"]  # wideresnet50, where its weights are
     assert list(net["layers_to_extract_from"]) == ["layer2", "layer3"]
     expected = {
-        "pretrain_embed_dimension": 1536, "target_embed_dimension": 1536, "patchsize": 3, "meta_epochs": 640,
+        "patchsize": 3, "meta_epochs": 640,
         "eval_epochs": 1, "dsc_layers": 2, "dsc_hidden": 1024, "dsc_margin": 0.5, "pre_proj": 1, "mining": 1,
         "noise": 0.015, "radius": 0.75, "p": 0.5, "lr": 0.0001, "step": 20, "limit": 392, "train_backbone": False,
     }  # fmt: skip
     assert {k: net[k] for k in expected} == expected
+    assert (backbones.default_dimension("wideresnet50"), backbones.default_dimension("resnet18_half")) == (1536, 192)
     expected = {
         "batch_size": 8, "num_workers": 16, "resize": 288, "imagesize": 288, "distribution": 0, "fg": 1, "rand_aug": 1,
         "mean": 0.5, "std": 0.1, "hflip": 0, "rotate_degrees": 0,
@@ -269,7 +271,9 @@ def test_usage_errors(tiny, tmp_path, arguments, says):
         arguments = ["--results_path", tmp_path / "r", *arguments]
     else:
         arguments = ["--gpu", -1, "--results_path", tmp_path / "r", *arguments]
-    assert says.format(**places) in usage_error(*arguments)
+    # some of them as a user does, from the shell
+    run = cli if "99" in arguments or "layer9" in arguments else cli_here
+    assert says.format(**places) in usage_error(*arguments, run=run)
     assert not list(tmp_path.rglob("*.pth"))
 
 
@@ -331,11 +335,22 @@ def test_testing_with_other_settings_than_the_checkpoints(trained, tiny, tmp_pat
 def test_without_network_or_weights(tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
-    done = cli("--gpu", -1, "--results_path", tmp_path / "r", "dataset", "--fg", 0, "mvtec", *tiny)
+    call = ["--gpu", -1, "--results_path", tmp_path / "r"]
+    done = cli(*call, "net", "-b", "wideresnet50", "dataset", "--fg", 0, "mvtec", *tiny)
     assert done.returncode == 1
     last = done.stdout.strip().splitlines()[-1]
     assert "wide_resnet50_2-95faca4d.pth" in last
     assert "--weights PATH" in last
+    rest = ["dataset", "--fg", 0, "--num_workers", 0, "--resize", 64, "--imagesize", 64, "-d", "disc", "mvtec", *tiny]
+    net = ["net", "--meta_epochs", 1, "--dsc_hidden", 16, "--step", 1]
+    done = cli(*call, *net, *rest)
+    assert done.returncode == 0, done.stdout
+    assert "backbone resnet18_half: it comes with the project, and the weights of wideresnet50" in done.stdout
+    done = cli(*call, *net, *rest)
+    assert "backbone resnet18_half: as the training in" in done.stdout
+    done = cli(*call, "net", "--weights", "random", *rest)
+    assert done.returncode == 2
+    assert "Give its name with -b" in done.stdout
 
 
 def test_resumed_class_keeps_its_variant(tiny, tmp_path):

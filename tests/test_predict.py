@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from helpers import ROOT, cli, shape_of_part
+from helpers import ROOT, cli, cli_here, shape_of_part
 from PIL import Image
 
 import backbones
@@ -305,7 +305,7 @@ def test_requests_that_cannot_work(folder, tiny, tmp_path, arguments, code, says
         "empty": tmp_path / "empty",
         "file": tmp_path / "file",
     }
-    done = run(*[a.format(**places) for a in arguments])
+    done = cli_here("predict", *[a.format(**places) for a in arguments])
     assert done.returncode == code, done.stdout
     assert last_line(done).startswith("Error: ")
     assert says in last_line(done)

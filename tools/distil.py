@@ -163,6 +163,43 @@ def _distances(own: Tensor, target: Tensor, generator: torch.Generator) -> Tenso
     return F.smooth_l1_loss(apart[0], apart[1])
 
 
+def scale_outputs(student: HalfResNet18, factors: Sequence[float]) -> None:
+    """Multiply what layer2 and layer3 give by a factor each, exactly, and change nothing else.
+
+    ReLU lets a positive factor pass: the norms at the end of a block take it in, and what reads the block takes it out.
+    """
+    with torch.no_grad():
+        for name, factor in zip(LAYERS, factors, strict=True):
+            first, second = student.get_submodule(name)
+            for norm in (first.bn2, first.downsample[1], second.bn2):
+                norm.weight *= factor
+                norm.bias *= factor
+            second.conv1.weight /= factor
+        for convolution in (student.layer3[0].conv1, student.layer3[0].downsample[0]):
+            convolution.weight /= factors[0]
+
+
+@torch.no_grad()
+def match_scale(work: Distillation, batches: Sequence[Tensor]) -> list[float]:
+    """Let the student's channels deviate as much as the teacher's do on average: the noise of GLASS is no relative one.
+
+    Returns:
+        The factor of each layer.
+    """
+    work.student.eval()
+    deviations = [[0.0, 0.0], [0.0, 0.0]]
+    for batch in batches:
+        x = work.normalise(batch)
+        work.student(x)
+        own = [work.own.pop(name) for name in LAYERS]
+        for i, pair in enumerate(zip(own, work.teacher(x), strict=True)):
+            for j, one in enumerate(pair):
+                deviations[i][j] += float(one.float().std((0, 2, 3)).square().mean())
+    factors = [math.sqrt(theirs / ours) for ours, theirs in deviations]
+    scale_outputs(work.student, factors)
+    return factors
+
+
 def save_weights(student: nn.Module, path: Path) -> None:
     """float16; what batch norms have measured stays float32, whose range it may need."""
     kept = {k: v for k, v in student.state_dict().items() if not k.endswith("num_batches_tracked")}
@@ -228,6 +265,8 @@ def distil(out: Path, images: Path, weights: str, asked: dict[str, Any], device:
             _log(out / "distil.csv", work, number + 1, seen, judged, batch, time.monotonic() - began)
             checkpoint.save({**work.state(), "asked": asked, "step": number + 1}, latest)
             seen = []
+    factors = match_scale(work, judged)
+    click.echo(f"{FILE.name}: layer2 scaled by {factors[0]:.4f}, layer3 by {factors[1]:.4f}")
     save_weights(work.student, out / FILE.name)
 
 
