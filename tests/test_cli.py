@@ -410,3 +410,11 @@ def test_asking_for_another_variant_of_a_finished_class_is_refused(trained, tiny
     done = train_cli(*tiny, trained[0], dataset=("-d", "disc", "--distribution", 3))
     assert done.returncode == 2
     assert "svd was 0, is 1" in done.stdout
+
+
+def test_readme_has_every_option_as_the_command_line_has_it():
+    from tools import flags
+
+    text = flags.README.read_text(encoding="utf-8")
+    assert flags.renewed(text) == text, "python -m tools.flags writes it anew"
+    assert flags.table().count("\n") > 70
