@@ -5,8 +5,8 @@
 All forms get the same random weights and images and take turns. `direct` is the whole network with hooks, unfolded
 neighbourhoods, A, D and its batch norms one after another, and a Gaussian of scipy for each map; `backbone` is the cut
 and folded network alone, the floor of what can be reached. With --onnx the exported graph too, in float32 and int8,
-from uint8 pictures on where the others get prepared ones. Medians and ratios are printed and written to benchmarks/results/inference_<backbone>.csv with
-the machine's name.
+from uint8 pictures on where the others get prepared ones. Medians and ratios are printed and written to
+benchmarks/results/inference_<backbone>.csv with the machine's name.
 """
 
 from __future__ import annotations
