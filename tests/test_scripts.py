@@ -24,11 +24,29 @@ def script(name, *arguments, cwd, **variables):
 
 
 def test_there_is_one_for_each_benchmark():
-    names = ("mvtec", "visa", "mpdd", "wfdd", "mad-man", "mad-sys", "custom")
+    names = ("mvtec", "visa", "mpdd", "wfdd", "mad-man", "mad-sys", "custom", "demo")
     assert set(SCRIPTS) == {f"run-{n}.sh" for n in names}
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
+def test_demo_needs_nothing_and_run_again_reuses_what_is_there(tmp_path):
+    where = {"DEMO_DATA": tmp_path / "data", "RESULTS": tmp_path / "r", "OMP_NUM_THREADS": 1}
+    small = {
+        "NET_FLAGS": "--meta_epochs 1 --step 1 --dsc_hidden 16",
+        "DATASET_FLAGS": "-d wall --resize 64 --imagesize 64 --num_workers 0",
+    }
+    done = script("run-demo.sh", cwd=tmp_path, **where, **small)
+    assert done.returncode == 0, done.stdout
+    assert "folder_wall" in done.stdout
+    assert done.stdout.strip().splitlines()[-1] == f"The report: {tmp_path}/r/report.html"
+    assert (tmp_path / "r" / "report.html").is_file()
+    made = {p: p.stat().st_mtime_ns for p in (tmp_path / "data").rglob("*")}
+    again = script("run-demo.sh", cwd=tmp_path, **where, **small)
+    assert again.returncode == 0, again.stdout
+    assert "training finished before" in again.stdout
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "data").rglob("*")} == made
+
+
+@pytest.mark.parametrize("name", [name for name in SCRIPTS if name != "run-demo.sh"])
 def test_missing_variable_is_said_in_one_line(name, tmp_path):
     done = script(name, cwd=tmp_path)
     assert done.returncode == 2
