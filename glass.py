@@ -973,7 +973,7 @@ class GLASS:
         self._set_mode(False)
         head, scores, peaks, labels, paths = self._head(), [], [], [], []
         defective, masks = [], []  # maps of the synthetic defects' set alone: good images may be many
-        keep = source == HELD_OUT
+        keep = source == HELD_OUT and not self.extra_config.get("tile")  # tiles come without defects
         for batch in loader:
             batch_scores, maps = (x.cpu().numpy() for x in self._judge(self._score_images(head, batch["image"])))
             scores += batch_scores.tolist()

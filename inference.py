@@ -42,15 +42,11 @@ class Inspector(Judge):
     ) -> None:
         self.glass, self.settings, self.geometry, self.tiling = glass, settings, settings, tiling
         self.config: dict[str, Any] = dict(state["config"])
+        self.class_name = str(self.config.get("class_name", ""))
         self.thresholds = Thresholds.of(state.get("thresholds"))
         glass._set_mode(False)
         self._head = glass._head(glass._dtype)
         self._smoothing = threading.Lock()  # its matrices are made when first needed
-
-    @property
-    def class_name(self) -> str:
-        """The class it was trained on, as `<dataset>_<class>`."""
-        return str(self.config.get("class_name", ""))
 
     def score_pictures(self, pictures: Sequence[Image.Image]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """RGB pictures → scores (B,) and maps (B, H, W) of what the network saw of them."""

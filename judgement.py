@@ -12,18 +12,19 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
-from datasets.files import read_rgb
+from datasets.files import read_rgb, to_8_bits
 from drawing import heatmap, outline
 from errors import InputError, WorkError
-from geometry import AUTO, Blend, Geometry, Tiling, batches
+from geometry import AUTO, DEFAULT_OVERLAP, Blend, Geometry, Tiling, batches, pair
 from thresholds import Thresholds
 from thresholds import normalise as normalise_scores
 from utils import LOGGER
 
 SMALLEST = 8  # pixels; below that a picture's side tells nothing
 TILES_AT_ONCE = 8
+MOST_PIXELS = 1 << 27  # of a picture after resizing
 Picture = str | Path | NDArray[np.uint8] | Image.Image
 
 
@@ -55,11 +56,22 @@ class Judge(ABC):
         geometry: which part of a picture the network sees, and how large.
         thresholds: above which score and pixel something is defective; None of a model without.
         tiling: how large pictures are cut; None judges every picture whole.
+        tiles_at_once: of one picture, in memory.
+        class_name: what it was trained on, as `<dataset>_<class>`.
     """
 
     geometry: Geometry
     thresholds: Thresholds | None
     tiling: Tiling | None = None
+    tiles_at_once: int = TILES_AT_ONCE
+    class_name: str = ""
+
+    def identity(self) -> dict[str, Any]:
+        """Plain values in which two ways to run one model agree, and two models hardly will."""
+        thresholds = self.thresholds.plain() if self.thresholds else {}
+        plain = {key: None if value != value else value for key, value in thresholds.items()}
+        tiles = {"tile": list(self.tiling.tile), "overlap": self.tiling.overlap} if self.tiling else {}
+        return {"class_name": self.class_name, "thresholds": plain, **tiles}
 
     @abstractmethod
     def score_pictures(self, pictures: Sequence[Image.Image]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -81,6 +93,8 @@ class Judge(ABC):
         """Judge several at once, which is faster; see `predict_image`."""
         started = time.perf_counter()
         pictures = [open_picture(image) for image in images]
+        for picture in pictures if self.tiling is None else ():
+            _refuse_narrow(picture, self.geometry)
         if self.tiling is not None:
             found = [self._in_tiles(picture, self.tiling) for picture in pictures]
         else:
@@ -101,7 +115,7 @@ class Judge(ABC):
         """
         height, width = pixels.shape[:2]
         blend, score = Blend(tiling, width, height), 0.0
-        for boxes in batches(tiling.boxes(width, height), TILES_AT_ONCE):
+        for boxes in batches(tiling.boxes(width, height), self.tiles_at_once):
             scores, maps = self.score_pictures([Image.fromarray(tiling.cut(pixels, box)) for box in boxes])
             score = max(score, float(scores.max()))
             for box, one in zip(boxes, maps, strict=True):
@@ -132,7 +146,7 @@ class Judge(ABC):
 def open_picture(image: Picture) -> Image.Image:
     """An RGB picture from whatever `Judge.predict_image` takes."""
     if isinstance(image, Image.Image):
-        picture = image.convert("RGB")
+        picture = _upright_rgb(image)
     elif isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (1, 3)):
             raise InputError(
@@ -146,6 +160,29 @@ def open_picture(image: Picture) -> Image.Image:
     if min(picture.size) < SMALLEST:
         raise WorkError(f"a picture of {picture.size[0]}x{picture.size[1]} pixels is too small to be judged")
     return picture
+
+
+def _upright_rgb(image: Image.Image) -> Image.Image:
+    """A PIL picture as `datasets.files.read_rgb` would give its file; one that is RGB already is not copied."""
+    try:
+        image.load()
+    except (OSError, SyntaxError, ValueError) as error:
+        raise WorkError(f"the picture cannot be read: {error}") from error
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray(to_8_bits(np.asarray(image, np.uint16)))
+    elif image.mode in ("I", "F"):
+        raise InputError(f"a PIL image of mode {image.mode} has no range known to be white; give 8 or 16 bits")
+    upright = ImageOps.exif_transpose(image) if image.getexif() else image
+    return upright if upright.mode == "RGB" else upright.convert("RGB")
+
+
+def _refuse_narrow(picture: Image.Image, geometry: Geometry) -> None:
+    height, width = geometry.resized_size(*picture.size)
+    if height * width > MOST_PIXELS:
+        raise WorkError(
+            f"a picture of {picture.size[0]}x{picture.size[1]} pixels is too long and narrow: its shorter side brought "
+            f"to {geometry.resize}, it would have {width}x{height}"
+        )
 
 
 def choose_tiling(config: dict[str, Any], tile: str | int | None, overlap: float | None) -> Tiling | None:
@@ -165,6 +202,8 @@ def choose_tiling(config: dict[str, Any], tile: str | int | None, overlap: float
             raise InputError("--overlap is of tiles, and there are none without --tile")
         return None
     if str(tile) == "off":
+        if overlap is not None:
+            raise InputError("--overlap is of tiles, and --tile off takes none")
         if trained:
             LOGGER.warning(
                 "--tile off: the model was trained on tiles of %s pixels, its scores will mean little", trained
@@ -172,8 +211,10 @@ def choose_tiling(config: dict[str, Any], tile: str | int | None, overlap: float
         return None
     side = trained if tile is None else tile
     if str(side) == AUTO:
-        side = trained or _side_in_training(geometry, config.get("image_size"))
-    if not str(side).isdigit():
+        if not trained:
+            return _as_in_training(geometry, config.get("image_size"), overlap)
+        side = trained
+    if not (str(side).isascii() and str(side).isdigit()):
         raise InputError(f"--tile {tile!r}: possible are a number of pixels, {AUTO} and off")
     given = config.get("overlap") if overlap is None else overlap
     if trained and int(side) != trained:
@@ -181,11 +222,13 @@ def choose_tiling(config: dict[str, Any], tile: str | int | None, overlap: float
     return Tiling.of(geometry, int(side)) if given is None else Tiling.of(geometry, int(side), given)
 
 
-def _side_in_training(geometry: Geometry, image_size: Sequence[int] | None) -> int:
-    """The shorter side, in their own pixels, of what was seen of the training's pictures (width, height)."""
+def _as_in_training(geometry: Geometry, image_size: Sequence[int] | None, overlap: float | None) -> Tiling:
+    """Tiles, in their own pixels, as large as what was seen of the training's pictures (width, height)."""
     if not image_size:
         raise InputError(f"--tile {AUTO}: the model does not say how large its training's pictures were; give pixels")
     width, height = image_size
-    resized = geometry.resized_size(width, height)
-    scale = min(height / resized[0], width / resized[1])  # pixels of the picture for one of the model
-    return round(scale * min(geometry.size))
+    resized, seen, cut = geometry.resized_size(width, height), geometry.size, pair(geometry.resize)
+    # each axis by itself: a whole picture may have been squeezed
+    scales = height / resized[0], width / resized[1]
+    tile, box = (tuple(round(k * side) for k, side in zip(scales, sides, strict=True)) for sides in (seen, cut))
+    return Tiling(tile, box, DEFAULT_OVERLAP if overlap is None else overlap)

@@ -548,15 +548,15 @@ def predict_command(inputs: tuple[str, ...], **options: Any) -> int:
     if options["go_on"] and options["out"] is None:
         raise click.UsageError("--continue needs the --out DIR to go on with")
     from inference import load_checkpoint
-    from predict import FILE, Path, Wishes, find_pictures, predict
+    from predict import FILE, Path, Wishes, find_pictures, listed, predict
     from utils import LOGGER, choose_device, setup_logging
 
     setup_logging()
-    pictures = find_pictures(inputs, sys.stdin if "-" in inputs else ())
+    out = Path(options["out"]) if options["out"] else None
+    pictures = find_pictures(inputs, listed() if "-" in inputs else (), out)
     device = choose_device(options["gpu"])
     how = {key: options[key] for key in ("weights", "precision", "tile", "overlap")}
     model = load_checkpoint(options["checkpoint"], device, **how)
-    out = Path(options["out"]) if options["out"] else None
     wishes = Wishes(out, options["maps"] if options["save"] else "", options["lines"], options["batch_size"])
     if model.thresholds is None:
         LOGGER.warning("the checkpoint has no threshold: scores without decisions")

@@ -6,11 +6,13 @@ import contextlib
 import csv
 import glob
 import io
+import itertools
 import json
 import math
 import os
+import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,41 +25,60 @@ from datasets.files import list_images
 from drawing import save_image
 from errors import InputError, WorkError
 from judgement import Judge, Result, open_picture
-from utils import LOGGER, cores, progress_bar, write_atomically
+from utils import LOGGER, cores, progress_bar, write_atomically, write_text
 
 FILE = "predictions.csv"
-COLUMNS = ("path", "score", "normalised_score", "decision", "seconds", "error")
+COLUMNS = ("path", "score", "normalised_score", "decision", "seconds", "error", "saved_as")
+SETTINGS = "predictions.json"
+SAVED = ("overlays", "maps", "masks")
 AHEAD = 4  # batches that are read while one is judged
+PIXELS_AHEAD = 100_000_000  # that wait at most, of pictures as large as the last one
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture to be judged, and the name of what is saved of it, without suffix."""
+    """A picture to be judged, and its path below what was given, from which the name of what is saved of it is made."""
 
     path: Path
-    name: str
+    relative: str
 
 
 # ------------------------------------------------------------------------------------------- inputs
 
 
-def find_pictures(inputs: Sequence[str], listed: Iterable[str] = ()) -> list[Picture]:
+def find_pictures(inputs: Sequence[str], listed: Iterable[str] = (), out: Path | None = None) -> list[Picture]:
     """Files, folders (at any depth), patterns with * ? [ ], or `-` for the paths in `listed`; each file once.
+
+    A listed path that is not there is taken all the same: it becomes a row with an error, it may have gone meanwhile.
+
+    Args:
+        out: what was saved in this folder before is left out.
 
     Raises:
         InputError: one of them gives no picture.
     """
-    found: dict[Path, str] = {}
-    taken: set[str] = set()
+    found: dict[str, Picture] = {}
+    own = [os.path.abspath(out / name) + os.sep for name in SAVED] if out else []
     for given in inputs:
-        paths = [line.rstrip("\r\n") for line in listed] if given == "-" else [given]
-        for one in filter(None, paths):
-            for path, relative in _resolve(one):
-                if path not in found:
-                    found[path] = _free_name(relative, taken)
+        if given == "-":
+            lines = (line.rstrip("\r\n") for line in listed)
+            pairs = [(Path(line), Path(line).name) for line in lines if line]
+        else:
+            pairs = _resolve(given)
+        for path, relative in pairs:
+            place = os.path.abspath(path)
+            if not place.startswith(tuple(own)):
+                found.setdefault(place, Picture(path, relative))
     if not found:
         raise InputError("no picture is given: files, folders, patterns, or - with a list on standard input")
-    return [Picture(path, name) for path, name in found.items()]
+    return list(found.values())
+
+
+def listed() -> Iterable[str]:
+    """The lines of standard input; a file name need not be text."""
+    if hasattr(sys.stdin, "reconfigure"):
+        sys.stdin.reconfigure(errors="surrogateescape")
+    return sys.stdin
 
 
 def _resolve(given: str) -> list[tuple[Path, str]]:
@@ -94,14 +115,21 @@ class Table:
     Args:
         folder: where it lies; None keeps no table.
         go_on: whether there may be one already, to be continued.
+        identity: of the model, which must be the one that began it.
+        saving: whether pictures are saved: a row without any is then not done.
+
+    Attributes:
+        done: absolute paths that need no work any more.
+        names: of what was saved.
 
     Raises:
         InputError: there is one, and `go_on` is off.
         WorkError: it cannot be written, or is something else.
     """
 
-    def __init__(self, folder: Path | None, go_on: bool) -> None:
+    def __init__(self, folder: Path | None, go_on: bool, identity: dict[str, Any], saving: bool) -> None:
         self.done: set[str] = set()
+        self.names: set[str] = set()
         self._file: TextIO | None = None
         if folder is None:
             return
@@ -111,7 +139,9 @@ class Table:
             if path.exists():
                 if not go_on:
                     raise InputError(f"{path} is there already; give --continue to go on with it, or another --out")
-                self._keep_what_is_done(path)
+                _refuse_another_model(folder / SETTINGS, identity)
+                self._keep_what_is_done(path, saving)
+            write_text(folder / SETTINGS, json.dumps(identity))
             self._file = path.open("a", newline="", encoding="utf-8", errors="surrogateescape")
             if not path.stat().st_size:
                 csv.writer(self._file, lineterminator="\n").writerow(COLUMNS)
@@ -119,15 +149,20 @@ class Table:
         except OSError as error:
             raise WorkError(f"--out {folder} cannot be written to: {error.strerror or error}; give another") from error
 
-    def _keep_what_is_done(self, path: Path) -> None:
+    def _keep_what_is_done(self, path: Path, saving: bool) -> None:
         """Leave out rows with errors, to be tried again, and a last one that was cut off."""
         text = path.read_text(encoding="utf-8", errors="surrogateescape")
         whole = text[: text.rfind("\n") + 1]
-        rows = list(csv.DictReader(io.StringIO(whole)))
-        if rows and not set(COLUMNS) <= set(rows[0]):
-            raise WorkError(f"{path} is no table of predictions; give another --out")
-        kept = [row for row in rows if not row["error"] and row["score"]]
-        self.done = {row["path"] for row in kept}
+        reader = csv.DictReader(io.StringIO(whole))
+        if tuple(reader.fieldnames or COLUMNS) != COLUMNS:
+            raise WorkError(f"{path} is no table of predictions of this command; give another --out, or move it away")
+        kept = [
+            row for row in reader
+            if None not in row and None not in row.values() and not row["error"] and row["score"]
+            and (row["saved_as"] or not saving)
+        ]  # fmt: skip
+        self.done = {os.path.abspath(row["path"]) for row in kept}
+        self.names = {row["saved_as"] for row in kept if row["saved_as"]}
         made = io.StringIO()
         writer = csv.DictWriter(made, COLUMNS, lineterminator="\n")
         writer.writeheader()
@@ -153,7 +188,21 @@ class Table:
             self._file.close()
 
 
-def save(folder: Path, picture: Picture, image: Image.Image, result: Result, model: Judge, kind: str) -> None:
+def _refuse_another_model(path: Path, identity: dict[str, Any]) -> None:
+    """Scores of two models in one table would mean nothing."""
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return  # nothing is known of who began it
+    if before != identity:
+        differ = [key for key in {**before, **identity} if before.get(key) != identity.get(key)]
+        what = ", ".join(differ)
+        raise InputError(
+            f"{path.parent / FILE} was begun with another model or other tiles ({what}); give another --out"
+        )
+
+
+def save(folder: Path, name: str, image: Image.Image, result: Result, model: Judge, kind: str) -> None:
     """Overlay, raw map and mask of a picture, in its own geometry.
 
     Args:
@@ -163,15 +212,15 @@ def save(folder: Path, picture: Picture, image: Image.Image, result: Result, mod
     Raises:
         WorkError: one of them cannot be written.
     """
-    save_image(folder / "overlays" / f"{picture.name}.png", model.overlay(image, result))
+    save_image(folder / "overlays" / f"{name}.png", model.overlay(image, result))
     made = Image.fromarray(result.map)
 
     def write_map(temporary: Path) -> None:
         np.save(temporary, result.map) if kind == "npy" else made.save(temporary, compression="tiff_adobe_deflate")
 
-    write_atomically(folder / "maps" / f"{picture.name}.{kind}", write_map)
+    write_atomically(folder / "maps" / f"{name}.{kind}", write_map)
     if result.mask is not None:
-        save_image(folder / "masks" / f"{picture.name}.png", result.mask.astype(np.uint8) * 255)
+        save_image(folder / "masks" / f"{name}.png", result.mask.astype(np.uint8) * 255)
 
 
 # --------------------------------------------------------------------------------------------- work
@@ -191,16 +240,28 @@ class Wishes:
     batch_size: int
 
 
-def _ahead(pictures: Sequence[Picture], count: int, read: Callable[[Picture], Any]) -> Iterator[tuple[Picture, Future]]:
-    """Each picture with what `read` makes of it, a few of them at a time in the background."""
+Read = tuple[Picture, Image.Image | WorkError]
+
+
+def _ahead(pictures: Sequence[Picture], count: int) -> Iterator[Read]:
+    """Each picture read, or why it cannot be; a few of them in the background, the fewer the larger they are."""
     with ThreadPoolExecutor(max(1, min(4, cores()))) as pool:
         waiting: deque[tuple[Picture, Future]] = deque()
-        for picture in pictures:
-            waiting.append((picture, pool.submit(read, picture)))
-            if len(waiting) >= count:
-                yield waiting.popleft()
-        while waiting:
-            yield waiting.popleft()
+        left, most = iter(pictures), 1  # how large they are, the first one tells
+        while True:
+            for picture in itertools.islice(left, max(0, most - len(waiting))):
+                waiting.append((picture, pool.submit(open_picture, picture.path)))
+            if not waiting:
+                return
+            picture, reading = waiting.popleft()
+            try:
+                image: Image.Image | WorkError = reading.result()
+                most = max(1, min(count, PIXELS_AHEAD // (image.size[0] * image.size[1])))
+            except WorkError as error:
+                image = error
+            except MemoryError:
+                image = WorkError(f"{picture.path}: out of memory")
+            yield picture, image
 
 
 def predict(model: Judge, pictures: Sequence[Picture], wishes: Wishes, go_on: bool = False) -> int:
@@ -209,51 +270,60 @@ def predict(model: Judge, pictures: Sequence[Picture], wishes: Wishes, go_on: bo
     Returns:
         How many could not be judged.
     """
-    table = Table(wishes.out, go_on)
-    left = [p for p in pictures if str(p.path) not in table.done]
+    table = Table(wishes.out, go_on, model.identity(), bool(wishes.maps))
+    left = [p for p in pictures if os.path.abspath(p.path) not in table.done]
     if len(left) < len(pictures):
         LOGGER.info("%d of %d pictures are judged already", len(pictures) - len(left), len(pictures))
-    bar = progress_bar(len(left), "img")
     failed = 0
-
-    def read(picture: Picture) -> Image.Image:
-        return open_picture(picture.path)
-
-    with contextlib.closing(table), bar:
-        batch: list[tuple[Picture, Image.Image | WorkError]] = []
-        for picture, reading in _ahead(left, AHEAD * wishes.batch_size, read):
-            try:
-                batch.append((picture, reading.result()))
-            except WorkError as error:
-                batch.append((picture, error))
-                failed += 1
-            if len(batch) == wishes.batch_size:
-                _finish(model, batch, wishes, table, bar)
+    model.tiles_at_once = wishes.batch_size
+    together = 1 if model.tiling else wishes.batch_size  # of a large picture, its tiles are the batch
+    with contextlib.closing(table), progress_bar(len(left), "img") as bar:
+        batch: list[Read] = []
+        for picture, image in _ahead(left, AHEAD * together):
+            batch.append((picture, image))
+            pixels = sum(i.size[0] * i.size[1] for _, i in batch if isinstance(i, Image.Image))
+            if len(batch) == together or pixels > PIXELS_AHEAD / 4:
+                failed += _finish(model, batch, wishes, table)
+                bar.update(len(batch))
                 batch = []
-        _finish(model, batch, wishes, table, bar)
+        failed += _finish(model, batch, wishes, table)
+        bar.update(len(batch))
     return failed
 
 
-def _finish(
-    model: Judge, batch: Sequence[tuple[Picture, Image.Image | WorkError]], wishes: Wishes, table: Table, bar: Any
-) -> None:
-    """Judge what is gathered, save, write a row each in the order given."""
-    images = [image for _, image in batch if isinstance(image, Image.Image)]
-    found = iter(model.predict_images(images) if images else ())
-    rows = []
+def _finish(model: Judge, batch: Sequence[Read], wishes: Wishes, table: Table) -> int:
+    """Judge what is gathered, save, write a row each in the order given; how many could not be judged."""
+    found = iter(_judge(model, [image for _, image in batch if isinstance(image, Image.Image)]))
+    rows, failed = [], 0
     for picture, image in batch:
-        if isinstance(image, WorkError):
-            rows.append({"path": str(picture.path), "error": " ".join(str(image).split())})
+        result = image if isinstance(image, WorkError) else next(found)
+        if isinstance(result, WorkError):
+            rows.append({"path": str(picture.path), "error": " ".join(str(result).split())})
+            failed += 1
             continue
-        result = next(found)
+        name = ""
         if wishes.maps and wishes.out is not None:
-            save(wishes.out, picture, image, result, model, wishes.maps)
-        rows.append(_row(picture, result))
+            name = _free_name(picture.relative, table.names)
+            save(wishes.out, name, image, result, model, wishes.maps)
+        rows.append({**_row(picture, result), "saved_as": name})
     table.add(rows)
     if wishes.lines:
         for row in rows:
             print(json.dumps(_as_json(row)), flush=True)  # noqa: T201 standard output is for other programs here
-    bar.update(len(rows))
+    return failed
+
+
+def _judge(model: Judge, images: Sequence[Image.Image]) -> list[Result | WorkError]:
+    """A result of each; where all at once cannot be judged, one by one, so that only those fail that must."""
+    if not images:
+        return []
+    try:
+        return list(model.predict_images(images))
+    except (WorkError, MemoryError, RuntimeError) as error:
+        if len(images) > 1:
+            return [one for image in images for one in _judge(model, [image])]
+        reason = "out of memory" if isinstance(error, MemoryError) else str(error) or type(error).__name__
+        return [WorkError(reason)]
 
 
 def _row(picture: Picture, result: Result) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import io
 import platform
@@ -47,6 +48,7 @@ from utils import LOGGER, choose_device, fix_seeds, setup_logging, write_atomica
 
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "scipy", "scikit-learn", "opencv-python-headless", "pillow")
 DIMENSIONS = ("pretrain_embed_dimension", "target_embed_dimension")
+VALIDATED = 400  # tiles that choose an epoch
 NOT_FOR_GLASS = frozenset({"backbone_names", "layers_to_extract_from", "weights", "svd"})
 
 
@@ -477,7 +479,8 @@ def _train(
 
     val = hold_out(data.train, this.dataset["val_share"], this.main["seed"], data.name)
     train_set = good_images([i for i in range(len(data.train)) if i not in set(val)])
-    val_loader = _in_order(this, ValidationDataset(good_images(val))) if val else None
+    val_set = good_images(val)
+    val_loader = _in_order(this, ValidationDataset(_thinned(val_set))) if val else None
     # an epoch ends once more than `limit` samples were used
     sampler = EpochSampler(len(train_set), net.seed, (this.net["limit"] // batch + 1) * batch)
     pin = this.device.type == "cuda"
@@ -493,9 +496,22 @@ def _train(
     best = checkpoint.find_best(model.model_dir)
     # a checkpoint that lay there without its training's state may have been trained on any of the images
     held = bool(val) and checkpoint.load(best[0]).get("config", {}).get("val_share") == this.dataset["val_share"]
-    good = val_loader if held else _in_order(this, GoodImages(train_set))
+    # of tiles all good ones count, and none with defects: their maps would be many
+    whole = val_loader if data.tiling is None else _in_order(this, GoodImages(val_set))
+    good = whole if held else _in_order(this, GoodImages(train_set))
     model.calibrate(good, data.row, HELD_OUT if held else TRAINING)
     return record
+
+
+def _thinned(val_set: TrainDataset) -> TrainDataset:
+    """At most `VALIDATED` of them, evenly chosen: tiles may be thousands, and each keeps its map."""
+    chosen = np.unique(np.linspace(0, len(val_set) - 1, min(len(val_set), VALIDATED)).astype(int))
+    if len(chosen) == len(val_set) or val_set.samples[0].box is None:
+        return val_set
+    thin = copy.copy(val_set)
+    thin.samples = [val_set.samples[i] for i in chosen]
+    thin.masks = val_set.masks and [val_set.masks[i] for i in chosen]
+    return thin
 
 
 def _defects(this: Run, data: ClassData) -> Defects | None:

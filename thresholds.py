@@ -65,7 +65,8 @@ class Thresholds:
 
 def normalise(scores: ArrayLike, threshold: float) -> NDArray[np.float32]:
     """[0, threshold] → [0, 0.5] and [threshold, 1] → [0.5, 1], straight in between."""
-    scores = np.asarray(scores, np.float64)
+    scores = np.asarray(scores)
+    scores = scores if scores.dtype == np.float32 else scores.astype(np.float64)  # a map needs no more
     inner = min(max(threshold, TINY), 1 - TINY)
     lower = (0.5 * scores / inner).clip(0, 0.5)
     upper = (0.5 + 0.5 * (scores - inner) / (1 - inner)).clip(0.5, 1)

@@ -63,13 +63,13 @@ class Sample:
         """
         if self.box is None:
             return read_rgb(self.path)
-        return Image.fromarray(cut_mirrored(np.asarray(_last_picture(self.path)), self.box))
+        return Image.fromarray(cut_mirrored(_last_picture(self.path), self.box))
 
 
-@functools.lru_cache(maxsize=1)
-def _last_picture(path: Path) -> Image.Image:
+@functools.lru_cache(maxsize=2)  # a picture and its foreground mask
+def _last_picture(path: Path) -> NDArray[np.uint8]:
     """Tiles are mostly asked for one after another, each of which would decode the whole picture."""
-    return read_rgb(path)
+    return np.asarray(read_rgb(path))
 
 
 class Layout:
@@ -202,7 +202,7 @@ def plan_images(
     if test:
         fits = [
             cache.plan(("test", s.key), (*settings.size, 3))
-            and (s.mask is None or cache.plan(("mask", s.mask), settings.size))
+            and (s.mask is None or s.box is not None or cache.plan(("mask", s.mask), settings.size))
             for s in test
         ]
         parts.append(f"{sum(fits)} of {len(test)} test images")

@@ -106,7 +106,7 @@ def read_rgb(path: Path) -> Image.Image:
     with _naming(path):
         image = _decode(path.read_bytes())
         if isinstance(image, np.ndarray):
-            image = Image.fromarray(_to_8_bits(image))
+            image = Image.fromarray(to_8_bits(image))
         image.info.clear()  # a transparent colour is none here, and nobody shall turn the picture a second time
         return image.convert("RGB")
 
@@ -233,7 +233,8 @@ def _decode_with_opencv(data: bytes) -> NDArray[Any]:
     return np.ascontiguousarray(values[..., 2::-1]) if values.ndim == 3 else values
 
 
-def _to_8_bits(values: NDArray[Any]) -> NDArray[np.uint8]:
+def to_8_bits(values: NDArray[Any]) -> NDArray[np.uint8]:
+    """16 bits as v / 257 rounded; 8 bits as they are."""
     if values.dtype == np.uint8:
         return values
     if values.dtype.kind == "f" or values.min() < 0 or values.max() > 65535:

@@ -24,7 +24,7 @@ from PIL import Image  # noqa: E402
 from errors import InputError, WorkError  # noqa: E402
 from geometry import Geometry  # noqa: E402
 from judgement import Judge, choose_tiling  # noqa: E402
-from predict import FILE, Wishes, find_pictures, predict  # noqa: E402
+from predict import FILE, Wishes, find_pictures, listed, predict  # noqa: E402
 from thresholds import Thresholds  # noqa: E402
 from utils import LOGGER, setup_logging  # noqa: E402
 
@@ -58,6 +58,7 @@ class GraphJudge(Judge):
         chosen = choose_provider(provider)
         self._session = _open(path, chosen, threads)
         self.about = _metadata(path, self._session)
+        self.class_name = str(self.about["class_name"])
         config = {**self.about, "keep_all": bool(self.about["keep_all"])}
         self.geometry = Geometry.of_config(config)
         given = {k: NAN if v is None else v for k, v in (self.about["thresholds"] or {}).items()}
@@ -75,7 +76,12 @@ class GraphJudge(Judge):
 
     def _run(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         given = images.astype(np.float32) / 255 if self._floats else images
-        return tuple(self._session.run(["score", "map"], {"image": given}))
+        try:
+            return tuple(self._session.run(["score", "map"], {"image": given}))
+        except MemoryError:
+            raise
+        except Exception as error:  # its own kinds of error are not public
+            raise WorkError(f"onnxruntime: {_first_line(error)}") from error
 
 
 def choose_provider(wished: str) -> str:
@@ -153,17 +159,27 @@ def _parser() -> _Parser:
     made.add_argument("--maps", choices=["tiff", "npy"], default="tiff", help="Format of the raw maps (tiff).")
     made.add_argument("--json", action="store_true", help="Print one JSON object a picture on standard output.")
     made.add_argument("--continue", dest="go_on", action="store_true", help=f"Go on with the {FILE} in --out.")
-    made.add_argument("--batch_size", type=_count, default=8, help="Pictures of one size judged at once (8).")
+    made.add_argument(
+        "--batch_size", "--batch-size", type=_count, default=8, help="Pictures of one size judged at once (8)."
+    )
     made.add_argument("--provider", default="cpu", help="That runs the graph: cpu (default), cuda, tensorrt, …")
-    made.add_argument("--threads", type=int, default=0, help="Of the CPU; 0 (default) is as onnxruntime thinks best.")
+    made.add_argument(
+        "--threads", type=_whole, default=0, help="Of the CPU; 0 (default) is as onnxruntime thinks best."
+    )
     made.add_argument("--tile", help="Side of tiles in pixels, auto, or off; as trained, by default.")
     made.add_argument("--overlap", type=float, help="Share of a tile that its neighbour covers too.")
     return made
 
 
+def _whole(text: str) -> int:
+    if not (text.isascii() and text.isdigit()):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 on")
+    return int(text)
+
+
 def _count(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 on")
+    if not _whole(text):
+        raise argparse.ArgumentTypeError("0 is no number from 1 on")
     return int(text)
 
 
@@ -174,7 +190,7 @@ def work(given: argparse.Namespace) -> int:
     for name in ("save", "go_on"):
         if getattr(given, name) and given.out is None:
             raise InputError(f"--{name.replace('go_on', 'continue')} needs --out DIR")
-    pictures = find_pictures(given.inputs, sys.stdin if "-" in given.inputs else ())
+    pictures = find_pictures(given.inputs, listed() if "-" in given.inputs else (), given.out)
     model = GraphJudge(given.model, given.provider, given.tile, given.overlap, given.threads)
     if model.thresholds is None:
         LOGGER.warning("the graph has no threshold: scores without decisions")
@@ -190,9 +206,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; 0 done, 1 failed work, 2 usage, 130 interrupted."""
     setup_logging()
     try:
-        return work(_parser().parse_args(arguments))
+        return work(_parser().parse_intermixed_args(arguments))
     except (InputError, WorkError) as error:
         code, message = (2 if isinstance(error, InputError) else 1), " ".join(str(error).split())
+    except (OSError, MemoryError) as error:
+        code, message = 1, str(error) or "out of memory; try a smaller --batch_size"
     except KeyboardInterrupt:
         code, message = INTERRUPTED, "stopped; with --continue the same command goes on where it was"
     print(f"Error: {message}", file=sys.stderr)  # noqa: T201 the command's last word

@@ -8,6 +8,7 @@ The graph does what `predict` does with a picture: resize, crop, normalise, scor
 from __future__ import annotations
 
 import functools
+import importlib.util
 import io
 import json
 import sys
@@ -30,6 +31,7 @@ import torch.nn.functional as F  # noqa: E402
 from onnx import TensorProto, compose, helper, numpy_helper  # noqa: E402
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static  # noqa: E402
 from onnxruntime.quantization.shape_inference import quant_pre_process  # noqa: E402
+from PIL import Image  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
@@ -44,6 +46,7 @@ from utils import IMAGENET_MEAN, IMAGENET_STD, LOGGER, setup_logging, write_atom
 
 FORMAT = 1  # of the metadata
 CALIBRATED = 100  # pictures
+MUCH = 2e-2  # of a difference between the graph and torch: an antialiased resize rounds a little otherwise
 SMOOTHING_PRODUCTS = 2
 OUTPUTS = ("score", "normalised", "map")
 
@@ -223,9 +226,15 @@ class _Prepared(CalibrationDataReader):
         self._model, self._left = model, iter(tqdm(paths, desc="calibrating", unit="img"))
 
     def get_next(self) -> dict[str, np.ndarray] | None:
-        """The next one, None after the last."""
+        """The next one, None after the last; of a model of tiles one in the middle of the picture."""
         path = next(self._left, None)
-        return None if path is None else {"normalised_image": self._model.prepare(read_rgb(path))[None].numpy()}
+        if path is None:
+            return None
+        picture, tiling = read_rgb(path), self._model.tiling
+        if tiling is not None:
+            boxes = tiling.boxes(*picture.size)
+            picture = Image.fromarray(tiling.cut(np.asarray(picture), boxes[len(boxes) // 2]))
+        return {"normalised_image": self._model.prepare(picture)[None].numpy()}
 
 
 def to_int8(network: onnx.ModelProto, model: Inspector, good: Sequence[Path]) -> onnx.ModelProto:
@@ -247,6 +256,11 @@ def to_int8(network: onnx.ModelProto, model: Inspector, good: Sequence[Path]) ->
 # ------------------------------------------------------------------------------------------- checking
 
 
+@torch.no_grad()
+def _patch_scores(model: Inspector, picture: Image.Image) -> np.ndarray:
+    return model.glass._score_images(model._head, model.prepare(picture)[None]).numpy()
+
+
 def _as_input(session: onnxruntime.InferenceSession, picture: np.ndarray) -> dict[str, np.ndarray]:
     """A picture (h, w, 3) uint8 as the graph takes it."""
     floats = "float" in session.get_inputs()[0].type
@@ -260,10 +274,24 @@ def difference(path: Path, model: Inspector, pictures: Sequence[np.ndarray]) -> 
     for picture in pictures:
         found = session.run(None, _as_input(session, picture))
         scores, maps = model.score(model.prepare(open_picture(picture))[None])
+        if "patch_scores" in (output.name for output in session.get_outputs()):
+            maps = _patch_scores(model, open_picture(picture))
         worst[0] = max(worst[0], float(np.abs(found[0] - scores).max()))
         if found[-1].shape == maps.shape:
             worst[1] = max(worst[1], float(np.abs(found[-1] - maps).max()))
     return worst[0], worst[1]
+
+
+def _is_defective(file: Path, folder: Path) -> bool:
+    return file.relative_to(folder).parts[0] != "good"
+
+
+def _ort() -> Any:
+    """The script beside this one; their folder is no package."""
+    spec = importlib.util.spec_from_file_location("ort", Path(__file__).with_name("ort.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def _trial_pictures(model: Inspector) -> list[np.ndarray]:
@@ -274,12 +302,11 @@ def _trial_pictures(model: Inspector) -> list[np.ndarray]:
 
 
 def auroc(path: Path, folder: Path) -> float:
-    """Image AUROC of a graph on a folder with good/ and other folders in it."""
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    """Image AUROC of a graph on a folder with good/ and other folders in it, as `ort.py` judges."""
+    judge = _ort().GraphJudge(path)
     files = list_images(folder, recursive=True)
-    labels = [file.relative_to(folder).parts[0] != "good" for file in files]
-    pictures = (_as_input(session, np.asarray(read_rgb(file))) for file in tqdm(files, unit="img"))
-    scores = [float(session.run(["score"], picture)[0][0]) for picture in pictures]
+    labels = [_is_defective(file, folder) for file in files]
+    scores = [judge.predict_image(file).score for file in tqdm(files, unit="img")]
     return metrics.compute_imagewise_retrieval_metrics(scores, labels)["auroc"]
 
 
@@ -354,6 +381,7 @@ def main(checkpoint: str | None, **options: Any) -> None:
     good = list_images(Path(options["images"]), recursive=True) if options["images"] else []
     if options["images"] and not good:
         raise InputError(f"--images {options['images']}: no pictures there")
+    _check_measured(options)
     model = load_checkpoint(chosen, weights=options["weights"])
     beside = chosen if chosen.is_dir() else chosen.parent
     out = Path(options["out"]) if options["out"] else beside / f"{model.class_name or 'model'}{_suffix(options)}.onnx"
@@ -368,12 +396,34 @@ def main(checkpoint: str | None, **options: Any) -> None:
     if options["measure"]:
         _measure(wanted, names, out, Path(options["measure"]))
     score, of_map = difference(out, model, _trial_pictures(model))
+    if precision == "fp32" and max(score, of_map) > MUCH:
+        LOGGER.warning("%s does not say what torch says: do not use it before you know why", out)
     LOGGER.info("%s: %s, %.1f MB; largest difference to torch: score %.2g, map %.2g", out, precision,
                 out.stat().st_size / 1e6, score, of_map)  # fmt: skip
 
 
+def _check_measured(options: dict[str, Any]) -> None:
+    """--images and --measure are of --quantize, and --measure needs both kinds of pictures."""
+    for name in ("images", "measure"):
+        if options[name] and not options["quantize"]:
+            raise click.UsageError(f"--{name} is of --quantize, which is not given")
+    if not options["measure"]:
+        return
+    folder = Path(options["measure"])
+    if options["plain"]:
+        raise click.UsageError("--measure needs the map that --no-postprocess leaves out")
+    kinds = {_is_defective(file, folder) for file in list_images(folder, recursive=True)}
+    if kinds != {True, False}:
+        raise InputError(f"--measure {folder}: needs pictures in {folder / 'good'} and in other folders beside it")
+
+
 def _suffix(options: dict[str, Any]) -> str:
-    return "_int8" if options["quantize"] else "_fp16" if options["half"] else ""
+    """Of the file's name, so that one kind of graph does not replace another."""
+    kinds = {
+        "int8": options["quantize"], "fp16": options["half"], "plain": options["plain"],
+        "static": not options["dynamic"], "float": options["kind"] == "float",
+    }  # fmt: skip
+    return "".join(f"_{kind}" for kind, given in kinds.items() if given)
 
 
 def _spread(paths: Sequence[Path], count: int) -> list[Path]:

@@ -132,6 +132,8 @@ def test_the_only_checkpoint_is_found_and_several_are_listed(folder, tmp_path):
         (("/none.pth",), 1, "no checkpoint /none.pth"),
         (("{ckpt}", "--quantize", "int8"), 2, "needs --images"),
         (("{ckpt}", "--quantize", "int8", "--images", "/none"), 2, "no pictures there"),
+        (("{ckpt}", "--images", "/none"), 2, "no pictures there"),
+        (("{ckpt}", "--measure", "/none"), 2, "--measure is of --quantize"),
         (("{ckpt}", "--opset", "11"), 2, "not in the range"),
         (("{ckpt}", "--out", "/proc/none/m.onnx"), 1, "cannot write"),
     ],

@@ -272,7 +272,7 @@ def test_memory_does_not_grow_with_the_pictures(model, tmp_path, monkeypatch):
     monkeypatch.setattr(
         model, "predict_images", lambda images: [model.result(0.5, np.zeros((64, 64), np.float32))] * len(images)
     )
-    pictures = [predict.Picture(tmp_path / f"{i}.png", str(i)) for i in range(500)]
+    pictures = [predict.Picture(tmp_path / f"{i}.png", f"{i}.png") for i in range(500)]
     assert predict.predict(model, pictures, predict.Wishes(tmp_path, "", False, 4)) == 0
     assert most[0] <= 4 * (predict.AHEAD + 2)
 
@@ -368,3 +368,85 @@ def test_predict_stands_in_the_help_and_comes_first():
     assert "predict" in cli("--help").stdout
     assert "--checkpoint" in run("--help").stdout
     assert cli("--seed", 1, "predict").returncode == 2
+
+
+def test_continuing_keeps_what_other_pictures_left_and_saves_what_was_not(folder, tiny, tmp_path):
+    good = sorted((tiny[0] / "disc/test/good").iterdir())[:2]
+    for name, source in zip(("a", "b"), good, strict=True):
+        (tmp_path / name).mkdir()
+        shutil.copy(source, tmp_path / name / "x.png")
+    call = ("--checkpoint", folder, "--out", tmp_path / "o")
+    assert cli_here("predict", *call, tmp_path / "a").returncode == 0
+    assert not (tmp_path / "o" / "maps").exists()
+    done = cli_here("predict", *call, "--save", "--continue", tmp_path / "a", tmp_path / "b")
+    assert done.returncode == 0, done.stdout
+    rows = table(tmp_path / "o")
+    assert {row["saved_as"] for row in rows.values()} == {"x", "x_2"}
+    first = (tmp_path / "o/maps/x.tiff").read_bytes()
+    (tmp_path / "c").mkdir()
+    shutil.copy(good[0], tmp_path / "c" / "x.png")
+    # what was saved lies in a folder that is judged too
+    done = cli_here("predict", *call, "--save", "--continue", tmp_path)
+    assert done.returncode == 0, done.stdout
+    assert len(table(tmp_path / "o")) == 3
+    assert (tmp_path / "o/maps/x.tiff").read_bytes() == first
+
+
+def test_a_table_of_another_model_or_kind_is_left_alone(folder, tiny, tmp_path):
+    picture = sorted((tiny[0] / "disc/test/good").iterdir())[0]
+    call = ("predict", "--checkpoint", folder, "--out", tmp_path / "o", picture)
+    assert cli_here(*call).returncode == 0
+    other = cli_here(*call, "--continue", "--tile", 40)
+    assert other.returncode == 2
+    assert "begun with another model or other tiles (tile, overlap)" in other.stdout
+    path = tmp_path / "o" / "predictions.csv"
+    for text in ("path,label\n", "path,score,normalised_score,decision,seconds,error,saved_as,mine\n"):
+        path.write_text(text)
+        done = cli_here(*call, "--continue")
+        assert done.returncode == 1
+        assert "no table of predictions of this command" in done.stdout
+        assert path.read_text() == text
+
+
+def test_a_listed_picture_that_is_gone_is_a_row(folder, tiny, tmp_path):
+    picture = sorted((tiny[0] / "disc/test/good").iterdir())[0]
+    listed = f"{picture}\n{tmp_path}/gone.png\n{picture.parent}/../good/{picture.name}\n"
+    done = run("--checkpoint", folder, "--out", tmp_path / "o", "-", input=listed)
+    assert done.returncode == 1
+    assert "1 of 2 pictures could not be judged" in last_line(done)
+    assert table(tmp_path / "o")[f"{tmp_path}/gone.png"]["error"]
+
+
+def test_what_cannot_be_judged_takes_no_other_picture_with_it(model, tmp_path, monkeypatch):
+    score = model.score_pictures
+
+    def fails(pictures):
+        if any(p.size == (70, 70) for p in pictures):
+            raise MemoryError
+        return score(pictures)
+
+    monkeypatch.setattr(model, "score_pictures", fails)
+    for i, side in enumerate((64, 70, 66)):
+        Image.new("RGB", (side, side)).save(tmp_path / f"{i}.png")
+    pictures = predict.find_pictures([str(tmp_path)])
+    assert predict.predict(model, pictures, predict.Wishes(tmp_path / "o", "", False, 8)) == 1
+    rows = {os.path.basename(p): row for p, row in table(tmp_path / "o").items()}
+    assert rows["1.png"]["error"] == "out of memory"
+    assert rows["0.png"]["score"]
+    assert rows["2.png"]["score"]
+
+
+def test_pil_pictures_are_read_as_their_files(model, tmp_path):
+    deep = Image.fromarray(np.full((64, 64), 30_000, np.uint16))
+    deep.save(tmp_path / "deep.png")
+    assert (
+        model.predict_image(Image.open(tmp_path / "deep.png")).score == model.predict_image(tmp_path / "deep.png").score
+    )
+    with pytest.raises(InputError, match="mode F"):
+        model.predict_image(Image.new("F", (64, 64)))
+    shape = Image.fromarray(shape_of_part(np.random.default_rng(0), 64, True)[0]).crop((0, 0, 40, 64))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    shape.save(tmp_path / "turned.png", exif=exif)
+    turned = model.predict_image(Image.open(tmp_path / "turned.png"))
+    assert turned.map.shape == model.predict_image(tmp_path / "turned.png").map.shape == (40, 64)

@@ -93,8 +93,23 @@ def test_how_a_model_sees_large_pictures(config, tile, overlap, expected):
     assert (None if made is None else (made.tile[0], made.overlap)) == expected
 
 
+@pytest.mark.parametrize("geometry", [{"keep_all": True}, {"resize": [64, 128]}, {"resize": 80}])
+def test_a_picture_of_the_trainings_size_is_one_tile_seen_as_the_whole_is(geometry):
+    config = {"imagesize": [64, 128] if "keep_all" not in geometry and geometry["resize"] != 80 else 64, **geometry}
+    size = (1200, 800)
+    tiling = choose_tiling({**config, "image_size": list(size)}, "auto", None)
+    own = Geometry.of_config(config)
+    if geometry.get("resize") == 80:  # the crop leaves parts of it out
+        assert tiling.tile == (640, 640)
+        assert tiling.box == (800, 800)
+        return
+    assert tiling.boxes(*size) == [(0, 0, 800, 1200)]
+    assert tiling.box == (800, 1200)
+    assert own.resized_size(*size) == own.size
+
+
 def test_tiles_that_cannot_be():
-    for how in (("big", None), (8, None), (100, 0.9), (None, 0.2)):
+    for how in (("big", None), (8, None), (100, 0.9), (None, 0.2), ("off", 0.2), ("²", None)):
         with pytest.raises(InputError, match=r"--tile|--overlap"):
             choose_tiling({"image_size": [1200, 800]}, *how)
     with pytest.raises(InputError, match="give pixels"):
