@@ -547,11 +547,7 @@ class GLASS:
         )  # images or f differ from epoch to epoch, so the mean embedding must be made anew
         mean_embedding = None
         kept, memory = (None, None) if moving else self._memories(centre_loader, judged_loader, name)
-        samples = _samples_per_epoch(train_loader, self.limit)
-        bar = tqdm(
-            total=samples and samples * self.meta_epochs, initial=(samples or 0) * record["epoch"], unit="img",
-            desc=name, mininterval=0.5 if sys.stderr.isatty() else 30, dynamic_ncols=True,
-        )  # fmt: skip
+        bar = self._progress(train_loader, record, name)
         with bar, SummaryWriter(str(self.model_dir / "tb"), purge_step=record["epoch"]) as board:
             for epoch in range(record["epoch"], self.meta_epochs):
                 started = time.monotonic()
@@ -576,6 +572,14 @@ class GLASS:
                 self.patience,
             )  # fmt: skip
         return record
+
+    def _progress(self, loader: Iterable[Batch], record: Mapping[str, Any], name: str) -> tqdm:
+        """A bar of the samples of all epochs, as far as the loader tells them."""
+        samples = _samples_per_epoch(loader, self.limit)
+        return tqdm(
+            total=samples and samples * self.meta_epochs, initial=(samples or 0) * record["epoch"], unit="img",
+            desc=name, mininterval=0.5 if sys.stderr.isatty() else 30, dynamic_ncols=True,
+        )  # fmt: skip
 
     def _write_board(
         self, board: SummaryWriter, figures: Mapping[str, float], record: Mapping[str, Any],

@@ -9,7 +9,6 @@ to benchmarks/results/embedding.csv with the machine's name. The values are comp
 from __future__ import annotations
 
 import argparse
-import csv
 import platform
 import statistics
 import sys
@@ -20,9 +19,10 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "benchmarks")]
 
 import reference  # noqa: E402
+from measuring import write_rows  # noqa: E402
 
 import backbones  # noqa: E402
 from glass import GLASS  # noqa: E402
@@ -102,12 +102,7 @@ def main() -> None:
         print(f"{row['form']:40s} {row['median_s']:8.3f} s   {row['ratio']:5.2f}×")
     print(f"largest difference of reference and product: {difference:.2g} (values up to {rows[0]['largest_value']})")
     print(machine)
-    path = ROOT / "benchmarks" / "results" / "embedding.csv"
-    path.parent.mkdir(exist_ok=True)
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    write_rows("embedding", rows)
 
 
 if __name__ == "__main__":

@@ -13,11 +13,8 @@ from __future__ import annotations
 
 import argparse
 import copy
-import csv
-import importlib.util
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,6 +26,7 @@ import onnxruntime  # noqa: E402
 import reference  # noqa: E402
 import torch  # noqa: E402
 from embedding import processor, whole_network_hooked  # noqa: E402
+from measuring import script, seconds_of, write_rows  # noqa: E402
 from PIL import Image  # noqa: E402
 from skimage import data as photographs  # noqa: E402
 
@@ -95,9 +93,7 @@ class Bench:
         return run(images)
 
     def _graphs(self, count: int) -> dict[str, Callable[[], object]]:
-        spec = importlib.util.spec_from_file_location("pth2onnx", ROOT / "onnx" / "pth2onnx.py")
-        export = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(export)
+        export = script("pth2onnx")
         model = self.models["fp32"]
         folder = Path(self.args.folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -116,13 +112,7 @@ class Bench:
 
     def time(self, work: Callable[[], object]) -> float:
         """Seconds of one call."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        start = time.perf_counter()
-        work()
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter() - start
+        return seconds_of(work, self.device)
 
 
 def measure(bench: Bench, count: int) -> dict[str, float]:
@@ -165,12 +155,7 @@ def main() -> None:
                          "milliseconds": round(1000 * seconds, 2), "ratio": round(ratio, 2),
                          "machine": machine})  # fmt: skip
     print(f"largest difference of fp32 to direct: score {apart[0]:.1e}, map {apart[1]:.1e}")
-    path = ROOT / "benchmarks" / "results" / f"inference_{args.backbone}.csv"
-    path.parent.mkdir(exist_ok=True)
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    write_rows(f"inference_{args.backbone}", rows)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ the purpose; with them the first training images found are enlarged to the sourc
 from __future__ import annotations
 
 import argparse
-import csv
 import statistics
 import sys
 import tempfile
@@ -28,6 +27,7 @@ import numpy as np  # noqa: E402
 import reference  # noqa: E402
 import torch  # noqa: E402
 from embedding import processor  # noqa: E402
+from measuring import write_rows  # noqa: E402
 from PIL import Image  # noqa: E402
 
 import perlin  # noqa: E402
@@ -136,12 +136,7 @@ def write(args: argparse.Namespace, spent: dict[str, list[float]]) -> None:
         })  # fmt: skip
         print(f"{name:28s} {median:8.2f} ms of one core   {rows[-1]['ratio']:6.2f}×")
     print(machine)
-    path = ROOT / "benchmarks" / "results" / "loader.csv"
-    path.parent.mkdir(exist_ok=True)
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    write_rows("loader", rows)
 
 
 if __name__ == "__main__":

@@ -16,14 +16,12 @@ from __future__ import annotations
 
 import argparse
 import copy
-import csv
 import math
 import resource
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -35,6 +33,7 @@ import reference  # noqa: E402
 import torch  # noqa: E402
 from embedding import processor, whole_network_hooked  # noqa: E402
 from loader import sources  # noqa: E402
+from measuring import seconds_of, write_rows  # noqa: E402
 from sklearn.metrics import average_precision_score, roc_auc_score  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
@@ -224,13 +223,7 @@ class Bench:
 
     def time(self, work: Callable[[], object]) -> float:
         """Seconds of one call."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        start = time.perf_counter()
-        work()
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter() - start
+        return seconds_of(work, self.device)
 
 
 def measure(bench: Bench) -> dict[str, dict[str, float]]:
@@ -293,13 +286,8 @@ def write(rows: list[dict[str, object]], args: argparse.Namespace, machine: str)
         cells = [f"{row['seconds']:9.3f} s {row['ratio'] or 0:5.2f}×" for row in rows if row["stage"] == stage]
         print(f"{stage:42s}" + "".join(f"{cell:>18s}" for cell in cells))
     print(machine)
-    path = ROOT / "benchmarks" / "results" / f"train_{args.backbone}.csv"
-    path.parent.mkdir(exist_ok=True)
     settings = {name: getattr(args, name) for name in ("backbone", "dimension", "size", "batch", "svd", "repeats")}
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=[*rows[0], *settings, "machine"])
-        writer.writeheader()
-        writer.writerows({**row, **settings, "machine": machine} for row in rows)
+    write_rows(f"train_{args.backbone}", [{**row, **settings, "machine": machine} for row in rows])
 
 
 def memory(args: argparse.Namespace) -> None:

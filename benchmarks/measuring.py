@@ -1,0 +1,43 @@
+"""What the benchmarks share: seconds of a call, the table on disk, a script of onnx/ as a module."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def seconds_of(work: Callable[[], object], device: torch.device) -> float:
+    """Seconds of one call, what it started on the device included."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
+def write_rows(name: str, rows: Sequence[Mapping[str, object]]) -> None:
+    """benchmarks/results/<name>.csv, with the first row's keys as header."""
+    path = ROOT / "benchmarks" / "results" / f"{name}.csv"
+    path.parent.mkdir(exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def script(name: str) -> ModuleType:
+    """onnx/<name>.py; its folder is no package."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "onnx" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
