@@ -393,6 +393,8 @@ def main(checkpoint: str | None, **options: Any) -> None:
     precision = options["quantize"] or ("fp16" if options["half"] else "fp32")
     floats = options["kind"] == "float"
     finish(export(*wanted, change, floats), describe(model, names, precision), out)
+    if options["quantize"] and not options["plain"]:
+        _say_false_alarms(out, _spread(good, CALIBRATED))
     if options["measure"]:
         _measure(wanted, names, out, Path(options["measure"]))
     score, of_map = difference(out, model, _trial_pictures(model))
@@ -430,6 +432,21 @@ def _spread(paths: Sequence[Path], count: int) -> list[Path]:
     """At most `count` of them, evenly chosen."""
     chosen = np.unique(np.linspace(0, len(paths) - 1, min(count, len(paths))).astype(int))
     return [paths[i] for i in chosen]
+
+
+def _say_false_alarms(path: Path, good: Sequence[Path]) -> None:
+    """Rounding shifts scores, and the threshold is the float model's: whether good pictures are still below it."""
+    judge = _ort().GraphJudge(path)
+    if judge.thresholds is None:
+        return
+    above = sum(bool(judge.predict_image(file).decision) for file in good)
+    line = f"{path}: {above} of {len(good)} good pictures are above the threshold in int8"
+    if above > max(1, 2 * judge.thresholds.false_alarm * len(good)):
+        LOGGER.warning(
+            "%s: its scores have shifted; give --images of all kinds of good pictures, or stay in fp32", line
+        )
+    else:
+        LOGGER.info(line)
 
 
 def _measure(wanted: tuple[Inspector, int, bool, bool], names: Sequence[str], out: Path, folder: Path) -> None:

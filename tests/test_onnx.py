@@ -93,6 +93,7 @@ def test_each_kind_of_export(folder, tiny, tmp_path, flags, apart):
     assert done.returncode == 0, done.stdout
     assert "largest difference to torch: score" in done.stdout
     assert ("image AUROC on" in done.stdout) == bool(more)
+    assert ("good pictures are above the threshold in int8" in done.stdout) == bool(more)
     about = json.loads({p.key: p.value for p in onnx.load(out).metadata_props}["glass"])
     model = load_checkpoint(folder)
     assert about["class_name"] == "custom_disc"
