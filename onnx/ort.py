@@ -139,6 +139,9 @@ def _first_line(error: Exception) -> str:
 # -------------------------------------------------------------------------------------- command line
 
 
+BY_DEFAULT = " (default: %(default)s)"
+
+
 class _Parser(argparse.ArgumentParser):
     """Says what is wrong in one line."""
 
@@ -154,20 +157,29 @@ def _parser() -> _Parser:
         "inputs", metavar="INPUT", nargs="+",
         help="Files, folders (at any depth), patterns, or - for a list of paths on standard input.",
     )  # fmt: skip
-    made.add_argument("--out", type=Path, help=f"Folder of {FILE} and what --save saves.")
+    made.add_argument("--out", type=Path, metavar="DIRECTORY", help=f"Folder of {FILE} and what --save saves.")
     made.add_argument("--save", action="store_true", help="Save overlays, raw maps and masks.")
-    made.add_argument("--maps", choices=["tiff", "npy"], default="tiff", help="Format of the raw maps (tiff).")
+    made.add_argument("--maps", choices=["tiff", "npy"], default="tiff", help=f"Format of the raw maps{BY_DEFAULT}.")
     made.add_argument("--json", action="store_true", help="Print one JSON object a picture on standard output.")
     made.add_argument("--continue", dest="go_on", action="store_true", help=f"Go on with the {FILE} in --out.")
     made.add_argument(
-        "--batch_size", "--batch-size", type=_count, default=8, help="Pictures of one size judged at once (8)."
-    )
-    made.add_argument("--provider", default="cpu", help="That runs the graph: cpu (default), cuda, tensorrt, …")
+        "--batch_size", "--batch-size", metavar="1≤x", type=_count, default=8,
+        help=f"Pictures of one size judged at once{BY_DEFAULT}.",
+    )  # fmt: skip
     made.add_argument(
-        "--threads", type=_whole, default=0, help="Of the CPU; 0 (default) is as onnxruntime thinks best."
+        "--provider",
+        metavar="NAME",
+        default="cpu",
+        help=f"That runs the graph: cpu, cuda, tensorrt or another{BY_DEFAULT}.",
     )
-    made.add_argument("--tile", help="Side of tiles in pixels, auto, or off; as trained, by default.")
-    made.add_argument("--overlap", type=float, help="Share of a tile that its neighbour covers too.")
+    made.add_argument(
+        "--threads", metavar="0≤x", type=_whole, default=0,
+        help=f"Of the CPU; 0: as onnxruntime thinks best{BY_DEFAULT}.",
+    )  # fmt: skip
+    made.add_argument("--tile", metavar="PIXELS|auto|off", help="Shorter side of tiles; as trained, if not given.")
+    made.add_argument(
+        "--overlap", metavar="0≤x≤0.75", type=float, help="Share of a tile that its neighbour covers too; likewise."
+    )
     return made
 
 

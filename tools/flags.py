@@ -1,15 +1,22 @@
-"""The README's table of all options, from the command line itself: `python -m tools.flags` writes it anew."""
+"""The README's tables of all options, from the commands themselves: `python -m tools.flags` writes them anew."""
 
 from __future__ import annotations
 
+import argparse
+import importlib.util
 import re
+from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 
 import click
 
+import compare
 import main
+from datasets import check, demo, foreground, mad_sys, preview
 
-README = Path(__file__).parent.parent / "README.md"
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
 BEGIN, END = "<!-- options: written by python -m tools.flags -->", "<!-- end of options -->"
 COMMANDS = (
     ("main.py", main.main),
@@ -17,21 +24,75 @@ COMMANDS = (
     ("dataset", main.dataset),
     ("predict", main.predict_command),
 )
+# those beside main.py, by what is typed after `python`
+FURTHER = (
+    ("-m datasets.check", check.main.params),
+    ("-m datasets.preview", preview.OWN_OPTIONS),  # besides those of dataset
+    ("-m datasets.foreground", foreground.main.params),
+    ("-m datasets.mad_sys", mad_sys.main.params),
+    ("-m datasets.demo", demo.command.params),
+    ("-m report", compare.main.params),
+)
 STATED = re.compile(r"\s*\[default: (.*)\]$")
 
 
 def table() -> str:
-    """All options of all commands as one Markdown table."""
-    lines = ["| command | option | default | meaning |", "|---|---|---|---|"]
-    for name, command in COMMANDS:
-        for option in command.params:
-            if isinstance(option, click.Option) and option.name != "help":
-                lines.append("| " + " | ".join((name, _spelling(option), *_default_and_meaning(option))) + " |")
-    return "\n".join(lines)
+    """All options of main.py as one Markdown table, and those of the other commands as a second one."""
+    exporter, runner = _script("pth2onnx"), _script("ort")
+    own = [(name, command.params) for name, command in COMMANDS]
+    beside = [*FURTHER, ("onnx/pth2onnx.py", exporter.main.params)]
+    between = "The commands beside it; `datasets.preview` takes the options of `dataset` too:"
+    return "\n".join(
+        [
+            *_head("command"), *_rows(own), "", between, "",
+            *_head("python"), *_rows(beside), *_parsed("onnx/ort.py", runner._parser()),
+        ]
+    )  # fmt: skip
+
+
+def _script(name: str) -> ModuleType:
+    """A file of onnx/, which is no package."""
+    spec = importlib.util.spec_from_file_location(f"onnx_{name}", ROOT / "onnx" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _head(first: str) -> list[str]:
+    return [f"| {first} | option | default | meaning |", "|---|---|---|---|"]
+
+
+def _rows(commands: Sequence[tuple[str, Sequence[click.Parameter]]]) -> list[str]:
+    return [
+        "| " + " | ".join((name, _spelling(option), *_default_and_meaning(option))) + " |"
+        for name, options in commands
+        for option in options
+        if isinstance(option, click.Option) and option.name != "help"
+    ]
+
+
+def _parsed(name: str, parser: argparse.ArgumentParser) -> list[str]:
+    """Rows of a command that has to do without click."""
+    lines = []
+    for option in parser._actions:
+        if option.option_strings and option.dest != "help":
+            values = "" if option.nargs == 0 else " " + _values(option)
+            default = "no" if option.default is False else "–" if option.default is None else option.default
+            meaning = option.help.replace(" (default: %(default)s)", "")
+            lines.append(f"| {name} | `{option.option_strings[0]}`{values} | {default} | {meaning} |")
+    return lines
+
+
+def _values(option: argparse.Action) -> str:
+    if option.choices:
+        return "\\|".join(option.choices)
+    return option.metavar.replace("|", "\\|")
 
 
 def _spelling(option: click.Option) -> str:
     names = ", ".join(sorted(option.opts, key=len))
+    if option.secondary_opts:
+        return f"`{names}`, `{', '.join(option.secondary_opts)}`"
     if option.is_flag:
         return f"`{names}`"
     kind = option.type
@@ -61,6 +122,8 @@ def _default_and_meaning(option: click.Option) -> tuple[str, str]:
     if stated:
         return stated[1], STATED.sub("", text)
     default = option.default
+    if option.secondary_opts:
+        default = (option.opts if default else option.secondary_opts)[0]
     if isinstance(default, (list, tuple)):
         default = " ".join(map(str, default))
     missing = default is None or default == "" or not isinstance(default, (str, int, float, bool))
