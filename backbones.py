@@ -132,7 +132,7 @@ def choose() -> tuple[str, str]:
         why = str(error.__cause__ or error).strip().splitlines()
         reason = f"{type(error.__cause__ or error).__name__}: {why[0]}" if why else type(error.__cause__).__name__
         return embedded.NAME, (
-            f"it comes with the project, and the weights of {PREFERRED}, the paper's network, are neither in the "
+            f"it comes with the project, and usable weights of {PREFERRED}, the paper's network, are neither in the "
             f"cache nor to be fetched ({reason[:160]})"
         )
     return PREFERRED, "the paper's network"
@@ -163,7 +163,14 @@ def load(name: str, weights: str | Path = "pretrained", seed: int = 0) -> nn.Mod
         missing = _load_file(backbone, name, embedded.FILE)
     elif str(weights) == "pretrained":
         # every tensor's name and shape is checked; the classifier is the network's own
-        backbone.load_state_dict(_fetch(name, library, model, backbone))
+        state = _fetch(name, library, model, backbone)
+        try:
+            backbone.load_state_dict(state)
+        except RuntimeError as error:
+            raise WorkError(
+                f"the file kept as ImageNet weights of backbone {name!r} is not of that network; delete it from "
+                f"{Path(torch.hub.get_dir()) / 'checkpoints'} and have it fetched anew"
+            ) from error
     elif str(weights) != "random":
         missing = _load_file(backbone, name, Path(weights))
     backbone.origin = Origin(name, str(weights), missing)

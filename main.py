@@ -5,32 +5,15 @@ Turns options into settings and runs one loop over the classes.
 
 from __future__ import annotations
 
-import math
 import sys
 from typing import Any
 
 import click
 from click.core import ParameterSource
 
-CONTEXT = {
-    "show_default": True,
-    # both --meta_epochs and --meta-epochs
-    "token_normalize_func": lambda token: token.replace("-", "_"),
-    "help_option_names": ["-h", "--help"],
-    "max_content_width": 110,
-}
+from datasets.cli import CONTEXT, Finite
+
 AT_LEAST_0, AT_LEAST_1 = click.IntRange(min=0), click.IntRange(min=1)
-
-
-class Finite(click.FloatRange):
-    """A range that nan and infinity do not slip through."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """As FloatRange, for finite numbers."""
-        number = super().convert(value, param, ctx)
-        if not math.isfinite(number):
-            self.fail(f"{value} is not a finite number.", param, ctx)
-        return number
 
 
 def _odd(_context: click.Context, _parameter: click.Parameter, value: int) -> int:

@@ -39,7 +39,7 @@ from datasets.textures import open_textures
 from datasets.validation import GoodImages, ValidationDataset, hold_out
 from distribution import Decision
 from drawing import save_image
-from errors import InputError
+from errors import InputError, WorkError
 from geometry import Tiling, show_size
 from glass import GLASS, METRICS
 from job import ClassData, Net, Options, Run
@@ -141,25 +141,28 @@ def _prepare(main: Options, net: Options, dataset: Options) -> Run:
     device = choose_device(main["gpu"])
     fix_seeds(main["seed"])
     layout = DATASETS[dataset["name"]](dataset["data_path"], main["seed"], dataset["test_share"])
-    layout.choose(dataset["subdatasets"])
+    classes = layout.choose(dataset["subdatasets"])
     ImageSettings.of(dataset)
     GLASS.check_settings({**net, **{key: net[key] or backbones.DEFAULT_DIMENSION for key in DIMENSIONS}})
     training = main["test"] == "ckpt"
     textures = open_textures(dataset["aug_path"], main["seed"]) if training else None
     defects = list_defects(dataset["defects"]) if training and dataset["defects"] else []
     models = Path(main["models_path"]) if main["models_path"] else results / "models"
-    net = {**net, "backbone_names": [_name_of_auto(name, net, models) for name in net["backbone_names"]]}
-    names = [backbones.split_seed(name) for name in net["backbone_names"]]
+    weights = _weights_of(net)
+    rows = [f"{dataset['name']}_{name}" for name in classes]
+    chosen = [
+        _name_of_auto(given, source, [models / f"backbone_{i}" / row for row in rows])
+        for i, (given, source) in enumerate(zip(net["backbone_names"], weights, strict=True))
+    ]
+    net = {**net, "backbone_names": chosen}
+    names = [backbones.split_seed(name) for name in chosen]
     layers = _layers_of(net["layers_to_extract_from"], len(names))
     for name, _ in names:
         backbones.resolve(name)
-    weights = net["weights"] if len(net["weights"]) > 1 else list(net["weights"]) * len(names)
-    if len(weights) != len(names):
-        raise InputError(f"{len(weights)} --weights for {len(names)} backbones; give one for all or one for each")
     if "random" in weights:
         LOGGER.warning("backbone weights are random: expect poor results")
     nets = []
-    for given, (name, own), used, source in zip(net["backbone_names"], names, layers, weights, strict=True):
+    for given, (name, own), used, source in zip(chosen, names, layers, weights, strict=True):
         seed = main["seed"] if own is None else own
         nets.append(Net(given, backbones.load(name, source, seed), used, seed))
     budget = cache_budget(dataset["cache_gb"])
@@ -168,21 +171,34 @@ def _prepare(main: Options, net: Options, dataset: Options) -> Run:
     return this
 
 
-def _name_of_auto(given: str, net: Options, models: Path) -> str:
-    """The backbone that `auto` stands for, said why; a training under way keeps the one it was begun with."""
+def _weights_of(net: Options) -> list[str]:
+    """--weights of each backbone."""
+    given, count = list(net["weights"]), len(net["backbone_names"])
+    weights = given if len(given) > 1 else given * count
+    if len(weights) != count:
+        raise InputError(f"{len(weights)} --weights for {count} backbones; give one for all or one for each")
+    return weights
+
+
+def _name_of_auto(given: str, weights: str, folders: Sequence[Path]) -> str:
+    """The backbone that `auto` stands for, said why; a training under way in `folders` keeps the one it has."""
     name, seed = backbones.split_seed(given)
     if name != backbones.AUTO:
         return given
-    if tuple(net["weights"]) != ("pretrained",):
-        raise InputError(f"--weights {net['weights'][0]} are of which network? Give its name with -b")
-    chosen, why = _begun_with(models) or backbones.choose()
+    if weights != "pretrained":
+        raise InputError(f"--weights {weights} are of which network? Give its name with -b")
+    chosen, why = _begun_with(folders) or backbones.choose()
     LOGGER.info("backbone %s: %s", chosen, why)
     return chosen if seed is None else f"{chosen}.seed-{seed}"
 
 
-def _begun_with(models: Path) -> tuple[str, str] | None:
-    for path in sorted((models / "backbone_0").glob("*/ckpt*.pth")):
-        name = checkpoint.load(path).get("config", {}).get("backbone")
+def _begun_with(folders: Sequence[Path]) -> tuple[str, str] | None:
+    for path in (path for folder in folders for path in sorted(folder.glob("ckpt*.pth"))):
+        try:
+            config = checkpoint.load(path).get("config")
+        except WorkError:  # a damaged one is spoken of where it is to be gone on with
+            continue
+        name = config.get("backbone") if isinstance(config, dict) else None
         if name in (backbones.PREFERRED, embedded.NAME):
             return name, f"as the training in {path.parent} was begun"
     return None

@@ -15,6 +15,7 @@ import argparse
 import copy
 import statistics
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -95,9 +96,8 @@ class Bench:
     def _graphs(self, count: int) -> dict[str, Callable[[], object]]:
         export = script("pth2onnx")
         model = self.models["fp32"]
-        folder = Path(self.args.folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        files = [folder / f"{i}.png" for i in range(len(self.pictures))]
+        folder = tempfile.TemporaryDirectory()
+        files = [Path(folder.name) / f"{i}.png" for i in range(len(self.pictures))]
         for file, picture in zip(files, self.pictures, strict=True):
             picture.save(file)
         given = {"image": np.stack([np.asarray(p.resize(self.size)) for p in self.pictures[:count]])}
@@ -137,7 +137,6 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--gpu", type=int, default=-1)
     parser.add_argument("--onnx", action="store_true")
-    parser.add_argument("--folder", default="/tmp/glass-inference", help="of the pictures that int8 is calibrated on")
     args = parser.parse_args()
     bench = Bench(args)
     ours, plain = bench.models["fp32"].score(bench.images), bench.direct(bench.images)

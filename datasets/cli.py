@@ -1,9 +1,10 @@
-"""What the commands beside main.py share: `python -m datasets.check` and its like."""
+"""What the commands share: those of main.py, and `python -m datasets.check` and its like."""
 
 from __future__ import annotations
 
+import math
 import sys
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
 
@@ -11,12 +12,23 @@ from errors import InputError, WorkError
 
 CONTEXT = {
     "show_default": True,
-    # both --skip_bad and --skip-bad
+    # both --meta_epochs and --meta-epochs
     "token_normalize_func": lambda token: token.replace("-", "_"),
     "help_option_names": ["-h", "--help"],
     "max_content_width": 110,
 }
 INTERRUPTED = 130
+
+
+class Finite(click.FloatRange):
+    """A range that nan and infinity do not slip through."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """As FloatRange, for finite numbers."""
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        return number
 
 
 def run_command(command: click.Command) -> NoReturn:

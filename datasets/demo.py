@@ -292,24 +292,34 @@ def kinds_of(name: str) -> list[str]:
 
 
 def make(folder: Path, seed: int) -> None:
-    """Write both classes, beside first: `folder` is there whole or not at all.
+    """Write both classes, beside first: what is in `folder` in the end is whole.
+
+    Args:
+        folder: may be there, if it is empty or was made with this seed.
+        seed: of all pictures.
 
     Raises:
         InputError: something else is there.
         WorkError: it cannot be written.
     """
     if folder.exists() and any(folder.iterdir()):
-        if read_seed(folder) == seed:
-            return
-        raise InputError(f"{folder} holds something else already; give another folder, or take it away")
-    beside = folder.with_name(f".{folder.name}.{os.getpid()}")
+        if read_seed(folder) != seed:
+            raise InputError(f"{folder} holds something else already; give another folder, or take it away")
+        gone = [name for name in PICTURES if not (folder / name).is_dir()]
+        if gone:
+            raise InputError(f"{folder} was made as demo data, but {', '.join(gone)} is gone; take the folder away")
+        return
+    there = folder.exists()  # perhaps a link, a mounted folder or the one that somebody stands in: it stays
+    beside = folder / f".{os.getpid()}" if there else folder.with_name(f".{folder.name}.{os.getpid()}")
     try:
         for name in PICTURES:
             _write_class(beside / name, name, seed)
         write_text(beside / SETTINGS, json.dumps({"format": FORMAT, "seed": seed}))
-        if folder.exists():
-            folder.rmdir()
-        beside.rename(folder)
+        if there:
+            for name in (*PICTURES, SETTINGS):
+                (beside / name).rename(folder / name)
+        else:
+            beside.rename(folder)
     except OSError as error:
         raise WorkError(f"cannot write {folder}: {error.strerror or error}") from error
     finally:

@@ -9,11 +9,16 @@ fail() { # message: say it in one line and end as for wrong usage
     exit 2
 }
 
+absolute() { # PATH: seen from anywhere
+    case $1 in /*) echo "$1" ;; *) echo "$PWD/$1" ;; esac
+}
+
 # ensure_env FILE: make .venv and install the requirements file, once a version of it.
 # PYTHON=/path/to/python uses that interpreter as it is instead.
 ensure_env() {
     if [ -n "${PYTHON:-}" ]; then
         command -v "$PYTHON" >/dev/null || fail "PYTHON=$PYTHON is no program; name a Python interpreter, or leave it out"
+        case $PYTHON in */*) PYTHON=$(absolute "$PYTHON") ;; esac
         return
     fi
     local base
@@ -29,8 +34,13 @@ ensure_env() {
     if [ -x "$PYTHON" ] && [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then
         return
     fi
-    [ -n "$base" ] || [ -x "$PYTHON" ] || fail "Python 3.10 to 3.13 is needed and not found; install one, or name it with PYTHON=…"
-    [ -x "$PYTHON" ] || "$base" -m venv "$ROOT/.venv" || fail "cannot make $ROOT/.venv with $base (on Debian: apt install python3-venv)"
+    if ! "$PYTHON" -m pip --version >/dev/null 2>&1; then # none there, or one whose making ended early
+        [ -n "$base" ] || fail "Python 3.10 to 3.13 is needed and not found; install one, or name it with PYTHON=…"
+        if ! "$base" -m venv --clear "$ROOT/.venv"; then
+            rm -rf "$ROOT/.venv"
+            fail "cannot make $ROOT/.venv with $base (on Debian: apt install python3-venv)"
+        fi
+    fi
     echo "installing $1 into $ROOT/.venv (several GB the first time)" >&2
     "$PYTHON" -m pip install --disable-pip-version-check -r "$ROOT/$1" >&2
     echo "$wanted" >"$stamp"

@@ -14,6 +14,7 @@ from helpers import ROOT, fill
 
 import backbones
 import embedded
+import run
 from common import NetworkFeatureAggregator
 from errors import InputError, WorkError
 
@@ -290,6 +291,40 @@ def test_auto_takes_the_embedded_network_else_and_says_why(monkeypatch):
     assert name == "resnet18_half"
     assert "wideresnet50" in why
     assert "OSError: Network is unreachable" in why
+
+
+def kept_training(folder, **state):
+    folder.mkdir(parents=True)
+    torch.save({"discriminator": {}, **state}, folder / "ckpt.pth")
+
+
+def test_auto_keeps_what_a_training_was_begun_with_and_looks_at_no_other(tmp_path, monkeypatch):
+    monkeypatch.setattr(backbones, "choose", lambda: ("chosen", "anew"))
+    kept_training(tmp_path / "whole", config={"backbone": "wideresnet50"})
+    kept_training(tmp_path / "half", config={"backbone": "resnet18_half"})
+    kept_training(tmp_path / "published", config=None)
+    kept_training(tmp_path / "another", config={"backbone": "resnet50"})
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "ckpt_best_3.pth").write_bytes(b"")
+
+    def of(*names, given="auto"):
+        return run._name_of_auto(given, "pretrained", [tmp_path / name for name in names])
+
+    assert of("whole") == "wideresnet50"
+    assert of("half", given="auto.seed-3") == "resnet18_half.seed-3"
+    for name in ("published", "another", "damaged", "none"):
+        assert of(name) == "chosen"
+        assert of(name, "half") == "resnet18_half"
+    assert of("whole", given="resnet18") == "resnet18"
+    with pytest.raises(InputError, match=r"--weights w\.pth are of which network"):
+        run._name_of_auto("auto", "w.pth", [])
+
+
+def test_cached_weights_of_another_network_are_no_traceback(monkeypatch):
+    monkeypatch.setattr(backbones, "_fetch", lambda *_: {"nothing": torch.zeros(1)})
+    with pytest.raises(WorkError, match="is not of that network; delete it"):
+        backbones.load("resnet18")
+    assert backbones.choose()[0] == "resnet18_half"
 
 
 def test_scaling_what_the_layers_give_changes_nothing_else():

@@ -1,5 +1,7 @@
 """The demo data: the same for a seed, in the layout of MVTec AD, every defect visible where its mask says so."""
 
+import shutil
+
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -50,6 +52,17 @@ def test_the_command_writes_whole_folders_once(tmp_path, monkeypatch):
     assert {p: p.stat().st_mtime_ns for p in folder.rglob("*")} == before
     with pytest.raises(demo.InputError, match="holds something else"):
         demo.make(folder, 1)
+    # an empty folder stays the same one: "." here, and one behind a link
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "empty")
+    number = (tmp_path / "empty").stat().st_ino
+    monkeypatch.chdir(tmp_path / "link")
+    demo.make(demo.Path("."), 0)
+    assert (tmp_path / "empty").stat().st_ino == number
+    assert sorted(p.name for p in (tmp_path / "empty").iterdir()) == ["demo.json", "plate", "wall"]
+    shutil.rmtree(tmp_path / "empty" / "wall")
+    with pytest.raises(demo.InputError, match="was made as demo data, but wall is gone"):
+        demo.make(tmp_path / "link", 0)
     (tmp_path / "file").touch()
     with pytest.raises((demo.WorkError, demo.InputError)):
         demo.make(tmp_path / "file" / "below", 0)

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 
@@ -311,9 +312,12 @@ def test_requests_that_cannot_work(folder, tiny, tmp_path, arguments, code, says
     assert says in last_line(done)
 
 
+MADE_BY_CODE = os.path.join(tempfile.gettempdir(), f"glass-was-here-{os.getpid()}")
+
+
 class Code:
     def __reduce__(self):
-        return (os.mkdir, ("/tmp/glass-was-here",))
+        return (os.mkdir, (MADE_BY_CODE,))
 
 
 def test_checkpoints_that_are_none(folder, tmp_path):
@@ -337,7 +341,7 @@ def test_checkpoints_that_are_none(folder, tmp_path):
     ):
         with pytest.raises(kind, match=says):
             load_checkpoint(tmp_path / name)
-    assert not os.path.exists("/tmp/glass-was-here")
+    assert not os.path.exists(MADE_BY_CODE)
     torch.save(backbones.load("resnet18", "random", 0).state_dict(), tmp_path / "weights.pth")
     assert load_checkpoint(tmp_path / "gone.pth", weights=tmp_path / "weights.pth").class_name == "custom_disc"
 

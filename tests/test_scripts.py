@@ -1,6 +1,7 @@
 """The scripts of shell/, run from another folder, with the interpreter of the tests."""
 
 import os
+import shutil
 import subprocess
 import sys
 
@@ -29,7 +30,7 @@ def test_there_is_one_for_each_benchmark():
 
 
 def test_demo_needs_nothing_and_run_again_reuses_what_is_there(tmp_path):
-    where = {"DEMO_DATA": tmp_path / "data", "RESULTS": tmp_path / "r", "OMP_NUM_THREADS": 1}
+    where = {"DEMO_DATA": "data", "RESULTS": "r", "OMP_NUM_THREADS": 1}  # below the folder it is called in
     small = {
         "NET_FLAGS": "--meta_epochs 1 --step 1 --dsc_hidden 16",
         "DATASET_FLAGS": "-d wall --resize 64 --imagesize 64 --num_workers 0",
@@ -37,13 +38,39 @@ def test_demo_needs_nothing_and_run_again_reuses_what_is_there(tmp_path):
     done = script("run-demo.sh", cwd=tmp_path, **where, **small)
     assert done.returncode == 0, done.stdout
     assert "folder_wall" in done.stdout
-    assert done.stdout.strip().splitlines()[-1] == f"The report: {tmp_path}/r/report.html"
+    assert done.stdout.strip().splitlines()[-1].endswith(f"report: {tmp_path}/r/report.html")
     assert (tmp_path / "r" / "report.html").is_file()
     made = {p: p.stat().st_mtime_ns for p in (tmp_path / "data").rglob("*")}
     again = script("run-demo.sh", cwd=tmp_path, **where, **small)
     assert again.returncode == 0, again.stdout
     assert "training finished before" in again.stdout
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "data").rglob("*")} == made
+
+
+def test_an_environment_whose_making_failed_is_made_again(tmp_path):
+    """Without Debian's python3-venv a folder with an interpreter and no pip is left behind."""
+    (tmp_path / "shell").mkdir()
+    for file in ("shell/common.sh", "shell/test.sh", "requirements.txt"):
+        shutil.copy(ROOT / file, tmp_path / file)
+    (tmp_path / "requirements-dev.txt").write_text("nothing")
+    (tmp_path / "bin").mkdir()
+    shim = tmp_path / "bin" / "python3"
+    shim.write_text(f"""#!/bin/sh
+[ "$2" = venv ] || exec {sys.executable} "$@"
+echo made >>{tmp_path}/made
+{sys.executable} -m venv --without-pip "$4"
+exit 1
+""")
+    shim.chmod(0o755)
+    env = {"PATH": f"{shim.parent}:{os.environ['PATH']}", "HOME": str(tmp_path)}
+    for _ in range(2):
+        done = subprocess.run(
+            ["bash", "shell/test.sh"], cwd=tmp_path, env=env, text=True, capture_output=True, timeout=60
+        )  # fmt: skip
+        assert done.returncode == 2
+        assert done.stderr.strip().endswith("(on Debian: apt install python3-venv)")
+        assert not (tmp_path / ".venv").exists()
+    assert (tmp_path / "made").read_text() == "made\nmade\n"
 
 
 @pytest.mark.parametrize("name", [name for name in SCRIPTS if name != "run-demo.sh"])

@@ -29,15 +29,18 @@ from tqdm import tqdm
 import backbones
 import checkpoint
 from common import NetworkFeatureAggregator
+from datasets.cli import CONTEXT, Finite, run_command
+from datasets.textures import FileTextures
 from embedded import FILE, WIDTH, HalfResNet18
 from errors import InputError, WorkError
-from tools.pictures import Crops, read_photographs
+from tools.pictures import Crops, find_photographs, read_photographs
 from utils import IMAGENET_MEAN, IMAGENET_STD, choose_device, seeded, write_atomically
 
 LAYERS = ("layer2", "layer3")
 TEACHER_CHANNELS, STUDENT_CHANNELS = (128, 256), (2 * WIDTH, 4 * WIDTH)
 PAIRS = 4096  # places whose distances are compared, a layer and step
 DISTANCES = 0.25  # weight of that
+FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 SAVE_EVERY = 200  # steps
 COLUMNS = ("step", "crops", "loss", "layer2", "layer3", "distances", "explained2", "explained3", "rate", "seconds")
 
@@ -47,6 +50,7 @@ class Distillation:
 
     Args:
         teacher: gives the maps of layer2 and layer3.
+        device: of student and teacher.
         steps: in all; the learning rate falls to 0 at the last one.
         rate: the highest learning rate.
         seed: of the student's first weights.
@@ -96,7 +100,7 @@ class Distillation:
         return [(m.float() - mean.view(-1, 1, 1)) / scale.view(-1, 1, 1) for m, mean, scale in pairs]
 
     def forward(self, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """The student's own maps, and the same through the linear maps."""
+        """(B, 3, H, W) → the student's own maps, and the same through the linear maps, as `targets` gives them."""
         with torch.autocast(self.device.type, torch.bfloat16):
             self.student(x)
             own = [self.own.pop(name) for name in LAYERS]
@@ -117,7 +121,8 @@ class Distillation:
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         self.optimiser.step()
-        return {"loss": float(loss), "layer2": float(losses[0]), "layer3": float(losses[1]), "distances": float(apart)}
+        values = {"loss": loss, "layer2": losses[0], "layer3": losses[1], "distances": apart}
+        return {name: float(value.detach()) for name, value in values.items()}
 
     def _rate_at(self, number: int) -> float:
         warm = min(1.0, (number + 1) / 200)
@@ -214,70 +219,106 @@ def _steps(loader: DataLoader, first: int, total: int, batch: int) -> Iterator[t
             bar.update(batch)
 
 
-@click.command()
+@click.command("distil", context_settings=CONTEXT)
 @click.argument("out", type=click.Path(path_type=Path, file_okay=False))
-@click.option("--images", type=click.Path(exists=True, path_type=Path), required=True, help="Folder of photographs.")
-@click.option("--weights", default="pretrained", show_default=True, help="Of the ImageNet ResNet-18.")
+@click.option("--images", type=FOLDER, required=True, help="Folder of photographs, at any depth.")
+@click.option("--weights", default="pretrained", help="Of the ImageNet ResNet-18.")
 @click.option("--held_out", multiple=True, help="Name of a folder below --images to leave out; may be repeated.")
-@click.option("--crops", default=600_000, show_default=True, type=click.IntRange(1), help="To look at in all.")
-@click.option("--batch", default=64, show_default=True, type=click.IntRange(2))
-@click.option("--side", default=128, show_default=True, type=click.IntRange(64), help="Of a crop, in pixels.")
-@click.option("--rate", default=2e-3, show_default=True, help="Highest learning rate.")
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(0))
-@click.option("--gpu", default=-1, show_default=True, help="Index; -1 is the CPU.")
-@click.option("--num_workers", default=0, show_default=True, type=click.IntRange(0))
+@click.option("--crops", default=600_000, type=click.IntRange(1), help="To look at in all.")
+@click.option("--batch", default=64, type=click.IntRange(2), help="Crops a step.")
+@click.option("--side", default=128, type=click.IntRange(64), help="Of a crop, in pixels.")
+@click.option("--rate", default=2e-3, type=Finite(0, 1, min_open=True), help="Highest learning rate.")
+@click.option("--seed", default=0, type=click.IntRange(0, 2**32 - 1), help="Start of every random draw.")
+@click.option("--gpu", default=-1, type=click.IntRange(-1), help="Index; -1 is the CPU.")
+@click.option("--num_workers", default=0, type=click.IntRange(0), help="Processes that make crops.")
 def main(out: Path, images: Path, weights: str, held_out: tuple[str, ...], crops: int, batch: int, side: int,
          rate: float, seed: int, gpu: int, num_workers: int) -> None:  # fmt: skip
     """Distil the ImageNet ResNet-18 into the embedded backbone, in OUT."""
-    asked = {"held_out": list(held_out), "crops": crops, "batch": batch, "side": side, "rate": rate, "seed": seed}
-    try:
-        distil(out, images, weights, asked, choose_device((gpu,)), num_workers)
-    except (InputError, WorkError) as error:
-        raise click.ClickException(str(error)) from error
+    files = find_photographs(images, held_out)
+    asked = {"pictures": files.digest(), "crops": crops, "batch": batch, "side": side, "rate": rate, "seed": seed}
+    distil(out, files, weights, asked, choose_device((gpu,)), num_workers)
 
 
-def distil(out: Path, images: Path, weights: str, asked: dict[str, Any], device: torch.device, workers: int) -> None:
-    """Train, or go on training, and write the weights when done."""
+def distil(
+    out: Path, files: FileTextures, weights: str, asked: dict[str, Any], device: torch.device, workers: int
+) -> None:
+    """Train, or go on training, and write the weights when done.
+
+    Args:
+        out: folder of the state, the losses and the weights.
+        files: the photographs.
+        weights: of the teacher, as `backbones.load` takes them.
+        asked: settings that may not change when going on: crops, batch, side, rate, seed and what tells the pictures.
+        workers: processes that make crops.
+
+    Raises:
+        InputError: the weights do not fit, or `out` was begun with something else.
+        WorkError: a picture or the state cannot be read.
+    """
     cv2.setNumThreads(1)
+    _make_folder(out)
     batch, steps = asked["batch"], -(-asked["crops"] // asked["batch"])
     teacher = NetworkFeatureAggregator(
         backbones.load("resnet18", weights), LAYERS, device, (3, asked["side"], asked["side"]), False, torch.bfloat16
     )
+    asked = {**asked, "teacher": teacher.fingerprint}
     work = Distillation(teacher, device, steps, asked["rate"], asked["seed"])
-    photographs = read_photographs(images, asked["held_out"])
+    photographs = read_photographs(files)
     dataset = Crops(photographs, asked["seed"], batch, asked["side"], steps)
     unseen = Crops(photographs, asked["seed"] + 1, batch, asked["side"], 8)
     judged = [unseen[i] for i in range(8)]
-    first, latest = 0, out / "distil.pth"
+    first, spent, latest = 0, 0.0, out / "distil.pth"
     if latest.exists():
-        state = torch.load(latest, map_location=device, weights_only=True)
-        if state["asked"] != asked:
-            raise click.UsageError(f"{latest} was begun with {state['asked']}, asked for is {asked}; take another OUT")
+        state = _read_state(latest, device, asked)
         work.load(state)
-        first = state["step"]
+        first, spent = state["step"], state["seconds"]
     else:
         work.learn_scales([unseen[8 + i] for i in range(16)])
     loader = DataLoader(dataset, batch_size=None, sampler=range(first, steps), num_workers=workers)
-    began, seen = time.monotonic(), []
+    began, seen = time.monotonic() - spent, []
     for number, crops in _steps(loader, first, steps, batch):
         seen.append(work.step(number, crops))
         if (number + 1) % SAVE_EVERY == 0 or number + 1 == steps:
-            _log(out / "distil.csv", work, number + 1, seen, judged, batch, time.monotonic() - began)
-            checkpoint.save({**work.state(), "asked": asked, "step": number + 1}, latest)
+            spent = time.monotonic() - began
+            row = _row(work, number + 1, seen, judged, batch, spent)
+            checkpoint.save({**work.state(), "asked": asked, "step": number + 1, "seconds": spent}, latest)
+            _log(out / "distil.csv", row)
             seen = []
     factors = match_scale(work, judged)
     click.echo(f"{FILE.name}: layer2 scaled by {factors[0]:.4f}, layer3 by {factors[1]:.4f}")
     save_weights(work.student, out / FILE.name)
 
 
-def _log(
-    path: Path, work: Distillation, step: int, seen: list[dict[str, float]], judged: list[Tensor], batch: int, s: float
-) -> None:
+def _make_folder(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{out} cannot be made: {error.strerror}; give another OUT") from error
+
+
+def _read_state(path: Path, device: torch.device, asked: dict[str, Any]) -> dict[str, Any]:
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+        begun = dict(state["asked"])
+    except Exception as error:  # unpickling, zip and tensor errors of a damaged or foreign file
+        raise WorkError(f"{path}: {checkpoint.unreadable(error)}; take it away to begin anew") from error
+    other = [f"{key} was {begun.get(key)}, is {value}" for key, value in asked.items() if begun.get(key) != value]
+    if other:
+        raise InputError(f"{path} was begun otherwise ({'; '.join(other)}); take another OUT")
+    return state
+
+
+def _row(
+    work: Distillation, step: int, seen: list[dict[str, float]], judged: list[Tensor], batch: int, seconds: float
+) -> dict[str, Any]:
     explained = work.explained(judged)
     row = {name: round(sum(one[name] for one in seen) / len(seen), 5) for name in seen[0]}
-    row |= {"step": step, "crops": step * batch, "explained2": round(explained[0], 4), "seconds": round(s)}
+    row |= {"step": step, "crops": step * batch, "explained2": round(explained[0], 4), "seconds": round(seconds)}
     row |= {"explained3": round(explained[1], 4), "rate": f"{work.optimiser.param_groups[0]['lr']:.2e}"}
-    path.parent.mkdir(parents=True, exist_ok=True)
+    return row
+
+
+def _log(path: Path, row: dict[str, Any]) -> None:
     new = not path.exists()
     with open(path, "a", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS)
@@ -287,4 +328,4 @@ def _log(
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

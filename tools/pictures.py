@@ -17,14 +17,16 @@ from torch.utils.data import Dataset
 
 import perlin
 from datasets import procedural
-from datasets.textures import open_textures
+from datasets.files import list_images
+from datasets.textures import FileTextures
+from errors import InputError
 
 Picture = NDArray[np.uint8]  # (H, W, 3) RGB
 Rng = np.random.Generator
 SLOTS = 256  # pictures made from nothing that are in use at a time; each step replaces one
 SIDE = 384  # of such a picture
 LONGEST = 640  # photographs are kept no larger
-# public domain or CC0 by scikit-image's own notes
+# public domain, CC0 or without known restrictions by scikit-image's own notes; of page and moon it says nothing
 PHOTOS = (
     "astronaut.png", "rocket.jpg", "brick.png", "grass.png", "gravel.png", "chelsea.png", "camera.png", "coffee.png",
     "retina.jpg", "hubble_deep_field.jpg", "text.png", "coins.png", "page.png", "clock_motion.png", "moon.png",
@@ -147,11 +149,32 @@ MADE: tuple[Callable[[Rng], Picture], ...] = (texture, texture, scene, scene, fr
 # ------------------------------------------------------------------------------------------ crops
 
 
-def read_photographs(folder: Path, left_out: Sequence[str]) -> list[Picture]:
-    """The folder's pictures but those below a folder of a name in `left_out`, and scikit-image's, in memory."""
-    files, bundled = open_textures(folder), procedural.photo_folder()
-    kept = [i for i in range(len(files)) if not set(Path(files.name(i)).parts) & set(left_out)]
-    pictures = [np.asarray(files.read(i).convert("RGB")) for i in kept]
+def find_photographs(folder: Path, left_out: Sequence[str]) -> FileTextures:
+    """The folder's pictures, at any depth, but those in a folder below it of a name in `left_out`.
+
+    Raises:
+        InputError: there are none, or none of a name in `left_out`.
+    """
+    inside = {path: path.relative_to(folder).parts[:-1] for path in list_images(folder, recursive=True)}
+    if not inside:
+        raise InputError(f"--images {folder}: no picture in it at any depth")
+    unknown = set(left_out) - {part for parts in inside.values() for part in parts}
+    if unknown:
+        raise InputError(f"--held_out {', '.join(sorted(unknown))}: {folder} has no folder of that name with pictures")
+    kept = [path for path, parts in inside.items() if not set(parts) & set(left_out)]
+    if not kept:
+        raise InputError(f"--held_out leaves out every picture of {folder}")
+    return FileTextures(kept)
+
+
+def read_photographs(files: FileTextures) -> list[Picture]:
+    """The pictures, and scikit-image's, in memory: (H, W, 3) uint8 each, at most `LONGEST` pixels long.
+
+    Raises:
+        WorkError: one cannot be read; the message names it.
+    """
+    bundled = procedural.photo_folder()
+    pictures = [np.asarray(files.read(i).convert("RGB")) for i in range(len(files))]
     pictures += [_read(bundled / name) for name in PHOTOS if (bundled / name).is_file()]
     return [_no_larger(picture) for picture in pictures]
 
@@ -164,14 +187,15 @@ def _no_larger(picture: Picture) -> Picture:
     scale = LONGEST / max(picture.shape[:2])
     if scale >= 1:
         return np.ascontiguousarray(picture)
-    return cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    height, width = (max(1, round(scale * side)) for side in picture.shape[:2])
+    return cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)
 
 
 def _crop(rng: Rng, picture: Picture, side: int) -> Picture:
     """A square of any size from a third of `side` to the whole picture, turned and mirrored."""
     height, width = picture.shape[:2]
-    length = round(math.exp(rng.uniform(math.log(side / 3), math.log(min(height, width)))))
-    length = min(length, height, width)
+    longest = min(height, width)
+    length = min(longest, round(math.exp(rng.uniform(math.log(min(side / 3, longest)), math.log(longest)))))
     y, x = int(rng.integers(height - length + 1)), int(rng.integers(width - length + 1))
     crop = picture[y : y + length, x : x + length]
     smoothing = cv2.INTER_AREA if length > side else rng.choice([cv2.INTER_LINEAR, cv2.INTER_CUBIC])

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from datasets.cli import CONTEXT, run_command
 from drawing import heatmap, outline
 from inference import Inspector, load_checkpoint
 from judgement import open_picture
@@ -38,7 +39,7 @@ def _framed(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return cv2.copyMakeBorder(small, 0, GAP, 0, GAP, cv2.BORDER_CONSTANT, value=(255, 255, 255))
 
 
-@click.command()
+@click.command("showcase", context_settings=CONTEXT)
 @click.argument("data", type=click.Path(path_type=Path, exists=True))
 @click.argument("results", type=click.Path(path_type=Path, exists=True))
 @click.argument("out", type=click.Path(path_type=Path))
@@ -56,4 +57,4 @@ def main(data: Path, results: Path, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)
