@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from errors import WorkError
+from errors import InputError, WorkError
 
 LATEST = "ckpt.pth"
 
@@ -37,17 +37,30 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     """Read a checkpoint of this project or of the published code.
 
     Raises:
-        WorkError: no such file, damaged, or not a GLASS checkpoint.
+        InputError: no such file.
+        WorkError: it is damaged, or not a GLASS checkpoint.
     """
     try:
         state = torch.load(path, map_location=device, weights_only=True)
     except FileNotFoundError as error:
-        raise WorkError(f"no checkpoint {path}") from error
+        raise InputError(f"no checkpoint {path}") from error
     except Exception as error:  # unpickling, zip and tensor errors of a foreign or damaged file
+        if _begins_otherwise(path):
+            raise WorkError(f"{path} is not a checkpoint: it is no file of torch.save") from error
         raise WorkError(f"{path} is not a checkpoint that can be read safely: {unreadable(error)}") from error
     if not isinstance(state, dict) or not isinstance(state.get("discriminator"), dict):
         raise WorkError(f"{path} is not a GLASS checkpoint: it holds no discriminator")
     return state
+
+
+def _begins_otherwise(path: Path) -> bool:
+    """Than an archive or a pickle does."""
+    try:
+        with path.open("rb") as file:
+            first = file.read(2)
+            return first != b"PK" and first[:1] != b"\x80"
+    except OSError:
+        return False
 
 
 def unreadable(error: Exception) -> str:

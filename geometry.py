@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 DEFAULT_RESIZE = 288
 DEFAULT_OVERLAP = 0.25
 MOST_OVERLAP = 0.75
+MUCH_LEFT_OUT = 0.1  # of a picture, on which a word is to be said
 AUTO = "auto"
 
 Size = int | tuple[int, int]
@@ -75,6 +76,11 @@ class Geometry:
         short, long = min(width, height), max(width, height)
         other = int(self.resize * long / short)
         return (other, self.resize) if width <= height else (self.resize, other)
+
+    def left_out(self, width: int, height: int) -> float:
+        """Share in [0, 1) of a picture of this size that the crop does not show the model."""
+        rows, columns = self.resized_size(width, height)
+        return 1 - min(1, self.size[0] / rows) * min(1, self.size[1] / columns)
 
     def place(self, anomaly_map: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
         """A map (H, W) of what the model saw, in the geometry of a picture of `size` (width, height).
@@ -212,6 +218,14 @@ def batches(items: list[Any], count: int) -> Iterator[list[Any]]:
     """Items in order, `count` at a time."""
     for start in range(0, len(items), count):
         yield items[start : start + count]
+
+
+def describe_left_out(share: float) -> str:
+    """What a crop leaves out of the pictures, a share of them on average, and what helps."""
+    return (
+        f"the crop of the centre leaves out {100 * share:.0f} % of a picture on average, where no defect is seen; "
+        "--keep_all shows the model the whole picture (--imagesize HxW in its proportions), --tile cuts it into tiles"
+    )
 
 
 def show_size(size: Size) -> str:

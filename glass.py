@@ -135,6 +135,7 @@ class GLASS:
         self.pictures = "end"
         self.model_dir: Path | None = None
         self.c: Tensor | None = None
+        self._said: set[tuple[object, ...]] = set()
 
     # ------------------------------------------------------------------------------------- building
 
@@ -734,7 +735,7 @@ class GLASS:
         if not self._latest.exists():
             if best is None:
                 return fresh
-            LOGGER.info("%s: %s is already trained (no %s beside it); %s", name, best[0], checkpoint.LATEST, anew)
+            self._say_once("%s: %s is already trained (no %s beside it); %s", name, best[0], checkpoint.LATEST, anew)
             return {**fresh, "epoch": self.meta_epochs, "best": {"epoch": best[1]}}
         state = checkpoint.load(self._latest, self.device)
         if not isinstance(state.get("record"), dict):
@@ -742,7 +743,7 @@ class GLASS:
         self._refuse_other_settings(state.get("config", {}), anew)
         record = {**fresh, **state["record"]}
         if self.finished(record):
-            LOGGER.info("%s: training finished before (%d epochs), skipped; %s", name, record["epoch"], anew)
+            self._say_once("%s: training finished before (epochs: %d), skipped; %s", name, record["epoch"], anew)
             return record
         self.load_weights(self._latest)
         for key, optimiser in self.optimisers.items():
@@ -750,8 +751,14 @@ class GLASS:
         self.generator.set_state(state["random_state"].cpu())
         checkpoint.remove_other_bests(self.model_dir, record["best"]["epoch"] if record["best"] else None)
         if record["epoch"]:
-            LOGGER.info("%s: resumed after %d epochs of %d", name, record["epoch"], self.meta_epochs)
+            self._say_once("%s: resumed after %d of %d epochs", name, record["epoch"], self.meta_epochs)
         return record
+
+    def _say_once(self, *message: object) -> None:
+        """To the log, but not again when the state is loaded again."""
+        if message not in self._said:
+            self._said.add(message)
+            LOGGER.info(*message)
 
     def _refuse_other_settings(self, saved: Mapping[str, Any], anew: str) -> None:
         own = self.config

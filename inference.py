@@ -110,7 +110,7 @@ def _find(path: Path) -> Path:
     if found is None:
         inside = sorted(p for p in path.rglob("ckpt_best_*.pth"))[:5]
         hint = f"; below it there are {', '.join(map(str, inside))}" if inside else ""
-        raise WorkError(f"no ckpt_best_*.pth in {path}{hint}")
+        raise InputError(f"no ckpt_best_*.pth in {path}{hint}")
     return found[0]
 
 

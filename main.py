@@ -5,8 +5,13 @@ Turns options into settings and runs one loop over the classes.
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Any
+
+# How long torch's threads on a CPU spin where they wait for each other. As long as they would by themselves costs nothing
+# on a machine of one's own, and half of the time beside another program. Read where torch is imported first.
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 import click
 from click.core import ParameterSource
@@ -97,7 +102,7 @@ class OneLine(click.Command):
             message, code = _explain(error)
             if message is None:
                 raise
-            _fail(message, code)
+            _fail(self.stopped if code == INTERRUPTED else message, code)
 
     def owner(self, _option: str) -> str:
         """Which other command an option belongs to, as a hint."""
@@ -146,6 +151,8 @@ def _explain(error: Exception) -> tuple[str | None, int]:
         return text, 2 if isinstance(error, InputError) else 1
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return "out of memory; try a smaller --batch_size or --imagesize", 1
+    if isinstance(error, RuntimeError) and "killed by signal: Terminated" in str(error):
+        return "stopped", INTERRUPTED  # a stop that was meant for all processes reached a loader's worker first
     if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
         return f"a loader's worker died ({str(error).splitlines()[0]}); try fewer --num_workers", 1
     if isinstance(error, OSError):
@@ -326,6 +333,12 @@ def _settle_tiles(options: dict[str, Any], resized: bool) -> None:
     options["overlap"] = DEFAULT_OVERLAP if options["overlap"] is None else options["overlap"]
 
 
+def _not_missing(_context: click.Context, _parameter: click.Parameter, value: str | None) -> str:
+    if value is None:
+        raise click.UsageError("Missing argument 'AUG_PATH': a folder of texture pictures, or the word builtin")
+    return value
+
+
 @main.command("dataset", context_settings=CONTEXT)
 @click.option("-d", "--subdatasets", multiple=True, help="Class, repeatable.  [default: all that are found]")
 @click.option("--batch_size", default=8, type=AT_LEAST_1, help="Images a batch.")
@@ -434,7 +447,7 @@ def _settle_tiles(options: dict[str, Any], resized: bool) -> None:
 )
 @click.argument("name")
 @click.argument("data_path", type=click.Path())
-@click.argument("aug_path", type=click.Path())
+@click.argument("aug_path", type=click.Path(), required=False, metavar="AUG_PATH", callback=_not_missing)
 def dataset(**options: Any) -> tuple[str, dict[str, Any]]:
     """Options of the data.
 

@@ -24,6 +24,7 @@ from PIL import Image
 from datasets.files import list_images
 from drawing import save_image
 from errors import InputError, WorkError
+from geometry import MUCH_LEFT_OUT
 from judgement import Judge, Result, open_picture
 from utils import LOGGER, cores, progress_bar, write_atomically, write_text
 
@@ -274,13 +275,14 @@ def predict(model: Judge, pictures: Sequence[Picture], wishes: Wishes, go_on: bo
     left = [p for p in pictures if os.path.abspath(p.path) not in table.done]
     if len(left) < len(pictures):
         LOGGER.info("%d of %d pictures are judged already", len(pictures) - len(left), len(pictures))
-    failed = 0
+    failed, cropped = 0, 0
     model.tiles_at_once = wishes.batch_size
     together = 1 if model.tiling else wishes.batch_size  # of a large picture, its tiles are the batch
     with contextlib.closing(table), progress_bar(len(left), "img") as bar:
         batch: list[Read] = []
         for picture, image in _ahead(left, AHEAD * together):
             batch.append((picture, image))
+            cropped += _much_left_out(model, image)
             pixels = sum(i.size[0] * i.size[1] for _, i in batch if isinstance(i, Image.Image))
             if len(batch) == together or pixels > PIXELS_AHEAD / 4:
                 failed += _finish(model, batch, wishes, table)
@@ -288,7 +290,16 @@ def predict(model: Judge, pictures: Sequence[Picture], wishes: Wishes, go_on: bo
                 batch = []
         failed += _finish(model, batch, wishes, table)
         bar.update(len(batch))
+    if cropped:
+        LOGGER.warning(
+            "of %d of %d pictures the crop leaves out more than %.0f %%, where no defect is seen; train with "
+            "--keep_all, or cut them with --tile", cropped, len(left), 100 * MUCH_LEFT_OUT,
+        )  # fmt: skip
     return failed
+
+
+def _much_left_out(model: Judge, image: Image.Image | WorkError) -> bool:
+    return isinstance(image, Image.Image) and not model.tiling and model.geometry.left_out(*image.size) > MUCH_LEFT_OUT
 
 
 def _finish(model: Judge, batch: Sequence[Read], wishes: Wishes, table: Table) -> int:

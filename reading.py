@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 
 import click
 
@@ -17,6 +18,7 @@ from datasets.defects import refuse_test_images
 from datasets.textures import FileTextures
 from datasets.tiles import TiledTestDataset, describe, refuse_small
 from errors import InputError, WorkError
+from geometry import MUCH_LEFT_OUT, describe_left_out
 from job import ClassData, KeptTextures, Run
 from utils import LOGGER, write_text
 
@@ -41,6 +43,10 @@ def glance(this: Run, data: ClassData) -> ClassData:
         refuse_small(data.train, data.tiling, sizes)
         tiles = len(data.seen(data.train or data.test))
         LOGGER.info("%s: %s", data.row, describe(data.tiling, len(data.train or data.test), tiles))
+    elif sizes:
+        left_out = fmean(data.settings.left_out(*size) for size in sizes.values())
+        if left_out >= MUCH_LEFT_OUT:
+            LOGGER.warning("%s: %s", data.row, describe_left_out(left_out))
     return data
 
 
@@ -88,7 +94,8 @@ def plan_cache(this: Run, data: ClassData) -> ImageCache:
         line += f", {textures.count} of {len(this.textures)} textures"
         used += textures.cache.used
     budget = describe_budget(this.dataset["cache_gb"], this.budget)
-    LOGGER.info("%s: keeping %s (%.2f GB; %s)", data.row, line, used / GB, budget)
+    if line:
+        LOGGER.info("%s: keeping %s (%.2f GB; %s)", data.row, line, used / GB, budget)
     cache.allocate()
     return cache
 

@@ -44,7 +44,7 @@ from geometry import Tiling, show_size
 from glass import GLASS, METRICS
 from job import ClassData, Net, Options, Run
 from thresholds import HELD_OUT, TRAINING
-from utils import LOGGER, choose_device, fix_seeds, setup_logging, write_atomically
+from utils import LOGGER, choose_device, fix_seeds, one_at_a_time, setup_logging, write_atomically
 
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "scipy", "scikit-learn", "opencv-python-headless", "pillow")
 DIMENSIONS = ("pretrain_embed_dimension", "target_embed_dimension")
@@ -96,7 +96,12 @@ def run(main: Options, net: Options, dataset: Options) -> None:
     setup_logging()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a batch system's stop ends like Ctrl-C
     started = time.monotonic()
-    this = _prepare(main, net, {**dataset, "val_share": _val_share(net, dataset)})
+    with one_at_a_time(_make_results(main["results_path"])):
+        _run(main, net, {**dataset, "val_share": _val_share(net, dataset)}, started)
+
+
+def _run(main: Options, net: Options, dataset: Options, started: float) -> None:
+    this = _prepare(main, net, dataset)
     net, dataset = this.net, this.dataset
     names = this.layout.choose(dataset["subdatasets"])
     classes = [reading.glance(this, _class_data(this, name)) for name in names]
@@ -381,7 +386,7 @@ def _run_class(
     last = model.last_figures(test_loader, record) if record and record["epoch"] else {}
     if last:
         figures |= {"last_epoch": record["epoch"] - 1, **{f"last_{m}": last[m] for m in METRICS}}
-    LOGGER.info("%s: kept epoch %d, on the test set: %s", data.row, figures["best_epoch"], _in_percent(figures))
+    LOGGER.info("%s: the kept epoch, %d, on the test set: %s", data.row, figures["best_epoch"], _in_percent(figures))
     select = this.configs[f"{folder.name}/{data.row}"].get("select", "best")
     page.save_class(this.results, row, page.tested(tested, _shown_of(test_loader), history, this.main["seed"], select))
     return figures
@@ -446,7 +451,8 @@ def _decide(this: Run, data: ClassData) -> Decision:
         lambda: _judge(this, data),
     )
     LOGGER.info(
-        "%s: %s (%s)%s", data.row, distribution.NAMES[decision.svd], decision.reason,
+        "%s: %s (%s)%s%s", data.row, distribution.NAMES[decision.svd], decision.reason,
+        f" {distribution.excel_path(dataset)}" if "Excel" in decision.reason else "",
         ", with foreground masks" if decision.foreground else "",
     )  # fmt: skip
     return decision

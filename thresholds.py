@@ -50,10 +50,10 @@ class Thresholds:
         """One line for the log."""
         kept = f"{self.images} of {self.source}"
         line = (
-            f"thresholds: image {self.image:.4g}, pixel {self.pixel:.4g} ({100 * self.reached:.1f} % of {kept} above)"
+            f"thresholds: image {self.image:.4g}, pixel {self.pixel:.4g} (above: {100 * self.reached:.1f} % of {kept})"
         )
         if self.false_alarm * self.images < 1:
-            line += f"; with so few images --false_alarm {self.false_alarm:g} means: none of them"
+            line += f"; these are their highest ones, too few images to tell a share of {100 * self.false_alarm:g} %"
         if self.source == TRAINING:
             line += "; new ones may score higher, --val_share 0.1 holds images out for a better threshold"
         return line

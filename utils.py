@@ -152,6 +152,41 @@ def write_text(path: Path, text: str) -> None:
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
+@contextmanager
+def one_at_a_time(folder: Path) -> Iterator[None]:
+    """No other process gets past this with the same folder, until this one is through or gone, however it ends.
+
+    Raises:
+        InputError: one is past it.
+        WorkError: nothing can be written there.
+    """
+    try:
+        import fcntl
+    except ImportError:  # not a Unix
+        yield
+        return
+    path = folder / ".running"
+    try:
+        handle = path.open("a")
+    except OSError as error:
+        raise WorkError(f"cannot write {path}: {error}") from error
+    with handle:
+        try:
+            # of this process alone: a loader's worker that outlives it for a moment holds nothing
+            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            raise InputError(
+                f"--results_path {folder} is in use by another run; wait for its end, or give another"
+            ) from error
+        except OSError:  # a file system without locks
+            pass
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                path.unlink()
+
+
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     """Let `write(temporary_path)` make a file with the same suffix, then rename it to `path`.
 

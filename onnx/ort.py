@@ -100,7 +100,7 @@ def choose_provider(wished: str) -> str:
 
 def _open(path: Path, provider: str, threads: int) -> onnxruntime.InferenceSession:
     if not path.is_file():
-        raise WorkError(f"no model {path}" + ("" if not path.exists() else ": it is a folder"))
+        raise InputError(f"no model {path}" + ("" if not path.exists() else ": it is a folder"))
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3  # what it has to say of its own doings, below errors

@@ -11,6 +11,7 @@ import time
 
 import click
 import cv2
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
@@ -20,6 +21,7 @@ from test_datasets import make_visa
 import backbones
 import main as command
 import report
+from utils import one_at_a_time
 
 
 def usage_error(*arguments, run=cli_here):
@@ -79,7 +81,7 @@ def test_same_command_twice_gives_the_same(trained, tiny, tmp_path):
 def test_finished_run_is_not_trained_again(trained, tiny):
     done = train_cli(*tiny, trained[0], dataset=("-d", "disc"))
     assert done.returncode == 0
-    assert "training finished before (2 epochs), skipped; delete" in done.stdout
+    assert "training finished before (epochs: 2), skipped; delete" in done.stdout
 
 
 def test_scoring_with_another_runs_checkpoints(trained, tiny, tmp_path):
@@ -418,3 +420,48 @@ def test_readme_has_every_option_as_the_command_line_has_it():
     text = flags.README.read_text(encoding="utf-8")
     assert flags.renewed(text) == text, "python -m tools.flags writes it anew"
     assert flags.table().count("\n") > 70
+
+
+def test_a_results_folder_is_for_one_run_at_a_time(tiny, tmp_path):
+    (tmp_path / "r").mkdir()
+    with one_at_a_time(tmp_path / "r"):
+        done = train_cli(*tiny, tmp_path / "r")
+        assert done.returncode == 2
+        assert done.stdout.strip() == (
+            f"Error: --results_path {tmp_path / 'r'} is in use by another run; wait for its end, or give another"
+        )
+    assert not list((tmp_path / "r").iterdir())
+    with one_at_a_time(tmp_path / "r"):  # and free again
+        pass
+
+
+def test_a_stop_that_reaches_a_loaders_worker_first_is_a_stop():
+    def refused():
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Terminated. ")
+
+    done = CliRunner().invoke(command.OneLine("x", callback=refused), [])
+    assert done.exit_code == 130
+    assert done.output == "Error: stopped; the same command goes on where it was\n"
+    killed = RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+    assert command._explain(killed)[0].startswith("a loader's worker died")
+
+
+def test_missing_textures_are_said_with_what_would_do(tmp_path):
+    done = cli_here("net", "dataset", "folder", tmp_path)
+    assert done.returncode == 2
+    assert "Missing argument 'AUG_PATH': a folder of texture pictures, or the word builtin" in done.stdout
+
+
+def test_what_the_crop_leaves_out_is_said_in_training_and_when_judging(tmp_path):
+    rng = np.random.default_rng(0)
+    (tmp_path / "data" / "long").mkdir(parents=True)
+    for i in range(4):
+        cv2.imwrite(f"{tmp_path}/data/long/{i}.png", rng.integers(0, 256, (160, 80), np.uint8))
+    done = train_cli(tmp_path / "data", "builtin", tmp_path / "r", net=("--meta_epochs", 1), name="folder")
+    assert done.returncode == 0, done.stdout
+    assert (
+        "folder_long: the crop of the centre leaves out 50 % of a picture on average, where no defect is" in done.stdout
+    )
+    assert "--keep_all shows the model the whole picture" in done.stdout
+    judged = ("predict", "--checkpoint", tmp_path / "r/models/backbone_0/folder_long", "--json", tmp_path / "data/long")
+    assert "of 4 of 4 pictures the crop leaves out more than 10 %, where no defect is seen" in cli(*judged).stdout

@@ -130,7 +130,7 @@ def test_the_only_checkpoint_is_found_and_several_are_listed(folder, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
-        (("/none.pth",), 1, "no checkpoint /none.pth"),
+        (("/none.pth",), 2, "no checkpoint /none.pth"),
         (("{ckpt}", "--quantize", "int8"), 2, "needs --images"),
         (("{ckpt}", "--quantize", "int8", "--images", "/none"), 2, "no pictures there"),
         (("{ckpt}", "--images", "/none"), 2, "no pictures there"),

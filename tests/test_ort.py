@@ -149,7 +149,7 @@ def strange(graph, tmp_path_factory):
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
-        (("{s}/none.onnx", "{s}/good.png", "--json"), 1, "no model"),
+        (("{s}/none.onnx", "{s}/good.png", "--json"), 2, "no model"),
         (("{s}/text.onnx", "{s}/good.png", "--json"), 1, "is no ONNX graph that can be run"),
         (("{s}/empty.onnx", "{s}/good.png", "--json"), 1, "is no ONNX graph"),
         (("{s}/cut.onnx", "{s}/good.png", "--json"), 1, "is no ONNX graph"),

@@ -290,8 +290,8 @@ def test_memory_does_not_grow_with_the_pictures(model, tmp_path, monkeypatch):
         (("--checkpoint", "{ckpt}", "/none/such.png", "--json"), 2, "/none/such.png: no such file or folder"),
         (("--checkpoint", "{ckpt}", "{empty}", "--json"), 2, "the folder holds no png"),
         (("--checkpoint", "{ckpt}", "--json"), 2, "Missing argument"),
-        (("--checkpoint", "/none.pth", "{good}", "--json"), 1, "no checkpoint /none.pth"),
-        (("--checkpoint", "{empty}", "{good}", "--json"), 1, "no ckpt_best_*.pth in"),
+        (("--checkpoint", "/none.pth", "{good}", "--json"), 2, "no checkpoint /none.pth"),
+        (("--checkpoint", "{empty}", "{good}", "--json"), 2, "no ckpt_best_*.pth in"),
         (("--checkpoint", "{ckpt}", "{good}", "--out", "{file}/out"), 1, "cannot be written to"),
         (("--checkpoint", "{ckpt}", "{good}", "--json", "--weights", "/none.pth"), 2, "no such file"),
         (("--checkpoint", "{ckpt}", "{good}", "--json", "--gpu", "99"), 2, "-1 is the CPU"),
@@ -326,6 +326,7 @@ def test_checkpoints_that_are_none(folder, tmp_path):
     (tmp_path / "pickle.pth").write_bytes(pickle.dumps(Code()))
     (tmp_path / "cut.pth").write_bytes(best.read_bytes()[:5000])
     torch.save({"model": {}}, tmp_path / "other.pth")
+    (tmp_path / "text.pth").write_text("# words")
     torch.save({"discriminator": state["discriminator"]}, tmp_path / "published.pth")
     other = {**state, "config": {**state["config"], "backbone_hash": "0" * 32}}
     torch.save(other, tmp_path / "wrong.pth")
@@ -335,6 +336,7 @@ def test_checkpoints_that_are_none(folder, tmp_path):
         ("pickle.pth", WorkError, "more than tensors and plain values"),
         ("cut.pth", WorkError, "damaged"),
         ("other.pth", WorkError, "it holds no discriminator"),
+        ("text.pth", WorkError, "is no file of torch.save"),
         ("published.pth", WorkError, "does not say how it was trained"),
         ("wrong.pth", InputError, "was trained with other weights"),
         ("gone.pth", WorkError, "give --weights PATH"),

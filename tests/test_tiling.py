@@ -93,6 +93,21 @@ def test_how_a_model_sees_large_pictures(config, tile, overlap, expected):
     assert (None if made is None else (made.tile[0], made.overlap)) == expected
 
 
+@pytest.mark.parametrize(
+    ("settings", "size", "share"),
+    [
+        ({}, (500, 500), 0), ({}, (100, 200), 0.5), ({}, (300, 100), 2 / 3), ({"keep_all": True}, (300, 100), 0),
+        ({"resize": 400, "imagesize": 200}, (500, 500), 0.75), ({"imagesize": (100, 200)}, (400, 200), 0),
+    ],
+)  # fmt: skip
+def test_share_that_the_crop_leaves_out(settings, size, share):
+    own = Geometry(**settings)
+    assert own.left_out(*size) == pytest.approx(share, abs=0.01)
+    # as much as the map is laid over
+    placed = own.place(np.ones(own.size, np.float32), size)
+    assert (placed == 0).mean() == pytest.approx(share, abs=0.02)
+
+
 @pytest.mark.parametrize("geometry", [{"keep_all": True}, {"resize": [64, 128]}, {"resize": 80}])
 def test_a_picture_of_the_trainings_size_is_one_tile_seen_as_the_whole_is(geometry):
     config = {"imagesize": [64, 128] if "keep_all" not in geometry and geometry["resize"] != 80 else 64, **geometry}
