@@ -78,23 +78,27 @@ def histogram(scores: Sequence[float], labels: Sequence[bool], threshold: float 
 
 
 def training(history: Sequence[Mapping[str, Any]], best: int | None, name: str, val: bool) -> str:
-    """Loss, and the AUROCs of each evaluation, on the validation set with `val`."""
+    """Loss, and the AUROCs of each evaluation if there were any, on the validation set with `val`."""
     figure, axes = _figure("Training", "epoch", "loss")
     epochs = [row["epoch"] for row in history]
     axes.plot(epochs, [row["loss"] for row in history], color=INK, label="loss", linewidth=1.2)
     axes.set_ylim(0, 1.1 * max(row["loss"] for row in history))
-    right = axes.twinx()
-    for kind, colour in (("image_auroc", BAD), ("pixel_auroc", GOOD)):
-        points = [(row["epoch"], 100 * row[kind]) for row in history if _known(row.get(kind))]
+    curves = {
+        kind: [(row["epoch"], 100 * row[f"{kind}_auroc"]) for row in history if _known(row.get(f"{kind}_auroc"))]
+        for kind in ("image", "pixel")
+    }
+    right = axes.twinx() if any(curves.values()) else None
+    for (kind, points), colour in zip(curves.items(), (BAD, GOOD), strict=True):
         if points:
             right.plot(*zip(*points, strict=True), color=colour, marker="." if len(points) < 30 else "",
-                       linewidth=1.2, label=kind.replace("_auroc", " AUROC"))  # fmt: skip
-    right.set_ylabel("AUROC on the validation set, %" if val else "AUROC on the test set, %")
+                       linewidth=1.2, label=f"{kind} AUROC")  # fmt: skip
+    if right is not None:
+        right.set_ylabel("AUROC on the validation set, %" if val else "AUROC on the test set, %")
+        right.spines["top"].set_visible(False)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    right.spines["top"].set_visible(False)
     if best is not None:
         axes.axvline(best, color="#999999", linestyle="--", linewidth=1, label="kept epoch")
-    lines = [*axes.get_legend_handles_labels()[0], *right.get_legend_handles_labels()[0]]
+    lines = [line for side in (axes, right) if side for line in side.get_legend_handles_labels()[0]]
     axes.legend(lines, [line.get_label() for line in lines], frameon=False, fontsize=8, ncols=2,
                 loc="upper center", bbox_to_anchor=(0.5, -0.18))  # fmt: skip
     return _svg(figure, f"{name}-training")

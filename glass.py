@@ -952,6 +952,12 @@ class GLASS:
             LOGGER.info("%s: %s", name, reason)
         return Tested({**figures, "best_epoch": epoch}, found, thresholds)
 
+    def look_at(self, loader: Iterable[Batch], name: str) -> Tested:
+        """What the chosen checkpoint says of images that are no test: no figures but its epoch, no pictures written."""
+        path, epoch = self._chosen(name)
+        thresholds = Thresholds.of(self.load_weights(path).get("thresholds"))
+        return Tested({"best_epoch": epoch}, self.predict(loader).on_host(), thresholds)
+
     def last_figures(self, test_loader: Iterable[Batch], record: Mapping[str, Any]) -> dict[str, float]:
         """The test set's metrics in the last epoch, evaluated where the training did not; {} where it is not there."""
         if self.select != "val" and record["last"] and record["last"]["epoch"] + 1 == record["epoch"]:

@@ -19,7 +19,7 @@ import gallery
 import report
 from errors import WorkError
 from evaluation import Tested
-from thresholds import TRAINING, Thresholds
+from thresholds import HELD_OUT, TRAINING, Thresholds
 from utils import write_text
 
 FILE = "report.html"
@@ -40,6 +40,15 @@ SHOWN = (
     ("false_alarms", "false alarms"), ("image_f1_max", "image F1-max (oracle)"), ("pixel_f1", "pixel F1"),
     ("pixel_f1_max", "pixel F1-max (oracle)"),
 )  # fmt: skip
+
+
+# of a class without test images, by whether the images shown were held out of the training
+INSTEAD = {
+    True: "These are good pictures that were held out of the training, and some of them again with synthetic defects. "
+    "Good ones should stay below the threshold; of real defects this says little.",
+    False: "These are good pictures of the training itself. They should stay below the threshold; new ones may score "
+    "higher.",
+}
 
 
 # ------------------------------------------------------------------------------- what is kept of a class
@@ -66,13 +75,33 @@ def tested(found: Tested, dataset: Any, history: Sequence[Mapping[str, Any]], se
     }
 
 
-def untested(state: Mapping[str, Any], history: Sequence[Mapping[str, Any]], epoch: int | None) -> dict[str, Any]:
-    """The same of a class without test images; `state` is its checkpoint, of the kept `epoch`."""
+def untested(
+    state: Mapping[str, Any],
+    history: Sequence[Mapping[str, Any]],
+    epoch: int | None,
+    shown: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The same of a class without test images.
+
+    Args:
+        state: its checkpoint, of the kept `epoch`.
+        shown: what `looked_at` gave, in place of a test.
+    """
     select = state.get("config", {}).get("select", "best")
     return {
         "select": "val" if select == "val" else "last", "figures": {"best_epoch": epoch},
         "thresholds": state.get("thresholds"), "history": list(history), "images": [], "curves": {}, "gallery": [],
+        "looked_at": shown,
     }  # fmt: skip
+
+
+def looked_at(found: Tested, dataset: Any, seed: int) -> dict[str, Any]:
+    """What the report shows of images that are no test: good ones, and the same with synthetic defects if any."""
+    images = _per_image(found)
+    for row in images:
+        row["path"] += " with a synthetic defect" if row["label"] else ""
+    held_out = bool(found.thresholds and found.thresholds.source == HELD_OUT)
+    return {"images": images, "gallery": gallery.cards(found, dataset, seed), "held_out": held_out}
 
 
 def save_class(results: Path, row: str, data: Mapping[str, Any]) -> None:
@@ -215,7 +244,8 @@ def _class_view(index: int, data: dict[str, Any], table: pd.DataFrame) -> dict[s
     figures = {k: v for k, v in row.items() if k.startswith("last_") and not math.isnan(v)} | data["figures"]
     thresholds = Thresholds.of({k: math.nan if v is None else v for k, v in (data["thresholds"] or {}).items()})
     name = f"class-{index}"
-    images = data["images"]
+    instead = data.get("looked_at") or {}
+    images = data["images"] or instead.get("images", [])
     key = "normalised_score" if thresholds else "score"
     pictures = []
     if images:
@@ -226,12 +256,13 @@ def _class_view(index: int, data: dict[str, Any], table: pd.DataFrame) -> dict[s
     if data["history"]:
         best = data["figures"].get("best_epoch")
         pictures.append(charts.training(data["history"], best, name, data.get("select") == "val"))
-    cards = [{**card, **images[card["index"]]} for card in data["gallery"]]
+    cards = [{**card, **images[card["index"]]} for card in data["gallery"] or instead.get("gallery", [])]
     return {
         "name": data["row"], "id": name, "select": data.get("select"),
         "figures": figures, "thresholds": thresholds, "charts": pictures,
-        "optimistic": bool(thresholds and thresholds.source == TRAINING), "cards": cards, "tested": len(images),
+        "optimistic": bool(thresholds and thresholds.source == TRAINING), "cards": cards, "tested": len(data["images"]),
         "outcomes": sorted({card["outcome"] for card in cards}), "epochs": len(data["history"]),
+        "instead": INSTEAD[instead["held_out"]] if instead else "",
     }  # fmt: skip
 
 

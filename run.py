@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 from torch.utils.tensorboard import SummaryWriter
 
 import backbones
@@ -49,6 +49,7 @@ from utils import LOGGER, choose_device, fix_seeds, one_at_a_time, setup_logging
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "scipy", "scikit-learn", "opencv-python-headless", "pillow")
 DIMENSIONS = ("pretrain_embed_dimension", "target_embed_dimension")
 VALIDATED = 400  # tiles that choose an epoch
+EXAMPLES = 60  # pictures that are looked at where there is no test
 NOT_FOR_GLASS = frozenset({"backbone_names", "layers_to_extract_from", "weights", "svd"})
 
 
@@ -363,23 +364,25 @@ def _run_class(
     folder = this.models / f"backbone_{index}"
     model = _model(this, data, net, folder, decision)
     test_loader = _test_loader(this, data, cache)
-    record = None
+    record, examples = None, None
     if decision is not None:
         _say_what_does_nothing(this, data)
         if decision.verdict is not None:
             model.start(data.row)  # from here on the training knows its variant by itself, whatever the file says
             distribution.write_flag(this.dataset["name"], data.row, decision.verdict)
-        record = _train(this, data, net, model, test_loader, masks, cache)
+        record, examples = _train(this, data, net, model, test_loader, masks, cache)
     best = checkpoint.find_best(model.model_dir)
     state = checkpoint.load(best[0]) if best else {}
     this.configs[f"{folder.name}/{data.row}"] = state.get("config") or model.config
-    history = (record or page.read_history(this.results, row) or {}).get("history", [])
+    before = page.read_history(this.results, row) or {}
+    history = (record or before).get("history", [])
     if test_loader is None:
         kept = " of the last epoch" if this.training and this.net["select"] == "best" else ""
         LOGGER.info(
             "%s: no test images, nothing to test; the model%s is %s", data.row, kept, best[0] if best else folder
         )
-        page.save_class(this.results, row, page.untested(state, history, best[1] if best else None))
+        shown = before.get("looked_at") if examples is None else _look_at(this, data, model, examples)
+        page.save_class(this.results, row, page.untested(state, history, best[1] if best else None, shown))
         return None
     tested = model.test(test_loader, data.row)
     figures = tested.figures
@@ -390,6 +393,13 @@ def _run_class(
     select = this.configs[f"{folder.name}/{data.row}"].get("select", "best")
     page.save_class(this.results, row, page.tested(tested, _shown_of(test_loader), history, this.main["seed"], select))
     return figures
+
+
+def _look_at(this: Run, data: ClassData, model: GLASS, examples: Dataset) -> dict[str, Any]:
+    """Of a class without test images: what the model makes of the pictures that its thresholds come from."""
+    chosen = np.unique(np.linspace(0, len(examples) - 1, min(len(examples), EXAMPLES)).astype(int)).tolist()
+    some = Subset(examples, chosen)
+    return page.looked_at(model.look_at(_in_order(this, some), data.row), some, this.main["seed"])
 
 
 def _model(this: Run, data: ClassData, net: Net, folder: Path, decision: Decision | None) -> GLASS:
@@ -487,8 +497,8 @@ def _train(
     test_loader: DataLoader | None,
     masks: list[Path] | None,
     cache: ImageCache,
-) -> dict[str, Any]:
-    """Train on all good images but those held out, then find thresholds."""
+) -> tuple[dict[str, Any], Dataset]:
+    """Train on all good images but those held out, then find thresholds; the record, and the images they come from."""
     batch, workers = this.dataset["batch_size"], this.dataset["num_workers"]
     defects = _defects(this, data)
 
@@ -522,7 +532,7 @@ def _train(
     whole = val_loader if data.tiling is None else _in_order(this, GoodImages(val_set))
     good = whole if held else _in_order(this, GoodImages(train_set))
     model.calibrate(good, data.row, HELD_OUT if held else TRAINING)
-    return record
+    return record, (val_loader if held else good).dataset
 
 
 def _thinned(val_set: TrainDataset) -> TrainDataset:

@@ -48,7 +48,7 @@ class Thresholds:
 
     def describe(self) -> str:
         """One line for the log."""
-        kept = f"{self.images} of {self.source}"
+        kept = f"{self.images} {self.source}"
         line = (
             f"thresholds: image {self.image:.4g}, pixel {self.pixel:.4g} (above: {100 * self.reached:.1f} % of {kept})"
         )

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -67,7 +68,7 @@ def test_best_f1_lies_between_the_two_kinds():
 def test_what_a_threshold_from_few_images_says():
     made = calibrate([0.1, 0.2, 0.3], [0.05, 0.1, 0.15], 0.01, TRAINING)
     assert (made.image, made.pixel, made.reached, made.images) == (0.3, 0.15, 0.0, 3)
-    assert "means: none of them" in made.describe()
+    assert "too few images to tell a share of 1 %" in made.describe()
     assert "--val_share 0.1 holds images out" in made.describe()
     assert Thresholds.of(made.plain()).image == made.image
     assert Thresholds.of(None) is None
@@ -247,7 +248,21 @@ def test_select_val_on_good_images_alone(tmp_path):
         parts = [row["part"] for row in csv.DictReader(file)]
     assert (parts.count("validation"), parts.count("train")) == (8, 12)
     assert not (tmp_path / "r" / "results.csv").exists()
-    assert "no test images" in (tmp_path / "r" / "report.html").read_text().lower()
+    text = (tmp_path / "r" / "report.html").read_text()
+    assert "no test images" in text.lower()
+    # something to look at all the same: 8 held-out pictures, 4 of them four times with a synthetic defect
+    assert "good pictures that were held out of the training, and some of them again with synthetic defects" in text
+    assert len(re.findall(r'<figure class="card"[^>]*with a synthetic defect', text)) == 16
+    assert text.count('<figure class="card"') == 24
+    assert "AUROC on the test set" not in text
+    assert not (tmp_path / "r" / "per_image.csv").exists()
+    # the same command again keeps them; without images held out they are those of the training
+    assert run(data, textures, tmp_path / "r", net=("--select", "val", "--patience", 5)).exit_code == 0
+    assert (tmp_path / "r" / "report.html").read_text().count('<figure class="card"') == 24
+    assert run(data, textures, tmp_path / "s", net=("--select", "last")).exit_code == 0
+    text = (tmp_path / "s" / "report.html").read_text()
+    assert "good pictures of the training itself" in text
+    assert text.count('<figure class="card"') == 20
 
 
 def test_val_share_is_fixed_by_the_training(tmp_path):
