@@ -62,14 +62,16 @@ def precision_recall(curves: Mapping[str, Any], name: str) -> str:
     return _svg(figure, f"{name}-pr")
 
 
-def histogram(scores: Sequence[float], labels: Sequence[bool], threshold: float | None, name: str) -> str:
-    """Scores of good and of defective images, with the threshold; normalised ones where there is a threshold."""
+def histogram(
+    scores: Sequence[float], labels: Sequence[bool], threshold: float | None, name: str, called: str = "defective"
+) -> str:
+    """Scores of good images and of those `called` otherwise, normalised ones where there is a threshold."""
     kind = "image score" if threshold is None else "image score, normalised (threshold at 0.5)"
     figure, axes = _figure("Scores", kind, "images")
     values, bad = np.asarray(scores, float), np.asarray(labels, bool)
     edges = np.linspace(0, 1, 31)
     axes.hist(values[~bad], edges, color=GOOD, alpha=0.65, label=f"good ({int((~bad).sum())})")
-    axes.hist(values[bad], edges, color=BAD, alpha=0.65, label=f"defective ({int(bad.sum())})")
+    axes.hist(values[bad], edges, color=BAD, alpha=0.65, label=f"{called} ({int(bad.sum())})")
     if threshold is not None:
         axes.axvline(threshold, color=INK, linestyle="--", label="threshold")
     axes.legend(frameon=False)

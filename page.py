@@ -250,7 +250,8 @@ def _class_view(index: int, data: dict[str, Any], table: pd.DataFrame) -> dict[s
     pictures = []
     if images:
         values, labels = [row[key] for row in images], [row["label"] for row in images]
-        pictures.append(charts.histogram(values, labels, 0.5 if thresholds else None, name))
+        called = "synthetic defects" if instead else "defective"
+        pictures.append(charts.histogram(values, labels, 0.5 if thresholds else None, name, called))
     if data["curves"]:
         pictures += [charts.roc(data["curves"], name), charts.precision_recall(data["curves"], name)]
     if data["history"]:

@@ -53,7 +53,7 @@ class Thresholds:
             f"thresholds: image {self.image:.4g}, pixel {self.pixel:.4g} (above: {100 * self.reached:.1f} % of {kept})"
         )
         if self.false_alarm * self.images < 1:
-            line += f"; these are their highest ones, too few images to tell a share of {100 * self.false_alarm:g} %"
+            line += f"; these are the highest scores, too few images to tell a share of {100 * self.false_alarm:g} %"
         if self.source == TRAINING:
             line += "; new ones may score higher, --val_share 0.1 holds images out for a better threshold"
         return line
