@@ -132,7 +132,7 @@ def choose() -> tuple[str, str]:
         why = str(error.__cause__ or error).strip().splitlines()
         reason = f"{type(error.__cause__ or error).__name__}: {why[0]}" if why else type(error.__cause__).__name__
         return embedded.NAME, (
-            f"it comes with the project, and usable weights of {PREFERRED}, the paper's network, are neither in the "
+            f"it comes with the project, and the weights of {PREFERRED}, the paper's network, are neither in the "
             f"cache nor to be fetched ({reason[:160]})"
         )
     return PREFERRED, "the paper's network"
