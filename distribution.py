@@ -132,7 +132,12 @@ class Decision:
 
 
 def decide(
-    mode: int, fg: int, svd: int | None, flags: tuple[int, int] | None, judge_class: Callable[[], int]
+    mode: int,
+    fg: int,
+    svd: int | None,
+    flags: tuple[int, int] | None,
+    judge_class: Callable[[], int],
+    file: Path | str = "the Excel file",
 ) -> Decision:
     """Turn `--distribution`, `--fg` and `--svd` into the variant of a class.
 
@@ -143,6 +148,7 @@ def decide(
         svd: a given `--svd`, which wins over everything.
         flags: the file's row.
         judge_class: judges the class; called only where it is needed.
+        file: what the reason calls the file.
     """
     verdict = None
     if svd is not None:
@@ -154,7 +160,7 @@ def decide(
         reason = "judged by the mean training image"
     else:
         variant = flags[0] if mode == 0 else 1 - flags[0]
-        reason = "from the Excel file" if mode == 0 else "the opposite of the Excel file"
+        reason = f"from {file}" if mode == 0 else f"the opposite of {file}"
     return Decision(variant, wants_foreground(fg, flags), reason, verdict)
 
 

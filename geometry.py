@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, fields
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import cv2
@@ -220,8 +221,11 @@ def batches(items: list[Any], count: int) -> Iterator[list[Any]]:
         yield items[start : start + count]
 
 
-def describe_left_out(share: float) -> str:
-    """What a crop leaves out of the pictures, a share of them on average, and what helps."""
+def describe_left_out(geometry: Geometry, sizes: Collection[tuple[int, int]]) -> str:
+    """How much a crop leaves out of pictures of these (width, height), and what helps; "" where it is little."""
+    share = fmean(geometry.left_out(*size) for size in sizes) if sizes else 0
+    if share < MUCH_LEFT_OUT:
+        return ""
     return (
         f"the crop of the centre leaves out {100 * share:.0f} % of a picture on average, where no defect is seen; "
         "--keep_all shows the model the whole picture (--imagesize HxW in its proportions), --tile cuts it into tiles"

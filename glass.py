@@ -194,20 +194,29 @@ class GLASS:
         for name in names:
             setattr(self, name, self.settings[name])
         self.device = torch.device(device)
+        self._build(backbone)
+        return self
+
+    def _build(self, backbone: nn.Module) -> None:
+        """All parts, by the settings."""
         torch.backends.cudnn.allow_tf32 = False  # fp32 is fp32; bf16 is asked for by name
-        self.precision = self.settings["precision"] = choose_precision(precision, self.device)
+        self.precision = self.settings["precision"] = choose_precision(self.precision, self.device)
         self._dtype = PRECISIONS[self.precision]
         # rounded in every layer, the features would turn the gradients by 2 to 5 %; a CPU gains too little by that
         of_backbone = self._dtype if self.device.type == "cuda" else torch.float32
         self.feature_aggregator = NetworkFeatureAggregator(
-            backbone, self.layers_to_extract_from, self.device, tuple(input_shape), train_backbone, of_backbone
+            backbone,
+            self.layers_to_extract_from,
+            self.device,
+            tuple(self.input_shape),
+            self.train_backbone,
+            of_backbone,
         )
         self.settings["backbone_hash"] = self.feature_aggregator.fingerprint
         self._build_pooling()
         self._build_heads()
-        self._fused = self._compile() if compile else None
+        self._fused = self._compile() if self.compile else None
         self._workspace = Workspace()
-        return self
 
     def _compile(self) -> Fused | None:
         """Compiled parts; None where that does not work or nothing is to be compiled, which is said."""
@@ -943,20 +952,18 @@ class GLASS:
 
     def test(self, test_loader: Iterable[Batch], name: str) -> Tested:
         """As `tester`, with everything that was found."""
+        tested = self.look_at(test_loader, name, self._picture_dir("eval", name))
+        figures = judge(tested.found, tested.thresholds)
+        for reason in why_nan(figures):
+            LOGGER.info("%s: %s", name, reason)
+        return Tested({**figures, **tested.figures}, tested.found, tested.thresholds)
+
+    def look_at(self, loader: Iterable[Batch], name: str, pictures: Path | None = None) -> Tested:
+        """What the chosen checkpoint says of any images, of figures its epoch alone; `pictures` as for `predict`."""
         path, epoch = self._chosen(name)
         _refuse_other_scores(checkpoint.load(path).get("config", {}), self.config, path)
         thresholds = Thresholds.of(self.load_weights(path).get("thresholds"))
-        found = self.predict(test_loader, self._picture_dir("eval", name)).on_host()
-        figures = judge(found, thresholds)
-        for reason in why_nan(figures):
-            LOGGER.info("%s: %s", name, reason)
-        return Tested({**figures, "best_epoch": epoch}, found, thresholds)
-
-    def look_at(self, loader: Iterable[Batch], name: str) -> Tested:
-        """What the chosen checkpoint says of images that are no test: no figures but its epoch, no pictures written."""
-        path, epoch = self._chosen(name)
-        thresholds = Thresholds.of(self.load_weights(path).get("thresholds"))
-        return Tested({"best_epoch": epoch}, self.predict(loader).on_host(), thresholds)
+        return Tested({"best_epoch": epoch}, self.predict(loader, pictures).on_host(), thresholds)
 
     def last_figures(self, test_loader: Iterable[Batch], record: Mapping[str, Any]) -> dict[str, float]:
         """The test set's metrics in the last epoch, evaluated where the training did not; {} where it is not there."""

@@ -16,7 +16,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 import click
 from click.core import ParameterSource
 
-from datasets.cli import CONTEXT, Finite
+from datasets.cli import CONTEXT, INTERRUPTED, Finite
 
 AT_LEAST_0, AT_LEAST_1 = click.IntRange(min=0), click.IntRange(min=1)
 
@@ -73,7 +73,6 @@ NOT_NEGATIVE = Finite(min=0)
 FLAG = click.IntRange(0, 1)
 OVERLAP = Finite(0, 0.75)
 DEFAULT_OVERLAP = 0.25
-INTERRUPTED = 130
 
 
 class OneLine(click.Command):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from statistics import fmean
 
 import click
 
@@ -18,7 +17,7 @@ from datasets.defects import refuse_test_images
 from datasets.textures import FileTextures
 from datasets.tiles import TiledTestDataset, describe, refuse_small
 from errors import InputError, WorkError
-from geometry import MUCH_LEFT_OUT, describe_left_out
+from geometry import describe_left_out
 from job import ClassData, KeptTextures, Run
 from utils import LOGGER, write_text
 
@@ -43,10 +42,8 @@ def glance(this: Run, data: ClassData) -> ClassData:
         refuse_small(data.train, data.tiling, sizes)
         tiles = len(data.seen(data.train or data.test))
         LOGGER.info("%s: %s", data.row, describe(data.tiling, len(data.train or data.test), tiles))
-    elif sizes:
-        left_out = fmean(data.settings.left_out(*size) for size in sizes.values())
-        if left_out >= MUCH_LEFT_OUT:
-            LOGGER.warning("%s: %s", data.row, describe_left_out(left_out))
+    elif left_out := describe_left_out(data.settings, sizes.values()):
+        LOGGER.warning("%s: %s", data.row, left_out)
     return data
 
 

@@ -44,7 +44,7 @@ from geometry import Tiling, show_size
 from glass import GLASS, METRICS
 from job import ClassData, Net, Options, Run
 from thresholds import HELD_OUT, TRAINING
-from utils import LOGGER, choose_device, fix_seeds, one_at_a_time, setup_logging, write_atomically
+from utils import LOGGER, choose_device, fix_seeds, make_folder, one_at_a_time, setup_logging, write_atomically
 
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "scipy", "scikit-learn", "opencv-python-headless", "pillow")
 DIMENSIONS = ("pretrain_embed_dimension", "target_embed_dimension")
@@ -66,7 +66,7 @@ def run_seeds(main: Options, net: Options, dataset: Options) -> None:
         raise InputError(
             "--distribution 4 with several seeds: what the first run judges, the second would turn round; give 2 or 3"
         )
-    results = _make_results(main["results_path"])
+    results = make_folder(Path(main["results_path"]), "--results_path")
     if (results / "models").exists():
         raise InputError(f"{results} holds a run with a single seed; take another --results_path for several")
     for seed in seeds:
@@ -97,7 +97,7 @@ def run(main: Options, net: Options, dataset: Options) -> None:
     setup_logging()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a batch system's stop ends like Ctrl-C
     started = time.monotonic()
-    with one_at_a_time(_make_results(main["results_path"])):
+    with one_at_a_time(make_folder(Path(main["results_path"]), "--results_path")):
         _run(main, net, {**dataset, "val_share": _val_share(net, dataset)}, started)
 
 
@@ -143,7 +143,7 @@ def _run(main: Options, net: Options, dataset: Options, started: float) -> None:
 def _prepare(main: Options, net: Options, dataset: Options) -> Run:
     if dataset["name"] not in DATASETS:
         raise InputError(f"unknown data set {dataset['name']!r}; possible: {', '.join(DATASETS)}")
-    results = _make_results(main["results_path"])
+    results = make_folder(Path(main["results_path"]), "--results_path")
     device = choose_device(main["gpu"])
     fix_seeds(main["seed"])
     layout = DATASETS[dataset["name"]](dataset["data_path"], main["seed"], dataset["test_share"])
@@ -216,15 +216,6 @@ def _val_share(net: Options, dataset: Options) -> float:
     if net["select"] == "val" and given == 0:
         raise InputError("--select val needs images held out, --val_share is 0; leave it out for 0.1")
     return (0.1 if net["select"] == "val" else 0.0) if given is None else given
-
-
-def _make_results(path: str) -> Path:
-    results = Path(path)
-    try:
-        results.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--results_path {results} cannot be made: {error.strerror}; give another") from error
-    return results
 
 
 def _layers_of(given: Sequence[str], count: int) -> list[list[str]]:
@@ -374,7 +365,7 @@ def _run_class(
     best = checkpoint.find_best(model.model_dir)
     state = checkpoint.load(best[0]) if best else {}
     this.configs[f"{folder.name}/{data.row}"] = state.get("config") or model.config
-    before = page.read_history(this.results, row) or {}
+    before = {} if record else page.read_history(this.results, row) or {}
     history = (record or before).get("history", [])
     if test_loader is None:
         kept = " of the last epoch" if this.training and this.net["select"] == "best" else ""
@@ -459,10 +450,10 @@ def _decide(this: Run, data: ClassData) -> Decision:
         this.net["svd"],
         distribution.read_flags(dataset, data.row),
         lambda: _judge(this, data),
+        distribution.excel_path(dataset),
     )
     LOGGER.info(
-        "%s: %s (%s)%s%s", data.row, distribution.NAMES[decision.svd], decision.reason,
-        f" {distribution.excel_path(dataset)}" if "Excel" in decision.reason else "",
+        "%s: %s (%s)%s", data.row, distribution.NAMES[decision.svd], decision.reason,
         ", with foreground masks" if decision.foreground else "",
     )  # fmt: skip
     return decision

@@ -218,38 +218,61 @@ def gas(
     first = discriminator.first
     if true_y is None:
         true_y = linear(true, first.weight, first.bias, dtype)
-    repeats = len(true) // len(centre)
     workspace = workspace or Workspace()
     with torch.no_grad():
         const = true.detach()
-        start = noise
-        if svd:
-            start = workspace.copy("start", noise).add_(const)
-            start.unflatten(0, (repeats, -1)).sub_(centre)
+        start = _from_centre(noise, const, centre, workspace) if svd else noise
         centre_y = linear(centre, first.weight, first.bias)
-        origin_y = centre_y.repeat(repeats, 1) if svd else true_y.detach()
+        origin_y = centre_y.repeat(len(true) // len(centre), 1) if svd else true_y.detach()
         path = _Path(first.weight.detach(), start, dtype, workspace)
-        if len(discriminator.body) == 1:
-            uphill = _ClosedSlope(discriminator, true_y.detach(), origin_y, path, fused)
-        else:
-            uphill = _AnySlope(discriminator, true_y.detach(), origin_y, path)
-        r_g = None
-        for k in range(1, (step if mining else 0) + 1):
-            uphill.push()
-            if k % PROJECT_EVERY == 0:
-                uphill.leave()
-                r_g = quantile(_distances(path, svd, const, true_y, centre, centre_y), radius)
-                low, high = (r_t, 2 * r_t) if svd else (MANIFOLD_RADIUS, 2 * MANIFOLD_RADIUS)
-                path.project(low, high, keep=bool(svd))
-                uphill.moved()
-        uphill.leave()
-        if r_g is None:
-            r_g = quantile(_distances(path, svd, const, true_y, centre, centre_y), radius)
+        uphill = _slope(discriminator, true_y.detach(), origin_y, path, fused)
+
+        def r_of_path() -> Tensor:
+            return quantile(_distances(path, svd, const, true_y, centre, centre_y), radius)
+
+        r_g = _ascend(uphill, path, step if mining else 0, r_t if svd else MANIFOLD_RADIUS, bool(svd), r_of_path)
     end = linear(centre, first.weight, first.bias, dtype) if svd else true_y
     fake_y = _PathsEnd.apply(end, true if svd else None, first.weight, path)
     true_scores, fake_scores = _both(discriminator, true_y, fake_y)
     loss = _bce(true_scores, 0.0) + _bce(fake_scores, 1.0)
     return GASResult(loss, true_scores.detach(), fake_scores.detach(), r_g)
+
+
+def _slope(
+    discriminator: Discriminator, true_y: Tensor, origin_y: Tensor, path: _Path, fused: Fused | None
+) -> _ClosedSlope | _AnySlope:
+    """The way to ∂L_g/∂y that D's depth allows."""
+    if len(discriminator.body) == 1:
+        return _ClosedSlope(discriminator, true_y, origin_y, path, fused)
+    return _AnySlope(discriminator, true_y, origin_y, path)
+
+
+def _from_centre(noise: Tensor, true: Tensor, centre: Tensor, workspace: Workspace) -> Tensor:
+    """h = t + ε − c, (N, C), where the hypersphere's path starts."""
+    start = workspace.copy("start", noise).add_(true)
+    start.unflatten(0, (len(true) // len(centre), -1)).sub_(centre)
+    return start
+
+
+def _ascend(
+    uphill: _ClosedSlope | _AnySlope,
+    path: _Path,
+    updates: int,
+    low: Tensor | float,
+    keep: bool,
+    r_of_path: Callable[[], Tensor],
+) -> Tensor:
+    """The updates, with the projection to [low, 2·low] after every fifth; r_g as it was before the last projection."""
+    r_g = None
+    for k in range(1, updates + 1):
+        uphill.push()
+        if k % PROJECT_EVERY == 0:
+            uphill.leave()
+            r_g = r_of_path()
+            path.project(low, 2 * low, keep=keep)
+            uphill.moved()
+    uphill.leave()
+    return r_of_path() if r_g is None else r_g
 
 
 def _both(discriminator: Discriminator, true_y: Tensor, fake_y: Tensor) -> tuple[Tensor, Tensor]:

@@ -152,6 +152,19 @@ def write_text(path: Path, text: str) -> None:
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
+def make_folder(path: Path, given: str) -> Path:
+    """The folder, made where it is not there.
+
+    Raises:
+        InputError: it cannot be made; `given` says what named it.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{given} {path} cannot be made: {error.strerror}; give another") from error
+    return path
+
+
 @contextmanager
 def one_at_a_time(folder: Path) -> Iterator[None]:
     """No other process gets past this with the same folder, until this one is through or gone, however it ends.

@@ -17,12 +17,12 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 import numpy as np  # noqa: E402
 import pandas as pd  # noqa: E402
-from measuring import script  # noqa: E402
 from sklearn.metrics import roc_auc_score  # noqa: E402
 
 from datasets.files import list_images  # noqa: E402
 from glass import load_checkpoint  # noqa: E402
 from judgement import Judge  # noqa: E402
+from tools import script  # noqa: E402
 
 
 def judges(folder: Path, good: Path, place: Path) -> dict[str, Judge]:

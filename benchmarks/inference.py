@@ -27,7 +27,7 @@ import onnxruntime  # noqa: E402
 import reference  # noqa: E402
 import torch  # noqa: E402
 from embedding import processor, whole_network_hooked  # noqa: E402
-from measuring import script, seconds_of, write_rows  # noqa: E402
+from measuring import seconds_of, write_rows  # noqa: E402
 from PIL import Image  # noqa: E402
 from skimage import data as photographs  # noqa: E402
 
@@ -36,6 +36,7 @@ from common import NetworkFeatureAggregator  # noqa: E402
 from datasets.settings import ImageSettings  # noqa: E402
 from glass import GLASS, PRECISIONS  # noqa: E402
 from inference import Inspector  # noqa: E402
+from tools import script  # noqa: E402
 
 LAYERS = ["layer2", "layer3"]
 
@@ -108,6 +109,7 @@ class Bench:
             options.intra_op_num_threads = torch.get_num_threads()
             session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
             made[name] = lambda session=session: session.run(None, given)
+        folder.cleanup()
         return made
 
     def time(self, work: Callable[[], object]) -> float:

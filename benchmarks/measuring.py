@@ -1,13 +1,11 @@
-"""What the benchmarks share: seconds of a call, the table on disk, a script of onnx/ as a module."""
+"""What the benchmarks share: seconds of a call, the table on disk."""
 
 from __future__ import annotations
 
 import csv
-import importlib.util
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 
 import torch
 
@@ -33,11 +31,3 @@ def write_rows(name: str, rows: Sequence[Mapping[str, object]]) -> None:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-
-
-def script(name: str) -> ModuleType:
-    """onnx/<name>.py; its folder is no package."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / "onnx" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module

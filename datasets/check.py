@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
 from typing import Literal, TypeVar
 
 import click
@@ -23,7 +22,7 @@ from datasets.defects import Pair
 from datasets.files import Header, list_images, read_header, read_mask, read_rgb
 from datasets.textures import BUILTIN, list_textures
 from errors import InputError, WorkError
-from geometry import MUCH_LEFT_OUT, Geometry, describe_left_out
+from geometry import Geometry, describe_left_out
 from utils import cores
 
 Kind = Literal["unreadable", "mask_size", "empty", "same_stem", "train_and_test", "layout"]
@@ -324,9 +323,8 @@ def _check_class(layout: Layout, name: str) -> tuple[tuple[str, ...], list[Probl
     row = (name, *map(str, counts), _sizes(images), channels or "-", masked, str(len(problems)))
     bad = {problem.path for problem in problems}
     notes = [] if complaints else _notes(layout, name, [s for s in defective if s.mask and s.mask not in bad])
-    left_out = fmean(Geometry().left_out(*header.size) for header in images) if images else 0
-    if left_out >= MUCH_LEFT_OUT:
-        notes.append(f"{name}: unless told otherwise {describe_left_out(left_out)}")
+    if left_out := describe_left_out(Geometry(), [header.size for header in images]):
+        notes.append(f"{name}: unless told otherwise {left_out}")
     return row, problems, notes
 
 

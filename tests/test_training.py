@@ -189,9 +189,12 @@ def test_pretrain_dimension_of_another_model_is_refused(tmp_path):
 
 
 def test_checkpoint_with_code_or_damage_is_refused(tmp_path):
-    for name, content in (("damaged.pth", b"PK\x03\x04 half"), ("text.pth", b"hello")):
+    for name, content, says in (
+        ("damaged.pth", b"PK\x03\x04 half", "not a checkpoint that can be read safely"),
+        ("text.pth", b"hello", "not a checkpoint: it is no file of torch.save"),
+    ):
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(WorkError, match="not a checkpoint"):
+        with pytest.raises(WorkError, match=says):
             checkpoint.load(tmp_path / name)
     torch.save({"discriminator": print}, tmp_path / "code.pth")
     with pytest.raises(WorkError, match="read safely"):

@@ -34,7 +34,7 @@ from datasets.textures import FileTextures
 from embedded import FILE, WIDTH, HalfResNet18
 from errors import InputError, WorkError
 from tools.pictures import Crops, find_photographs, read_photographs
-from utils import IMAGENET_MEAN, IMAGENET_STD, choose_device, seeded, write_atomically
+from utils import IMAGENET_MEAN, IMAGENET_STD, choose_device, make_folder, seeded, write_atomically
 
 LAYERS = ("layer2", "layer3")
 TEACHER_CHANNELS, STUDENT_CHANNELS = (128, 256), (2 * WIDTH, 4 * WIDTH)
@@ -256,7 +256,7 @@ def distil(
         WorkError: a picture or the state cannot be read.
     """
     cv2.setNumThreads(1)
-    _make_folder(out)
+    make_folder(out, "OUT")
     batch, steps = asked["batch"], -(-asked["crops"] // asked["batch"])
     teacher = NetworkFeatureAggregator(
         backbones.load("resnet18", weights), LAYERS, device, (3, asked["side"], asked["side"]), False, torch.bfloat16
@@ -287,13 +287,6 @@ def distil(
     factors = match_scale(work, judged)
     click.echo(f"{FILE.name}: layer2 scaled by {factors[0]:.4f}, layer3 by {factors[1]:.4f}")
     save_weights(work.student, out / FILE.name)
-
-
-def _make_folder(out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{out} cannot be made: {error.strerror}; give another OUT") from error
 
 
 def _read_state(path: Path, device: torch.device, asked: dict[str, Any]) -> dict[str, Any]:

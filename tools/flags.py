@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import re
 from collections.abc import Sequence
-from pathlib import Path
-from types import ModuleType
 
 import click
 
 import compare
 import main
 from datasets import check, demo, foreground, mad_sys, preview
+from tools import ROOT, script
 
-ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 BEGIN, END = "<!-- options: written by python -m tools.flags -->", "<!-- end of options -->"
 COMMANDS = (
@@ -38,7 +35,7 @@ STATED = re.compile(r"\s*\[default: (.*)\]$")
 
 def table() -> str:
     """All options of main.py as one Markdown table, and those of the other commands as a second one."""
-    exporter, runner = _script("pth2onnx"), _script("ort")
+    exporter, runner = script("pth2onnx"), script("ort")
     own = [(name, command.params) for name, command in COMMANDS]
     beside = [*FURTHER, ("onnx/pth2onnx.py", exporter.main.params)]
     between = "The commands beside it; `datasets.preview` takes the options of `dataset` too:"
@@ -48,14 +45,6 @@ def table() -> str:
             *_head("python"), *_rows(beside), *_parsed("onnx/ort.py", runner._parser()),
         ]
     )  # fmt: skip
-
-
-def _script(name: str) -> ModuleType:
-    """A file of onnx/, which is no package."""
-    spec = importlib.util.spec_from_file_location(f"onnx_{name}", ROOT / "onnx" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def _head(first: str) -> list[str]:
