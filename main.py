@@ -9,8 +9,8 @@ import os
 import sys
 from typing import Any
 
-# How long torch's threads on a CPU spin where they wait for each other. As long as they would by themselves costs nothing
-# on a machine of one's own, and half of the time beside another program. Read where torch is imported first.
+# How long torch's threads on a CPU spin where they wait for each other: with libgomp's own choice a training beside other
+# programs loses much time by that (benchmarks/spinning.py). libgomp reads it when torch is imported.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 import click

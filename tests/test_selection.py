@@ -256,7 +256,8 @@ def test_select_val_on_good_images_alone(tmp_path):
     assert text.count('<figure class="card"') == 24
     assert "AUROC on the test set" not in text
     assert not (tmp_path / "r" / "per_image.csv").exists()
-    # the same command again keeps them; without images held out they are those of the training
+    # the same command again keeps them, though what was kept of the class is damaged; without images held out they are those of the training
+    (tmp_path / "r" / "report" / "folder_disc.json").write_text("no")
     assert run(data, textures, tmp_path / "r", net=("--select", "val", "--patience", 5)).exit_code == 0
     assert (tmp_path / "r" / "report.html").read_text().count('<figure class="card"') == 24
     assert run(data, textures, tmp_path / "s", net=("--select", "last")).exit_code == 0
