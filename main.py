@@ -9,8 +9,8 @@ import os
 import sys
 from typing import Any
 
-# How long torch's threads on a CPU spin where they wait for each other: with libgomp's own choice a training beside other
-# programs loses much time by that (benchmarks/spinning.py). libgomp reads it when torch is imported.
+# How long torch's threads on a CPU spin where they wait for each other: shorter than libgomp would, for the sake of
+# other programs on the same cores (benchmarks/spinning.py measures it). libgomp reads it when torch is imported.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 import click
