@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers import REAL, make_mvtec, train_cli
+from helpers import REAL, cli_process, make_mvtec, train_cli
 from hypothesis import Phase, settings
 
 # no shrinking: an example that trains takes a second, and shrinking tries hundreds
@@ -21,6 +21,16 @@ def _own_excel_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(distribution, "EXCEL_DIR", tmp_path / "excel")
 
 
+@pytest.fixture(autouse=True)
+def _log_as_before():
+    """A command that ran in the test's own process leaves its log handler behind."""
+    import utils
+
+    yield
+    utils.LOGGER.handlers.clear()
+    utils.LOGGER.propagate = True
+
+
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
     """(data path, texture path) of a tiny data set with classes disc and plate."""
@@ -31,7 +41,7 @@ def tiny(tmp_path_factory):
 def trained(tiny, tmp_path_factory):
     """Results of a whole command-line run on class disc, and what it printed."""
     results = tmp_path_factory.mktemp("trained")
-    done = train_cli(*tiny, results, dataset=("-d", "disc"))
+    done = train_cli(*tiny, results, dataset=("-d", "disc"), run=cli_process)
     assert done.returncode == 0, done.stdout
     return results, done.stdout
 

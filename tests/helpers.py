@@ -4,13 +4,16 @@ import atexit
 import functools
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import warnings
 from pathlib import Path
 
 import cv2
 import numpy as np
+import pytest
 import torch
 import torchvision
 from click.testing import CliRunner
@@ -141,8 +144,8 @@ def excel_copy():
     return folder
 
 
-def cli(*arguments, cwd=ROOT, **kwargs):
-    """Run the command line as a user does; standard output and error together."""
+def cli_process(*arguments, cwd=ROOT, **kwargs):
+    """Run the command line as a user does, as a process of its own; standard output and error together."""
     env = {**os.environ, "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1", "GLASS_EXCEL_DIR": str(excel_copy())}
     return subprocess.run(
         [sys.executable, str(ROOT / "main.py"), *map(str, arguments)],
@@ -150,15 +153,30 @@ def cli(*arguments, cwd=ROOT, **kwargs):
     )  # fmt: skip
 
 
-def cli_here(*arguments):
-    """As `cli`, in this process: for what ends before any work, where starting Python would take all the time."""
+def cli(*arguments, input=None):
+    """As `cli_process`, in the test's own process, which does not import torch again."""
     import main
 
-    done = CliRunner().invoke(main.main, [str(a) for a in arguments], prog_name="main.py")
+    return run_here(main.main, "main.py", *arguments, input=input)
+
+
+def run_here(command, name, *arguments, input=None):
+    """Run a Click command in the test's own process; standard output and error together."""
+    import distribution
+
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        patch.setattr(distribution, "EXCEL_DIR", excel_copy())
+        patch.setattr(sys, "argv", [name, *map(str, arguments)])  # settings.json notes the command
+        before = signal.getsignal(signal.SIGTERM)
+        try:
+            done = CliRunner().invoke(command, [str(a) for a in arguments], input=input, prog_name=name)
+        finally:
+            signal.signal(signal.SIGTERM, before)
     if done.exception is not None and not isinstance(done.exception, SystemExit):
         raise done.exception  # outside of a test it would be a traceback
     return subprocess.CompletedProcess(arguments, done.exit_code, done.output)
 
 
-def train_cli(data, textures, results, *, main=(), net=(), dataset=(), name="custom"):
-    return cli("--gpu", -1, "--results_path", results, *main, *NET, *net, *DATASET, *dataset, name, data, textures)
+def train_cli(data, textures, results, *, main=(), net=(), dataset=(), name="custom", run=cli):
+    return run("--gpu", -1, "--results_path", results, *main, *NET, *net, *DATASET, *dataset, name, data, textures)

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from helpers import DATASET, NET, ROOT, cli, cli_here, make_mvtec, train_cli
+from helpers import DATASET, NET, ROOT, cli, cli_process, make_mvtec, train_cli
 from test_datasets import make_visa
 
 import backbones
@@ -24,8 +24,8 @@ import report
 from utils import one_at_a_time
 
 
-def usage_error(*arguments, run=cli_here):
-    done = run(*arguments)
+def usage_error(*arguments):
+    done = cli(*arguments)
     lines = done.stdout.strip().splitlines()
     assert done.returncode == 2, done.stdout
     assert lines[-1].startswith("Error: ")
@@ -273,9 +273,7 @@ def test_usage_errors(tiny, tmp_path, arguments, says):
         arguments = ["--results_path", tmp_path / "r", *arguments]
     else:
         arguments = ["--gpu", -1, "--results_path", tmp_path / "r", *arguments]
-    # some of them as a user does, from the shell
-    run = cli if "99" in arguments or "layer9" in arguments else cli_here
-    assert says.format(**places) in usage_error(*arguments, run=run)
+    assert says.format(**places) in usage_error(*arguments)
     assert not list(tmp_path.rglob("*.pth"))
 
 
@@ -338,7 +336,7 @@ def test_without_network_or_weights(tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
     call = ["--gpu", -1, "--results_path", tmp_path / "r"]
-    done = cli(*call, "net", "-b", "wideresnet50", "dataset", "--fg", 0, "mvtec", *tiny)
+    done = cli_process(*call, "net", "-b", "wideresnet50", "dataset", "--fg", 0, "mvtec", *tiny)
     assert done.returncode == 1
     last = done.stdout.strip().splitlines()[-1]
     assert "wide_resnet50_2-95faca4d.pth" in last
@@ -425,7 +423,7 @@ def test_readme_has_every_option_as_the_command_line_has_it():
 def test_a_results_folder_is_for_one_run_at_a_time(tiny, tmp_path):
     (tmp_path / "r").mkdir()
     with one_at_a_time(tmp_path / "r"):
-        done = train_cli(*tiny, tmp_path / "r")
+        done = train_cli(*tiny, tmp_path / "r", run=cli_process)
         assert done.returncode == 2
         assert done.stdout.strip() == (
             f"Error: --results_path {tmp_path / 'r'} is in use by another run; wait for its end, or give another"
@@ -447,7 +445,7 @@ def test_a_stop_that_reaches_a_loaders_worker_first_is_a_stop():
 
 
 def test_missing_textures_are_said_with_what_would_do(tmp_path):
-    done = cli_here("net", "dataset", "folder", tmp_path)
+    done = cli("net", "dataset", "folder", tmp_path)
     assert done.returncode == 2
     assert "Missing argument 'AUG_PATH': a folder of texture pictures, or the word builtin" in done.stdout
 

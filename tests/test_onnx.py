@@ -11,7 +11,7 @@ import onnxruntime
 import pytest
 import torch
 from click.testing import CliRunner
-from helpers import ROOT
+from helpers import ROOT, run_here
 from PIL import Image
 
 import backbones
@@ -74,7 +74,12 @@ def folder(trained):
     return trained[0] / "models" / "backbone_0" / "custom_disc"
 
 
-def export(*arguments, cwd=ROOT):
+def export(*arguments):
+    return run_here(script().main, "pth2onnx.py", *arguments)
+
+
+def export_process(*arguments, cwd):
+    """As a user runs it."""
     return subprocess.run(
         [sys.executable, str(SCRIPT), *map(str, arguments)], cwd=cwd, text=True, timeout=200,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -113,15 +118,16 @@ def test_without_postprocessing_patch_scores_come_out(folder, tmp_path):
     np.testing.assert_allclose(found["patch_scores"].max((1, 2)), found["score"])
 
 
-def test_the_only_checkpoint_is_found_and_several_are_listed(folder, tmp_path):
-    none = export(cwd=tmp_path)
+def test_the_only_checkpoint_is_found_and_several_are_listed(folder, tmp_path, monkeypatch):
+    none = export_process(cwd=tmp_path)
     assert none.returncode == 2
     assert "no CHECKPOINT is given" in none.stdout
     for name in ("a", "b"):
         (tmp_path / "results/models/backbone_0" / name).mkdir(parents=True)
         best = next(folder.glob("ckpt_best_*.pth"))
         (tmp_path / "results/models/backbone_0" / name / best.name).write_bytes(best.read_bytes())
-    both = export(cwd=tmp_path)
+    monkeypatch.chdir(tmp_path)
+    both = export()
     assert both.returncode == 2
     assert "which CHECKPOINT?" in both.stdout
     assert both.stdout.count(best.name) == 2

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from helpers import ROOT, cli, cli_here, shape_of_part
+from helpers import ROOT, cli, shape_of_part
 from PIL import Image
 
 import backbones
@@ -306,7 +306,7 @@ def test_requests_that_cannot_work(folder, tiny, tmp_path, arguments, code, says
         "empty": tmp_path / "empty",
         "file": tmp_path / "file",
     }
-    done = cli_here("predict", *[a.format(**places) for a in arguments])
+    done = cli("predict", *[a.format(**places) for a in arguments])
     assert done.returncode == code, done.stdout
     assert last_line(done).startswith("Error: ")
     assert says in last_line(done)
@@ -382,9 +382,9 @@ def test_continuing_keeps_what_other_pictures_left_and_saves_what_was_not(folder
         (tmp_path / name).mkdir()
         shutil.copy(source, tmp_path / name / "x.png")
     call = ("--checkpoint", folder, "--out", tmp_path / "o")
-    assert cli_here("predict", *call, tmp_path / "a").returncode == 0
+    assert cli("predict", *call, tmp_path / "a").returncode == 0
     assert not (tmp_path / "o" / "maps").exists()
-    done = cli_here("predict", *call, "--save", "--continue", tmp_path / "a", tmp_path / "b")
+    done = cli("predict", *call, "--save", "--continue", tmp_path / "a", tmp_path / "b")
     assert done.returncode == 0, done.stdout
     rows = table(tmp_path / "o")
     assert {row["saved_as"] for row in rows.values()} == {"x", "x_2"}
@@ -392,7 +392,7 @@ def test_continuing_keeps_what_other_pictures_left_and_saves_what_was_not(folder
     (tmp_path / "c").mkdir()
     shutil.copy(good[0], tmp_path / "c" / "x.png")
     # what was saved lies in a folder that is judged too
-    done = cli_here("predict", *call, "--save", "--continue", tmp_path)
+    done = cli("predict", *call, "--save", "--continue", tmp_path)
     assert done.returncode == 0, done.stdout
     assert len(table(tmp_path / "o")) == 3
     assert (tmp_path / "o/maps/x.tiff").read_bytes() == first
@@ -401,14 +401,14 @@ def test_continuing_keeps_what_other_pictures_left_and_saves_what_was_not(folder
 def test_a_table_of_another_model_or_kind_is_left_alone(folder, tiny, tmp_path):
     picture = sorted((tiny[0] / "disc/test/good").iterdir())[0]
     call = ("predict", "--checkpoint", folder, "--out", tmp_path / "o", picture)
-    assert cli_here(*call).returncode == 0
-    other = cli_here(*call, "--continue", "--tile", 40)
+    assert cli(*call).returncode == 0
+    other = cli(*call, "--continue", "--tile", 40)
     assert other.returncode == 2
     assert "begun with another model or other tiles (tile, overlap)" in other.stdout
     path = tmp_path / "o" / "predictions.csv"
     for text in ("path,label\n", "path,score,normalised_score,decision,seconds,error,saved_as,mine\n"):
         path.write_text(text)
-        done = cli_here(*call, "--continue")
+        done = cli(*call, "--continue")
         assert done.returncode == 1
         assert "no table of predictions of this command" in done.stdout
         assert path.read_text() == text

@@ -13,9 +13,10 @@ import numpy as np
 import openpyxl
 import pandas as pd
 import pytest
-from helpers import ROOT, make_mvtec, train_cli
+from helpers import ROOT, make_mvtec, run_here, train_cli
 from test_runs import run
 
+import compare as compare_command
 import drawing
 import gallery
 import metrics
@@ -194,16 +195,17 @@ def test_several_seeds_give_mean_and_deviation(seeds, trained):
     assert openpyxl.load_workbook(results / "results.xlsx").sheetnames[0] == "results"
 
 
-def compare(*arguments, cwd=ROOT):
-    return subprocess.run(
-        [sys.executable, "-m", "report", *map(str, arguments)], cwd=cwd, text=True, timeout=120,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
+def compare(*arguments):
+    return run_here(compare_command.main, "python -m report", *arguments)
 
 
 def test_runs_are_compared(seeds, tmp_path):
     results, _ = seeds
-    done = compare(results / "seed_0", results / "seed_3", "--out", "both.html", cwd=tmp_path)
+    done = subprocess.run(  # as a user does, with a path that is seen from where he is
+        [sys.executable, "-m", "report", results / "seed_0", results / "seed_3", "--out", "both.html"], cwd=tmp_path,
+        text=True, timeout=120, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
     assert done.returncode == 0, done.stdout
     first, second = (
         pd.read_csv(results / f"seed_{s}" / "results.csv", index_col=0).loc["custom_disc", "pixel_auroc"]

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from helpers import cli, cli_here, make_textures, train_cli
+from helpers import cli, make_textures, train_cli
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -294,7 +294,7 @@ def test_requests_that_cannot_work(sheets, tmp_path, flags, says):
 
 
 def test_pictures_smaller_than_a_tile_are_refused_in_training(sheets, tmp_path):
-    done = cli_here("--results_path", tmp_path, "net", "-b", "resnet18", "--weights", "random", "dataset", "--tile", 300,
+    done = cli("--results_path", tmp_path, "net", "-b", "resnet18", "--weights", "random", "dataset", "--tile", 300,
                "mvtec", *sheets)  # fmt: skip
     assert done.returncode == 2
     assert "less than a tile of 300x300" in done.stdout.strip().splitlines()[-1]
