@@ -7,6 +7,7 @@ import difflib
 import hashlib
 import math
 import threading
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -184,14 +185,19 @@ class NetworkFeatureAggregator(nn.Module):
             self.backbone.get_submodule(name).register_forward_hook(self._make_hook(name))
 
     def _make_hook(self, name: str) -> Callable[..., None]:
+        # the network holds its hooks: one that held the aggregator, too, would keep both alive until the cyclic garbage
+        # collector runs, and with them the weights of each model that a run is done with
+        reference = weakref.ref(self)
+
         def hook(_module: nn.Module, _inputs: tuple, output: object) -> None:
-            now = getattr(self._state, "now", None)
+            owner = reference()
+            now = getattr(owner._state, "now", None) if owner is not None else None
             if now is None:
                 return
             now.calls[name] += 1
-            if name in self._layouts:
+            if name in owner._layouts:
                 now.maps[name] = _tensor(output)
-            if self._stop == (name, now.calls[name]):
+            if owner._stop == (name, now.calls[name]):
                 raise _LastLayerReached
 
         return hook

@@ -325,7 +325,7 @@ class _Path:
         self.direct = 2 * width < hidden
         self.weight, self.dtype, self.workspace = weight, dtype, workspace
         self._weight = weight.to(dtype)
-        self.y = linear(start, weight)  # (N, hidden)
+        self.y: Tensor | None = linear(start, weight)  # (N, hidden), until `_PathsEnd` takes it
         if self.direct:
             self.increments = workspace.copy("increments", start)
         else:
@@ -434,8 +434,11 @@ class _PathsEnd(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, origin_y: Tensor, true: Tensor | None, weight: Tensor, path: _Path) -> Tensor:
         ctx.path, ctx.rows = path, len(origin_y)
-        path.y.unflatten(0, (-1, len(origin_y))).add_(origin_y)
-        return path.y
+        # the output refers to `ctx`: were it still reachable from the path that `ctx` holds, the two would keep each
+        # other alive until the cyclic garbage collector runs, which a device that is out of memory does not start
+        y, path.y = path.y, None
+        y.unflatten(0, (-1, len(origin_y))).add_(origin_y)
+        return y
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None, None]:
