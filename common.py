@@ -76,7 +76,8 @@ class NetworkFeatureAggregator(nn.Module):
         dtype: bfloat16 lets torch's autocast choose it wherever it is safe; the maps are float32 all the same.
 
     Raises:
-        InputError: unknown layer, image size the network cannot take, output that is no map, weights missing.
+        InputError: unknown layer, image size the network cannot take, output that is no map or not finite, weights
+            missing.
     """
 
     def __init__(
@@ -107,6 +108,7 @@ class NetworkFeatureAggregator(nn.Module):
         _check_layers(self.backbone, self.layers, self.name)
         trial = torch.linspace(-2, 2, math.prod(self.input_shape), device=device).reshape(1, *self.input_shape)
         outputs, self._stop, unused = self._probe(trial)
+        self._require_finite(outputs, origin.weights if origin else "")
         self._layouts = {
             name: _find_layout(out, self.input_shape, self.backbone, name) for name, out in outputs.items()
         }
@@ -242,6 +244,15 @@ class NetworkFeatureAggregator(nn.Module):
         except Exception:  # a parent may use a child without calling it, and miss any part of it
             return False
         return all(torch.allclose(a, b, rtol=1e-3, atol=1e-4) for a, b in zip(got, expected, strict=True))
+
+    def _require_finite(self, outputs: dict[str, Tensor], weights: str) -> None:
+        for name, output in outputs.items():
+            if not output.isfinite().all():
+                source = f" ({weights})" if weights else ""
+                raise InputError(
+                    f"backbone {self.name!r} gives values that are not finite (NaN or infinity) in layer {name}: its "
+                    f"weights{source} are damaged, or of another network"
+                )
 
     def _require_weights(self, missing: frozenset[str]) -> None:
         lacking = sorted(missing & self.backbone.state_dict().keys())

@@ -282,7 +282,14 @@ def _both(discriminator: Discriminator, true_y: Tensor, fake_y: Tensor) -> tuple
 
 
 def _bce(scores: Tensor, target: float) -> Tensor:
-    return F.binary_cross_entropy(scores, torch.full_like(scores, target))
+    """Mean binary cross-entropy; nan where a score is nan.
+
+    torch refuses such a score: by an exception on a CPU, on CUDA by an assertion on the device, after which the whole
+    process can use it no more. So it never sees one, and nothing has to wait for the device to find out.
+    """
+    unknown = scores.isnan()
+    loss = F.binary_cross_entropy(torch.where(unknown, 0.5, scores), torch.full_like(scores, target))
+    return torch.where(unknown.any(), math.nan, loss)
 
 
 def _product(a: Tensor, b: Tensor, out: Tensor) -> None:
