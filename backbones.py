@@ -19,7 +19,7 @@ import torchvision
 from torch import nn
 
 import embedded
-from checkpoint import unreadable
+from checkpoint import not_finite, unreadable
 from errors import InputError, WorkError
 
 TORCHVISION = {
@@ -223,6 +223,12 @@ def _fetch(name: str, library: str, model: str, backbone: nn.Module) -> dict[str
         ) from error
     finally:
         socket.setdefaulttimeout(before)
+    damaged = not_finite(state)
+    if damaged:
+        raise WorkError(
+            f"the file kept as ImageNet weights of backbone {name!r} holds values that are not finite ({damaged[0]}); "
+            f"delete it from {folder} and have it fetched anew"
+        )
     own = backbone.state_dict()
     # some torchvision files (inception_v3, googlenet) also hold the auxiliary classifiers that are not built
     return {key: value for key, value in state.items() if key in own}
@@ -246,6 +252,12 @@ def _load_file(backbone: nn.Module, name: str, path: Path) -> frozenset[str]:
                 f"--weights {path} does not fit backbone {name!r}: {key} is {tuple(state[key].shape)} there, "
                 f"{tuple(own[key].shape)} in the network"
             )
+    damaged = not_finite({key: state[key] for key in sorted(shared)})
+    if damaged:
+        raise InputError(
+            f"--weights {path} holds values that are not finite (NaN or infinity) in {', '.join(damaged[:3])}: the file "
+            "is damaged, or the training that wrote it diverged; give another"
+        )
     backbone.load_state_dict({key: state[key] for key in shared}, strict=False)
     # a count that only matters to a training batch norm without momentum
     return frozenset(key for key in own.keys() - shared if not key.endswith("num_batches_tracked"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
 
     Raises:
         InputError: no such file.
-        WorkError: it is damaged, or not a GLASS checkpoint.
+        WorkError: it is damaged, not a GLASS checkpoint, or holds NaN or infinity.
     """
     try:
         state = torch.load(path, map_location=device, weights_only=True)
@@ -50,7 +51,24 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
         raise WorkError(f"{path} is not a checkpoint that can be read safely: {unreadable(error)}") from error
     if not isinstance(state, dict) or not isinstance(state.get("discriminator"), dict):
         raise WorkError(f"{path} is not a GLASS checkpoint: it holds no discriminator")
+    for part in ("discriminator", "pre_projection", "backbone"):
+        names = not_finite(state[part]) if isinstance(state.get(part), dict) else []
+        if names:
+            raise WorkError(
+                f"{path} holds weights that are not finite ({part}: {names[0]}): its training diverged, or the file is "
+                "damaged; train anew, with a smaller --lr if it was the training"
+            )
     return state
+
+
+def not_finite(tensors: Mapping[str, Any]) -> list[str]:
+    """Names of the tensors that hold NaN or infinity; values other than floating-point tensors are passed over."""
+    floats = {name: x for name, x in tensors.items() if isinstance(x, torch.Tensor) and x.is_floating_point()}
+    if not floats:
+        return []
+    # types of 8 bits do not know `isfinite`; one wait for the device, not one for each tensor
+    finite = torch.stack([(x if x.itemsize > 1 else x.float()).isfinite().all() for x in floats.values()])
+    return [name for name, fine in zip(floats, finite.tolist(), strict=True) if not fine]
 
 
 def _begins_otherwise(path: Path) -> bool:

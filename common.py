@@ -7,6 +7,7 @@ import difflib
 import hashlib
 import math
 import threading
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -75,7 +76,8 @@ class NetworkFeatureAggregator(nn.Module):
         dtype: bfloat16 lets torch's autocast choose it wherever it is safe; the maps are float32 all the same.
 
     Raises:
-        InputError: unknown layer, image size the network cannot take, output that is no map, weights missing.
+        InputError: unknown layer, image size the network cannot take, output that is no map or not finite, weights
+            missing.
     """
 
     def __init__(
@@ -106,6 +108,7 @@ class NetworkFeatureAggregator(nn.Module):
         _check_layers(self.backbone, self.layers, self.name)
         trial = torch.linspace(-2, 2, math.prod(self.input_shape), device=device).reshape(1, *self.input_shape)
         outputs, self._stop, unused = self._probe(trial)
+        self._require_finite(outputs, origin.weights if origin else "")
         self._layouts = {
             name: _find_layout(out, self.input_shape, self.backbone, name) for name, out in outputs.items()
         }
@@ -184,14 +187,19 @@ class NetworkFeatureAggregator(nn.Module):
             self.backbone.get_submodule(name).register_forward_hook(self._make_hook(name))
 
     def _make_hook(self, name: str) -> Callable[..., None]:
+        # the network holds its hooks: one that held the aggregator, too, would keep both alive until the cyclic garbage
+        # collector runs, and with them the weights of each model that a run is done with
+        reference = weakref.ref(self)
+
         def hook(_module: nn.Module, _inputs: tuple, output: object) -> None:
-            now = getattr(self._state, "now", None)
+            owner = reference()
+            now = getattr(owner._state, "now", None) if owner is not None else None
             if now is None:
                 return
             now.calls[name] += 1
-            if name in self._layouts:
+            if name in owner._layouts:
                 now.maps[name] = _tensor(output)
-            if self._stop == (name, now.calls[name]):
+            if owner._stop == (name, now.calls[name]):
                 raise _LastLayerReached
 
         return hook
@@ -236,6 +244,15 @@ class NetworkFeatureAggregator(nn.Module):
         except Exception:  # a parent may use a child without calling it, and miss any part of it
             return False
         return all(torch.allclose(a, b, rtol=1e-3, atol=1e-4) for a, b in zip(got, expected, strict=True))
+
+    def _require_finite(self, outputs: dict[str, Tensor], weights: str) -> None:
+        for name, output in outputs.items():
+            if not output.isfinite().all():
+                source = f" ({weights})" if weights else ""
+                raise InputError(
+                    f"backbone {self.name!r} gives values that are not finite (NaN or infinity) in layer {name}: its "
+                    f"weights{source} are damaged, or of another network"
+                )
 
     def _require_weights(self, missing: frozenset[str]) -> None:
         lacking = sorted(missing & self.backbone.state_dict().keys())

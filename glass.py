@@ -73,6 +73,7 @@ FREE_ON_RESUME = frozenset(
     }
 )
 READ_EVERY = 8  # steps, on CUDA: to read a figure waits for all that was started before it
+MOST_LR = 1e30  # Adam's first step is a multiple of it, and has to be a number in float32
 SELECTIONS = ("best", "last", "val")
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 # settings that a test must share with the training, or its scores mean nothing
@@ -245,6 +246,8 @@ class GLASS:
         for name in ("pretrain_embed_dimension", "target_embed_dimension", "dsc_layers", "dsc_hidden", "eval_epochs"):
             if s[name] < 1:
                 raise InputError(f"{name} {s[name]}: must be at least 1")
+        if s["lr"] > MOST_LR:
+            raise InputError(f"lr {s['lr']:g}: must be at most {MOST_LR:g}; the published rate is 0.0001")
         if s["select"] not in SELECTIONS:
             raise InputError(f"select {s['select']!r}: possible are {', '.join(SELECTIONS)}")
         if s["patience"] and s["select"] == "last":
@@ -445,7 +448,14 @@ class GLASS:
             count += len(batch["image"])
         if total is None:
             raise InputError("no training image")
-        return (total / count).float()
+        mean = (total / count).float()
+        if not mean.isfinite().all():
+            raise WorkError(
+                f"the features of the training images are not finite (NaN or infinity) in epoch {epoch}: "
+                + ("the training diverged; try a smaller --lr" if self.train_backbone and epoch else
+                   f"the weights of backbone {self.settings['backbone']} are damaged, or too large")
+            )  # fmt: skip
+        return mean
 
     @torch.no_grad()
     def _set_centre(self, mean_embedding: Tensor) -> None:
@@ -569,6 +579,7 @@ class GLASS:
                     mean_embedding = self._mean_embedding(centre_loader, kept, epoch)
                 self._set_centre(mean_embedding)
                 figures = self._train_discriminator(train_loader, epoch, bar, _shown(record), kept)
+                self._refuse_diverged(epoch)
                 figures["samples_per_second"] = (bar.n - before) / (time.monotonic() - started)
                 is_best, found = self._end_epoch(epoch, judged_loader, name, record, memory)
                 remember(record, {name: figures[name] for name in STEP_FIGURES})  # how fast it was is no result
@@ -582,6 +593,25 @@ class GLASS:
                 self.patience,
             )  # fmt: skip
         return record
+
+    @torch.no_grad()
+    def _refuse_diverged(self, epoch: int) -> None:
+        """Nothing is to be evaluated or kept of a model that has become useless in an epoch's last step.
+
+        Raises:
+            WorkError: a weight, or the score of an image, is not finite.
+        """
+        parts = {"discriminator": self.discriminator, "pre_projection": self.pre_projection, "head": self._head()}
+        if self.train_backbone:
+            parts["backbone"] = self.feature_aggregator
+        state = {f"{part}.{key}": x for part, m in parts.items() if m is not None for key, x in m.state_dict().items()}
+        names = checkpoint.not_finite(state)
+        if names:
+            raise WorkError(
+                f"{names[0]} is not finite (NaN or infinity) after epoch {epoch}: the training diverged; try a smaller "
+                "--lr or --noise"
+            )
+        self._predict(torch.ones(1, *self.input_shape))
 
     def _progress(self, loader: Iterable[Batch], record: Mapping[str, Any], name: str) -> tqdm:
         """A bar of the samples of all epochs, as far as the loader tells them."""
@@ -807,7 +837,7 @@ class GLASS:
         """(B, 3, H, W) → image scores (B,) and anomaly maps (B, H, W), both float32 in [0, 1]."""
         self._set_mode(False)
         scores, maps = self._judge(self._score_images(self._head(), images))
-        return scores.cpu().numpy(), maps.cpu().numpy()
+        return _on_host(scores), maps.cpu().numpy()
 
     @torch.no_grad()
     def _predict_remembered(self, memory: TestMemory) -> Predictions:
@@ -824,7 +854,7 @@ class GLASS:
         if on_device and memory.found.truth is None:
             memory.found.truth = DeviceTruth(memory.found.masks, size, self.device)
         kept = maps if on_device else maps.numpy()
-        return replace(memory.found, scores=scores.cpu().numpy(), maps=kept)
+        return replace(memory.found, scores=_on_host(scores), maps=kept)
 
     @torch.no_grad()
     def predict(
@@ -861,7 +891,7 @@ class GLASS:
             images = batch["image"]
             stop = at + len(images)
             scores, maps = self._judge(self._score_batch(head, batch, kept))
-            found.scores[at:stop], maps_of_all[at:stop] = scores.cpu().numpy(), maps
+            found.scores[at:stop], maps_of_all[at:stop] = _on_host(scores), maps
             masks = batch.get("mask_gt")
             for i in range(len(images)):
                 found.masks[at + i] = np.full(size, -1) if masks is None else np.asarray(masks[i]).reshape(size)
@@ -922,7 +952,7 @@ class GLASS:
             else:
                 indices, patch_scores = part["index"].tolist(), self._score_batch(head, part, kept)
             scores, maps = self._judge(patch_scores)
-            yield from zip(indices, scores.tolist(), maps.cpu().numpy(), strict=True)
+            yield from zip(indices, _on_host(scores).tolist(), maps.cpu().numpy(), strict=True)
 
     def _score_batch(self, head: ScoringHead, batch: Batch, kept: FeatureCache | None) -> Tensor:
         """Patch scores of a batch's images, (B, H', W'); what has room in `kept` stays there."""
@@ -999,8 +1029,9 @@ class GLASS:
         defective, masks = [], []  # maps of the synthetic defects' set alone: good images may be many
         keep = source == HELD_OUT and not self.extra_config.get("tile")  # tiles come without defects
         for batch in loader:
-            batch_scores, maps = (x.cpu().numpy() for x in self._judge(self._score_images(head, batch["image"])))
-            scores += batch_scores.tolist()
+            batch_scores, maps = self._judge(self._score_images(head, batch["image"]))
+            scores += _on_host(batch_scores).tolist()
+            maps = maps.cpu().numpy()
             peaks += maps.max((1, 2)).tolist()
             labels += np.asarray(batch["is_anomaly"], bool).tolist()
             paths += batch["image_path"]
@@ -1019,6 +1050,21 @@ class GLASS:
 
     def _picture_dir(self, kind: str, name: str) -> Path | None:
         return self.results_path / kind / name if self.results_path else None
+
+
+def _on_host(scores: Tensor) -> NDArray[np.float32]:
+    """Scores as an array.
+
+    Raises:
+        WorkError: one is no number; no metric, threshold or decision could be made of it.
+    """
+    found = scores.cpu().numpy()
+    if not np.isfinite(found).all():
+        raise WorkError(
+            "the model gives a score that is not finite (NaN or infinity): its training diverged (try a smaller --lr or "
+            "--noise), or its weights are damaged"
+        )
+    return found
 
 
 def _highest(values: Sequence[float], paths: Sequence[str], chosen: Sequence[int]) -> list[float]:
@@ -1048,7 +1094,7 @@ def _read_figures(unread: list[Tensor], epoch: int) -> list[list[float]]:
     values = torch.stack(unread).tolist() if unread else []
     for loss, *_ in values:
         if not math.isfinite(loss):
-            raise WorkError(f"the loss became {loss} in epoch {epoch}; try a smaller --lr")
+            raise WorkError(f"the loss became {loss} in epoch {epoch}; try a smaller --lr or --noise")
     return values
 
 

@@ -98,11 +98,22 @@ class Judge(ABC):
         if self.tiling is not None:
             found = [self._in_tiles(picture, self.tiling) for picture in pictures]
         else:
-            scores, maps = self.score_pictures(pictures)
+            scores, maps = self._scored(pictures)
             placed = (self.geometry.place(one, p.size) for one, p in zip(maps, pictures, strict=True))
             found = [self.result(score, one) for score, one in zip(scores.tolist(), placed, strict=True)]
         seconds = (time.perf_counter() - started) / max(1, len(found))
         return [replace(one, seconds=seconds) for one in found]
+
+    def _scored(self, pictures: Sequence[Image.Image]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """As `score_pictures`; a score that is no number exceeds no threshold, and must not pass for a good picture's.
+
+        Raises:
+            WorkError: a score is not finite.
+        """
+        scores, maps = self.score_pictures(pictures)
+        if not np.isfinite(scores).all():
+            raise WorkError("the model gives a score that is not finite (NaN or infinity): its weights are damaged")
+        return scores, maps
 
     def _in_tiles(self, picture: Image.Image, tiling: Tiling) -> Result:
         score, anomaly_map = self.score_tiles(np.asarray(picture), tiling)
@@ -116,7 +127,7 @@ class Judge(ABC):
         height, width = pixels.shape[:2]
         blend, score = Blend(tiling, width, height), 0.0
         for boxes in batches(tiling.boxes(width, height), self.tiles_at_once):
-            scores, maps = self.score_pictures([Image.fromarray(tiling.cut(pixels, box)) for box in boxes])
+            scores, maps = self._scored([Image.fromarray(tiling.cut(pixels, box)) for box in boxes])
             score = max(score, float(scores.max()))
             for box, one in zip(boxes, maps, strict=True):
                 blend.add(box, one)

@@ -282,7 +282,14 @@ def _both(discriminator: Discriminator, true_y: Tensor, fake_y: Tensor) -> tuple
 
 
 def _bce(scores: Tensor, target: float) -> Tensor:
-    return F.binary_cross_entropy(scores, torch.full_like(scores, target))
+    """Mean binary cross-entropy; nan where a score is nan.
+
+    torch refuses such a score: by an exception on a CPU, on CUDA by an assertion on the device, after which the whole
+    process can use it no more. So it never sees one, and nothing has to wait for the device to find out.
+    """
+    unknown = scores.isnan()
+    loss = F.binary_cross_entropy(torch.where(unknown, 0.5, scores), torch.full_like(scores, target))
+    return torch.where(unknown.any(), math.nan, loss)
 
 
 def _product(a: Tensor, b: Tensor, out: Tensor) -> None:
@@ -325,7 +332,7 @@ class _Path:
         self.direct = 2 * width < hidden
         self.weight, self.dtype, self.workspace = weight, dtype, workspace
         self._weight = weight.to(dtype)
-        self.y = linear(start, weight)  # (N, hidden)
+        self.y: Tensor | None = linear(start, weight)  # (N, hidden), until `_PathsEnd` takes it
         if self.direct:
             self.increments = workspace.copy("increments", start)
         else:
@@ -434,8 +441,11 @@ class _PathsEnd(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, origin_y: Tensor, true: Tensor | None, weight: Tensor, path: _Path) -> Tensor:
         ctx.path, ctx.rows = path, len(origin_y)
-        path.y.unflatten(0, (-1, len(origin_y))).add_(origin_y)
-        return path.y
+        # the output refers to `ctx`: were it still reachable from the path that `ctx` holds, the two would keep each
+        # other alive until the cyclic garbage collector runs, which a device that is out of memory does not start
+        y, path.y = path.y, None
+        y.unflatten(0, (-1, len(origin_y))).add_(origin_y)
+        return y
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None, None]:

@@ -43,8 +43,9 @@ class Thresholds:
 
     @classmethod
     def of(cls, saved: Mapping[str, Any] | None) -> Thresholds | None:
-        """From a checkpoint; None of one without."""
-        return cls(**saved) if saved else None
+        """From a checkpoint; None of one without, or with some that are no numbers and so are exceeded by nothing."""
+        made = cls(**saved) if saved else None
+        return made if made is not None and math.isfinite(made.image) and math.isfinite(made.pixel) else None
 
     def describe(self) -> str:
         """One line for the log."""

@@ -9,7 +9,8 @@ medians; what only the first epoch does (f of all images, once) stands in a line
 
 The floor of a step is its arithmetic and its traffic, counted, over a matrix product and a copy that are timed on the
 spot. Medians, ratios and floors are printed and written to benchmarks/results/train_<backbone>.csv with the machine's
-name. --memory runs a few steps of each form in a process of its own and prints the peak instead.
+name. --memory runs --steps steps of each form in a process of its own and prints the peak after some of them instead: it
+must not grow.
 """
 
 from __future__ import annotations
@@ -299,13 +300,18 @@ def memory(args: argparse.Namespace) -> None:
 
 
 def peak(bench: Bench, form: str) -> None:
-    """A few steps, then the peak of this process."""
-    for _ in range(3):
-        bench.stages(form)["step"]()
-    if bench.device.type == "cuda":
-        print(f"{torch.cuda.max_memory_allocated(bench.device) / GB:.2f} GB on the device")
-    else:
-        print(f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GB:.2f} GB")
+    """Steps of training, and the peak of this process so far after some of them."""
+    cuda, step = bench.device.type == "cuda", bench.stages(form)["step"]
+    for done in range(1, bench.args.steps + 1):
+        step()
+        if done in (3, 10, 50, 100, bench.args.steps):
+            used = torch.cuda.max_memory_allocated(bench.device) if cuda else peak_of_process()
+            print(f"{done}: {used / GB:.3f} GB", end="  ", flush=True)
+
+
+def peak_of_process() -> int:
+    """Bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def main() -> None:
@@ -320,6 +326,7 @@ def main() -> None:
     parser.add_argument("--gpu", type=int, default=-1)
     parser.add_argument("--forms", nargs="+", choices=FORMS, default=list(FORMS))
     parser.add_argument("--memory", action="store_true")
+    parser.add_argument("--steps", type=int, default=200, help="of --memory")
     parser.add_argument("--peak", choices=FORMS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.memory:
