@@ -1,20 +1,22 @@
 """Finding and reading image files.
 
-A picture is taken by what is in the file, whatever its suffix says. Pillow decodes; OpenCV reads what Pillow cannot,
-or would cut to 8 bits: 16-bit colour. Both see a picture upright, as its EXIF orientation asks for.
+A picture is taken by what is in the file, whatever its suffix says. Pillow decodes; of what Pillow cannot read, or
+would cut to 8 bits, OpenCV reads PNG and tifffile TIFF. All see a picture upright, as its EXIF orientation asks for.
 """
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 import io
-import math
 import os
 import struct
 import warnings
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -24,16 +26,22 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from PIL.ExifTags import Base as Exif
 from PIL.Image import Transpose
-from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
-from errors import WorkError
+from datasets import damage, tiff
+from errors import InputError, WorkError
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
-FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
+SUFFIXES = frozenset({
+    ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".tif", ".tiff", ".webp", ".jp2", ".j2k", ".pgm", ".ppm", ".pnm",
+    ".pbm",
+})  # fmt: skip
+HEIF_SUFFIXES = frozenset({".heic", ".heif", ".hif"})
+FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "JPEG2000", "PPM")
+# files that lie beside pictures everywhere and are none
+BESIDE_PICTURES = frozenset({"readme", "license", "licence", "thumbs", "desktop"})
 
-TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-# of a number, by its type in a TIFF
-TIFF_BYTES = {3: 2, 4: 4, 5: 8, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
+MAX_PIXELS = 500_000_000  # of a picture, unless told otherwise
+FULL_BITS = 16
+CLIPPED, PAGES = "glass_clipped", "glass_pages"  # in the `info` of a picture: what is to be said of its file
 PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 JPEG_END = b"\xff\xd9"
 TAIL = 4096
@@ -42,7 +50,6 @@ EXIF_TAIL = 1 << 16
 # 16-bit colour as Pillow's decoders call it, of which they keep the upper 8 bits. RGBa, whose colour is multiplied
 # by its opacity, is left to Pillow, which divides it again
 DEEP_COLOUR = ("RGB;16", "RGBA;16", "RGBX;16", "LA;16")
-STRIPS = ((Exif.StripOffsets, Exif.StripByteCounts), (Exif.TileOffsets, Exif.TileByteCounts))
 UPRIGHT = {
     2: Transpose.FLIP_LEFT_RIGHT,
     3: Transpose.ROTATE_180,
@@ -59,15 +66,58 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 @dataclass(frozen=True)
+class Reading:
+    """How pictures are read.
+
+    bits: depth in use of pictures with more than 8 bits a channel that do not say it themselves, 8 to 16: white is
+    2^bits − 1. max_pixels: a picture with more is refused, as its header may be made up to fill the memory.
+    """
+
+    bits: int = FULL_BITS
+    max_pixels: int = MAX_PIXELS
+
+
+DEFAULT = Reading()
+
+
+@dataclass(frozen=True)
 class Header:
     """What is seen of an image without decoding it.
 
     size: (width, height) upright, in pixels. pixels: their kind, as `3×8 bit`. suspect: as `looks_truncated`.
+    pages: pictures in the file, of which the first is read.
     """
 
     size: tuple[int, int]
     pixels: str
     suspect: bool = False
+    pages: int = 1
+
+
+@dataclass
+class Listing:
+    """What was found in a folder.
+
+    images: the image files, sorted by name. others: how many files are no images, by suffix. closed: folders that may
+    not be entered.
+    """
+
+    images: list[Path] = field(default_factory=list)
+    others: Counter[str] = field(default_factory=Counter)
+    closed: list[Path] = field(default_factory=list)
+
+    def describe(self) -> str:
+        """What was not taken, "" where all was."""
+        parts = []
+        if self.others:
+            counts = ", ".join(f"{count} {suffix or 'without a suffix'}" for suffix, count in self.others.most_common())
+            parts.append(f"files not taken: {counts}")
+            if any(suffix in HEIF_SUFFIXES for suffix in self.others):
+                parts.append("HEIC is read where pillow-heif is installed (pip install pillow-heif)")
+        if self.closed:
+            more = f" and {len(self.closed) - 1} more" if len(self.closed) > 1 else ""
+            parts.append(f"folders that may not be entered: {self.closed[0]}{more}")
+        return "; ".join(parts)
 
 
 # ------------------------------------------------------------------------------------------ finding
@@ -78,16 +128,115 @@ def list_images(folder: Path, recursive: bool = False) -> list[Path]:
 
     A link to nowhere counts as a file: it shall be said that it cannot be read.
     """
+    return look_through(folder, recursive).images
+
+
+def look_through(folder: Path, recursive: bool = False) -> Listing:
+    """All visible files of a folder; with `recursive` at any depth, through links too, each folder once.
+
+    Raises:
+        InputError: the folder itself may not be entered.
+    """
+    listing = Listing()
     if not folder.is_dir():
-        return []
-    found = folder.rglob("*") if recursive else folder.iterdir()
-    images = (p for p in found if p.suffix.lower() in SUFFIXES and not _is_hidden(p.relative_to(folder)))
-    return sorted(p for p in images if p.is_file() or (p.is_symlink() and not p.exists()))
+        return listing
+    above = {_identity(parent) for parent in folder.resolve().parents}
+    folders, links, seen = [folder], [], {_identity(folder)}
+    while folders or links:
+        # a folder is found at its own place, where it has one, before any link to it is followed
+        inside = folders.pop() if folders else links.pop(0)
+        if inside.is_symlink() and inside != folder:
+            identity = _identity(inside)
+            if identity in seen or identity in above:
+                continue
+            seen.add(identity)
+        try:
+            entries = [entry for entry in os.scandir(inside) if not entry.name.startswith(".")]
+        except OSError as error:
+            if inside == folder:
+                raise InputError(f"{folder} may not be entered: {error.strerror}") from error
+            listing.closed.append(inside)
+            continue
+        for entry in entries:
+            path = inside / entry.name
+            if not _is_folder(path):
+                _sort_in(listing, path)
+            elif recursive and entry.is_symlink():
+                links.append(path)
+            elif recursive:
+                seen.add(_identity(path))
+                folders.append(path)
+        links.sort()
+    listing.images.sort()
+    listing.closed.sort()
+    return listing
 
 
 def list_folders(folder: Path) -> list[Path]:
-    """The visible folders inside a folder, sorted by name."""
-    return sorted(p for p in folder.iterdir() if p.is_dir() and not _is_hidden(Path(p.name)))
+    """The visible folders inside a folder that may be entered, sorted by name."""
+    return [path for path in _folders(folder) if _may_enter(path)]
+
+
+def closed_folders(folder: Path) -> list[Path]:
+    """The visible folders inside a folder that may not be entered, sorted by name."""
+    return [path for path in _folders(folder) if not _may_enter(path)]
+
+
+def suffixes() -> frozenset[str]:
+    """What names of image files end with, in small letters."""
+    return SUFFIXES | HEIF_SUFFIXES if _has_heif() else SUFFIXES
+
+
+def what_else(folder: Path) -> str:
+    """What a folder without images holds instead at any depth, as the end of a message."""
+    found = look_through(folder, recursive=True).describe() if folder.is_dir() else ""
+    return f" ({found})" if found else ""
+
+
+@functools.cache
+def _has_heif() -> bool:
+    return importlib.util.find_spec("pillow_heif") is not None
+
+
+def _folders(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.iterdir() if not _is_hidden(Path(p.name)) and _is_folder(p))
+
+
+def _may_enter(folder: Path) -> bool:
+    try:
+        with os.scandir(folder) as entries:
+            next(entries, None)
+            return os.access(folder, os.X_OK)
+    except OSError:
+        return False
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # a link into a folder that may not be entered
+        return False
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return (-1, hash(path))
+    return status.st_dev, status.st_ino
+
+
+def _sort_in(listing: Listing, path: Path) -> None:
+    """Note a file as an image or as something else."""
+    if path.suffix.lower() in suffixes():
+        try:
+            taken = path.is_file() or (path.is_symlink() and not path.exists())
+        except OSError:  # it cannot be looked at; reading it says why
+            taken = True
+        if taken:
+            listing.images.append(path)
+    elif path.stem.lower() not in BESIDE_PICTURES:
+        listing.others[path.suffix.lower()] += 1
 
 
 def _is_hidden(path: Path) -> bool:
@@ -97,21 +246,39 @@ def _is_hidden(path: Path) -> bool:
 # ------------------------------------------------------------------------------------------ reading
 
 
-def read_rgb(path: Path) -> Image.Image:
-    """An image as 8-bit RGB, upright; of several pages the first. Opacity is dropped, 16 bits become v / 257 rounded.
+def read_rgb(path: Path, how: Reading = DEFAULT) -> Image.Image:
+    """An image as 8-bit RGB, upright; of several pages the first. Opacity is dropped.
+
+    More than 8 bits become v · 255 / (2^bits − 1) rounded, of 16 bits that is v / 257. `info` of the image says whether
+    it was brighter than that (CLIPPED), and how many pages the file has (PAGES), where there are several.
 
     Raises:
         WorkError: it cannot be read; the message names it.
     """
     with _naming(path):
-        image = _decode(path.read_bytes())
+        image, top, pages = _decode_fully(path.read_bytes(), how.max_pixels)
+        said: dict[str, Any] = {} if pages == 1 else {PAGES: pages}
         if isinstance(image, np.ndarray):
-            image = Image.fromarray(to_8_bits(image))
+            image = as_image(image, how.bits) if top is None else Image.fromarray(_scaled(image, top))
+            said |= image.info
         image.info.clear()  # a transparent colour is none here, and nobody shall turn the picture a second time
-        return image.convert("RGB")
+        image = image.convert("RGB")
+        image.info |= said
+        return image
 
 
-def read_mask(path: Path) -> NDArray[np.uint8]:
+def read_peak(path: Path, how: Reading = DEFAULT) -> int | None:
+    """The largest number in an image of more than 8 bits a channel; None where the file says itself what white is.
+
+    Raises:
+        WorkError: it cannot be read; the message names it.
+    """
+    with _naming(path):
+        image, top, _ = _decode_fully(path.read_bytes(), how.max_pixels)
+        return int(image.max()) if isinstance(image, np.ndarray) and image.dtype != np.uint8 and top is None else None
+
+
+def read_mask(path: Path, how: Reading = DEFAULT) -> NDArray[np.uint8]:
     """A mask as (H, W) in {0, 1}, upright: 1 where any channel is above 0, of a palette image where its colour is.
 
     A palette image without black in it counts by its indices, of which 0 is normal.
@@ -120,7 +287,7 @@ def read_mask(path: Path) -> NDArray[np.uint8]:
         WorkError: it cannot be read; the message names it.
     """
     with _naming(path):
-        image = _decode(path.read_bytes())
+        image = _decode(path.read_bytes(), how.max_pixels)
         if isinstance(image, Image.Image) and image.mode == "CMYK":
             image = image.convert("RGB")  # ink, of which there is none where a mask is white
         if isinstance(image, Image.Image) and image.mode in ("P", "PA"):
@@ -134,33 +301,46 @@ def read_mask(path: Path) -> NDArray[np.uint8]:
     return (values > 0).astype(np.uint8)
 
 
-def read_header(path: Path) -> Header:
+def read_header(path: Path, how: Reading = DEFAULT) -> Header:
     """Size and kind of pixels of an image, and whether it seems to be cut off.
 
     Raises:
-        WorkError: the header cannot be read; the message names the file.
+        WorkError: the header cannot be read, or tells of too many pixels; the message names the file.
     """
     with _naming(path), path.open("rb") as file:
-        image = _open(file)
-        if image is None:
-            tags = _tiff_tags(file)
-            _refuse_deep_planes(tags)
-            return Header(_tiff_size(tags), _tiff_pixels(tags), _ends_early(file))
-        _refuse_unsupported(image)
+        image = _open(file, how.max_pixels)
+        if image is not None:
+            _refuse_unsupported(image)
+        if file_is_tiff(file):
+            return _tiff_header(file, how.max_pixels)
         width, height = image.size
-        # a TIFF is turned by Pillow, whose size counts that in
-        if image.format != "TIFF" and _orientation(image, file) in SIDEWAYS:
+        if _orientation(image, file) in SIDEWAYS:
             width, height = height, width
-        return Header((width, height), _pixels(image), _ends_early(file))
+        return Header((width, height), _pixels(image), _ends_early(file), _count_frames(image))
 
 
-def image_size(path: Path) -> tuple[int, int]:
+def file_is_tiff(file: BinaryIO) -> bool:
+    """Whether a file begins as a TIFF does."""
+    file.seek(0)
+    return file.read(4) in tiff.STARTS
+
+
+def _tiff_header(file: BinaryIO, max_pixels: int) -> Header:
+    with tiff.open_page(file) as page:
+        width, height = tiff.stored_size(page)
+        _refuse_large(width, height, max_pixels)
+        size = (height, width) if tiff.orientation(page) in SIDEWAYS else (width, height)
+        early = tiff.ends_early(page, file.seek(0, os.SEEK_END))
+        return Header(size, tiff.describe_pixels(page), early, tiff.count_pages(page))
+
+
+def image_size(path: Path, how: Reading = DEFAULT) -> tuple[int, int]:
     """(width, height) of an image in pixels, upright, without decoding it.
 
     Raises:
         WorkError: the header cannot be read; the message names the file.
     """
-    return read_header(path).size
+    return read_header(path, how).size
 
 
 @contextmanager
@@ -171,75 +351,186 @@ def _naming(path: Path) -> Iterator[None]:
     except MemoryError:
         raise
     except UnidentifiedImageError as error:
-        empty = not path.stat().st_size
-        reason = "the file is empty" if empty else "no PNG, JPEG, BMP, TIFF or WebP, or cut off within its header"
-        raise WorkError(f"cannot read image {path}: {reason}") from error
+        raise WorkError(f"cannot read image {path}: {_what_it_is(path)}") from error
     except Exception as error:  # on a damaged file a decoder may stumble over anything
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
         raise WorkError(f"cannot read image {path}: {reason}") from error
 
 
-def _open(file: BinaryIO) -> Image.Image | None:
-    """The image with its header read, None for a TIFF whose kind of pixels Pillow does not know."""
-    start = file.read(4)
-    file.seek(0)
-    try:
-        return Image.open(file, formats=FORMATS)
-    except UnidentifiedImageError:
-        if start not in TIFF_STARTS:
-            raise
-        return None
+def _what_it_is(path: Path) -> str:
+    """Why a file is not known for an image."""
+    with path.open("rb") as file:
+        start = file.read(12)
+    if not start:
+        return "the file is empty"
+    if start[4:8] == b"ftyp" and not _has_heif():
+        return "HEIC is read where pillow-heif is installed (pip install pillow-heif)"
+    return "no PNG, JPEG, BMP, TIFF or WebP, or cut off within its header"
 
 
-def _decode(data: bytes) -> Image.Image | NDArray[Any]:
-    """A picture upright: with 8 bits in its own mode, with more as (H, W) or (H, W, 3)."""
-    file = io.BytesIO(data)
-    image = _open(file)
-    if image is None:
-        return _decode_tiff(data)
-    _refuse_unsupported(image)
-    if image.format == "TIFF":
-        _tiff_tags(io.BytesIO(data))  # raises where they are cut off
-        image.info.pop("xmp", None)  # Pillow looks for an orientation there too, which other formats do not get
-    kind = _raw_mode(image)
-    inverted = image.mode.startswith("I;16") and _is_inverted(image)
-    image.load()
-    if image.format == "PNG" and data.rfind(PNG_END) < 0:
-        raise OSError("image file is truncated")  # by its last bytes, of which Pillow does not need all
-    if kind.startswith(DEEP_COLOUR):
-        deep = _decode_with_opencv(data)
-        return deep if image.format == "TIFF" else _turn(deep, _orientation(image))
-    if image.format != "TIFF":
-        image = _turn(image, _orientation(image))
-    if not image.mode.startswith(("I", "F")):
+def _open(file: BinaryIO, max_pixels: int = MAX_PIXELS) -> Image.Image | None:
+    """The image with its header read, None for a TIFF whose kind of pixels Pillow does not know.
+
+    Unlike `Image.open` it has a limit of its own, and leaves Pillow's, which belongs to the whole process, alone.
+
+    Raises:
+        UnidentifiedImageError: none of the formats.
+        ValueError: more pixels than the limit.
+    """
+    Image.preinit()
+    start = file.read(32)
+    for factory, accept in _formats():
+        if not accept(start):
+            continue
+        file.seek(0)
+        try:
+            image = factory(file, "")
+        except (SyntaxError, IndexError, TypeError, struct.error):  # as Pillow's own loop: another may know it
+            continue
+        _refuse_large(*image.size, max_pixels)
         return image
-    values = np.asarray(image)
-    return 65535 - values if inverted else values
+    file.seek(0)
+    if start[:4] in tiff.STARTS:
+        return None
+    raise UnidentifiedImageError("none of the formats known")
+
+
+def _formats() -> Iterator[tuple[Any, Any]]:
+    """What opens a file, and what tells from its first bytes whether it may."""
+    if any(name not in Image.OPEN for name in FORMATS):
+        Image.init()
+    for name in FORMATS:
+        yield Image.OPEN[name]
+    if _has_heif():
+        import pillow_heif
+
+        yield pillow_heif.HeifImageFile, pillow_heif.is_supported
+
+
+def _refuse_large(width: int, height: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        raise ValueError(
+            f"it has {width}x{height}, that is {width * height} pixels, more than --max_pixels {max_pixels}; give "
+            f"--max_pixels {width * height} if that is meant"
+        )
+
+
+def _decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image | NDArray[Any]:
+    """A picture upright: with 8 bits in its own mode, with more as (H, W) or (H, W, 3)."""
+    return _decode_fully(data, max_pixels)[0]
+
+
+Decoded = tuple[Image.Image | NDArray[Any], int | None, int]
+
+
+def _decode_fully(data: bytes, max_pixels: int) -> Decoded:
+    """As `_decode`; with it the number that is white where the file says so itself, and how many pages it has."""
+    file = io.BytesIO(data)
+    image = _open(file, max_pixels)
+    if image is not None:
+        _refuse_unsupported(image)
+    if file_is_tiff(file):
+        return _decode_tiff(image, data, max_pixels)
+    if image.format == "PPM" and image.tile[0].codec_name == "ppm":
+        return *_decode_ppm(image, data), 1
+    kind, top, pages = _raw_mode(image), _white(image, data), _count_frames(image)
+    image.load()
+    if image.format in ("PNG", "JPEG2000") and _ends_early(file):
+        raise OSError("image file is truncated")  # by its last bytes, of which Pillow does not need all
+    if image.format in ("JPEG", "MPO"):
+        damage.check_jpeg(data, image)
+    elif image.format == "WEBP":
+        damage.check_webp(data)
+    if kind.startswith(DEEP_COLOUR):
+        return _turn(_decode_png(data), _orientation(image)), None, pages
+    image = _turn(image, _orientation(image))
+    return (np.asarray(image) if image.mode.startswith(("I", "F")) else image), top, pages
+
+
+def _decode_tiff(image: Image.Image | None, data: bytes, max_pixels: int) -> Decoded:
+    """As `_decode_fully`, by Pillow where it has opened the file and reads its pixels as they are."""
+    with tiff.open_page(io.BytesIO(data)) as page:
+        _refuse_large(*tiff.stored_size(page), max_pixels)
+        pages = tiff.count_pages(page)
+        if image is None or tiff.needs_tifffile(page):
+            values, depth = tiff.decode(page, len(data)), tiff.depth(page)
+            if values.dtype == bool:
+                values = values.astype(np.uint8) * 255
+            if values.ndim == 3:
+                values = values[..., :3] if values.shape[2] > 2 else values[..., 0]
+            top = (1 << depth) - 1 if 8 < depth < FULL_BITS else None
+            return _turn(np.ascontiguousarray(values), tiff.orientation(page)), top, pages
+    image.info.pop("xmp", None)  # Pillow looks for an orientation there too, which other formats do not get
+    image.load()
+    return image, None, pages
+
+
+def _decode_ppm(image: Image.Image, data: bytes) -> tuple[Image.Image | NDArray[Any], int | None]:
+    """A PGM or PPM whose largest number is not 255: Pillow goes through its numbers one by one, and cuts colour."""
+    top, bands = image.tile[0].args[1], len(image.getbands())
+    values = np.frombuffer(data, ">u2" if top > 255 else "u1", offset=image.tile[0].offset)
+    count = image.width * image.height * bands
+    if len(values) < count:
+        raise OSError("image file is truncated")
+    values = values[:count].reshape(image.height, image.width, *([bands] if bands > 1 else []))
+    return values.astype(np.uint16), None if top == (1 << FULL_BITS) - 1 else top
+
+
+def _white(image: Image.Image, data: bytes) -> int | None:
+    """The number that is white, where the decoder has stretched the numbers by what the file says of itself."""
+    full = (1 << FULL_BITS) - 1
+    if image.format == "PPM" and image.tile[0].codec_name == "ppm_plain":
+        return None if image.tile[0].args[1] == full else full
+    if image.format == "JPEG2000":
+        size = data.find(b"\xff\x4f\xff\x51")  # its segment tells the bits of the first channel
+        bits = (data[size + 42] & 0x7F) + 1 if 0 <= size < len(data) - 42 else FULL_BITS
+        return None if bits == FULL_BITS else full
+    return None
+
+
+def _count_frames(image: Image.Image) -> int:
+    """Pictures in the file; those that a camera puts behind a JPEG, smaller ones, do not count."""
+    return getattr(image, "n_frames", 1) if image.format in ("PNG", "WEBP") else 1
 
 
 def _refuse_unsupported(image: Image.Image) -> None:
     """What could be decoded, but not turned into the right colours."""
     if image.mode == "LAB":
         raise ValueError("colours in LAB are not supported; save it as RGB")
-    if image.format == "TIFF":
-        _refuse_deep_planes(image.tag_v2)
 
 
-def _decode_with_opencv(data: bytes) -> NDArray[Any]:
-    """(H, W) or (H, W, 3) RGB with the file's own bits; a TIFF upright, a PNG not."""
-    values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+def _decode_png(data: bytes) -> NDArray[Any]:
+    """A PNG with 16-bit colour, (H, W) or (H, W, 3) RGB with the file's own bits, not turned upright."""
+    try:
+        values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error as error:
+        raise OSError("OpenCV, which reads 16-bit colour, refuses it") from error
     if values is None:
         raise OSError("its kind of pixels is not supported")
     return np.ascontiguousarray(values[..., 2::-1]) if values.ndim == 3 else values
 
 
-def to_8_bits(values: NDArray[Any]) -> NDArray[np.uint8]:
-    """16 bits as v / 257 rounded; 8 bits as they are."""
-    if values.dtype == np.uint8:
-        return values
-    if values.dtype.kind == "f" or values.min() < 0 or values.max() > 65535:
+def to_8_bits(values: NDArray[Any], bits: int = FULL_BITS) -> NDArray[np.uint8]:
+    """More than 8 bits as v · 255 / (2^bits − 1) rounded, which is v / 257 of 16 bits; 8 bits as they are."""
+    return values if values.dtype == np.uint8 else _scaled(values, (1 << bits) - 1)
+
+
+def as_image(values: NDArray[Any], bits: int) -> Image.Image:
+    """Pixels of any depth as an 8-bit image; its `info` says whether they were brighter than `bits` tell (CLIPPED)."""
+    image = Image.fromarray(to_8_bits(values, bits))
+    if values.dtype != np.uint8 and values.max() >> bits:
+        image.info[CLIPPED] = int(values.max())
+    return image
+
+
+def _scaled(values: NDArray[Any], top: int) -> NDArray[np.uint8]:
+    if values.dtype.kind == "f":
+        raise ValueError(f"neither 8 nor 16 bits a channel ({values.dtype}); save it as 8 or 16 bits")
+    if values.min() < 0 or values.max() > 65535:
         raise ValueError("neither 8 nor 16 bits a channel")
-    return (values / 257 + 0.5).astype(np.uint8)  # convert() would cut everything above 255 to white
+    if top == (1 << FULL_BITS) - 1:
+        return (values / 257 + 0.5).astype(np.uint8)  # convert() would cut everything above 255 to white
+    return (np.minimum(values, top) * (255 / top) + 0.5).astype(np.uint8)
 
 
 def _turn(image: Image.Image | NDArray[Any], orientation: Any) -> Image.Image | NDArray[Any]:
@@ -248,7 +539,11 @@ def _turn(image: Image.Image | NDArray[Any], orientation: Any) -> Image.Image | 
         return image
     if isinstance(image, Image.Image):
         return image.transpose(method)
-    return np.stack([np.asarray(Image.fromarray(c).transpose(method)) for c in np.moveaxis(image, 2, 0).copy()], 2)
+    turned = image.swapaxes(0, 1) if orientation in SIDEWAYS else image
+    # where the stored picture's first row and column lie, by the EXIF standard
+    return np.ascontiguousarray(
+        turned[:: -1 if orientation in (3, 4, 7, 8) else 1, :: -1 if orientation in (2, 3, 6, 7) else 1]
+    )
 
 
 # ------------------------------------------------------------------------------------------ headers
@@ -289,110 +584,25 @@ def _raw_mode(image: Image.Image) -> str:
 def _pixels(image: Image.Image) -> str:
     if image.mode in ("P", "PA"):
         return "palette"
-    if image.format == "TIFF":
-        return _tiff_pixels(image.tag_v2)
     raw = _raw_mode(image)
-    bits = 16 if ";16" in raw else 1 if image.mode == "1" else 8
+    deep = ";16" in raw or image.mode.startswith("I") or (image.format == "PPM" and _largest(image) > 255)
+    bits = 16 if deep else 1 if image.mode == "1" else 8
     return f"{2 if raw.startswith('LA') else len(image.getbands())}×{bits} bit"
+
+
+def _largest(image: Image.Image) -> int:
+    """The number that is white in a PPM, 255 where it needs no scaling."""
+    args = image.tile[0].args
+    return args[1] if isinstance(args, tuple) and len(args) == 2 else 255
 
 
 def _tail(file: BinaryIO, length: int) -> bytes:
     """The last bytes of a file, its place in which is kept."""
     at = file.tell()
-    file.seek(max(0, os.fstat(file.fileno()).st_size - length))
+    file.seek(max(0, file.seek(0, os.SEEK_END) - length))
     data = file.read(length)
     file.seek(at)
     return data
-
-
-# --------------------------------------------------------------------------------------------- TIFF
-
-
-def _tiff_tags(file: BinaryIO) -> ImageFileDirectory_v2:
-    """The tags of the first page.
-
-    Raises:
-        OSError: they are not wholly in the file; Pillow alone would take what is there of them.
-    """
-    file.seek(0)
-    start = file.read(8)
-    big = start[2:4] in (b"+\0", b"\0+")
-    if big:
-        start += file.read(8)
-    tags = ImageFileDirectory_v2(start)
-    at = tags.next
-    if _tags_end(file, at, "<" if start.startswith(b"II") else ">", big) > file.seek(0, os.SEEK_END):
-        raise OSError("image file is truncated")
-    file.seek(at)
-    tags.load(file)
-    return tags
-
-
-def _tags_end(file: BinaryIO, at: int, order: str, big: bool) -> float:
-    """Where the tags at an offset, and the values that they point to, end; infinity where that cannot be read."""
-    number, entry, following = (8, 20, 8) if big else (2, 12, 4)
-    file.seek(at)
-    count = int.from_bytes(file.read(number), "little" if order == "<" else "big")
-    block = file.read(entry * min(count, 65535))
-    if not count or len(block) < entry * count:
-        return math.inf
-    ends = [at + number + entry * count + following]
-    for _, kind, length, value in struct.iter_unpack(f"{order}{'HHQQ' if big else 'HHLL'}", block):
-        bytes_ = length * TIFF_BYTES.get(kind, 1)
-        if bytes_ > following:  # else the value is in the entry itself
-            ends.append(value + bytes_)
-    return max(ends)
-
-
-def _tiff_size(tags: ImageFileDirectory_v2) -> tuple[int, int]:
-    """(width, height), upright.
-
-    Raises:
-        DecompressionBombError: too many pixels, by Pillow's own measure.
-    """
-    width, height = tags[Exif.ImageWidth], tags[Exif.ImageLength]
-    if Image.MAX_IMAGE_PIXELS and width * height > 2 * Image.MAX_IMAGE_PIXELS:
-        raise Image.DecompressionBombError(f"{width * height} pixels are more than {2 * Image.MAX_IMAGE_PIXELS}")
-    return (height, width) if tags.get(Exif.Orientation) in SIDEWAYS else (width, height)
-
-
-def _tiff_pixels(tags: ImageFileDirectory_v2) -> str:
-    numbers = {2: " signed", 3: " float"}.get(max(tags.get(Exif.SampleFormat, (1,))), "")
-    return f"{tags.get(Exif.SamplesPerPixel, 1)}×{max(tags.get(Exif.BitsPerSample, (1,)))} bit{numbers}"
-
-
-def _is_inverted(image: Image.Image) -> bool:
-    """Whether 0 is white. Pillow turns 8 bits round, but not 16."""
-    return image.format == "TIFF" and image.tag_v2.get(Exif.PhotometricInterpretation) == 0
-
-
-def _refuse_deep_planes(tags: ImageFileDirectory_v2) -> None:
-    """Pillow and OpenCV both make noise of these, without an error."""
-    several = tags.get(Exif.SamplesPerPixel, 1) > 1 and tags.get(Exif.PlanarConfiguration) == 2
-    if several and max(tags.get(Exif.BitsPerSample, (1,))) > 8:
-        raise ValueError("16-bit colour in separate planes is not supported; save it with interleaved channels")
-
-
-def _decode_tiff(data: bytes) -> NDArray[Any]:
-    """A TIFF that Pillow cannot open, by OpenCV, which gives the rows that are there of one that was cut off."""
-    file = io.BytesIO(data)
-    tags = _tiff_tags(file)
-    _tiff_size(tags)
-    _refuse_deep_planes(tags)
-    if _tiff_ends_early(tags, len(data)):
-        raise OSError("image file is truncated")
-    values = _decode_with_opencv(data)
-    inverted = tags.get(Exif.PhotometricInterpretation) == 0 and values.dtype == np.uint16
-    return 65535 - values if inverted else values
-
-
-def _tiff_ends_early(tags: ImageFileDirectory_v2, size: int) -> bool:
-    """Whether a strip or tile is not, or not wholly, in the file of `size` bytes."""
-    for offsets, counts in STRIPS:
-        if offsets in tags:
-            ends = [at + count for at, count in zip(tags[offsets], tags.get(counts, ()), strict=False)]
-            return len(ends) != len(tags[offsets]) or max(ends) > size
-    return True
 
 
 # --------------------------------------------------------------------------------------- truncation
@@ -409,7 +619,7 @@ def looks_truncated(path: Path) -> bool:
 
 
 def _ends_early(file: BinaryIO) -> bool:
-    size = os.fstat(file.fileno()).st_size
+    size = file.seek(0, os.SEEK_END)
     file.seek(0)
     start = file.read(34)
     if start.startswith(b"\x89PNG"):
@@ -421,12 +631,30 @@ def _ends_early(file: BinaryIO) -> bool:
         return _bmp_ends_early(start, size)
     if start[:4] == b"RIFF" and start[8:12] == b"WEBP":
         return int.from_bytes(start[4:8], "little") + 8 > size
-    if start[:4] in TIFF_STARTS:
+    if start[:4] in tiff.STARTS:
         try:
-            return _tiff_ends_early(_tiff_tags(file), size)
+            with tiff.open_page(file) as page:
+                return tiff.ends_early(page, size)
         except Exception:  # tags that cannot be read are suspicion enough
             return True
-    return True
+    if start[4:8] == b"ftyp":
+        return _boxes_end_early(file, size)
+    if start[4:8] == b"jP  " or start.startswith(b"\xff\x4f\xff\x51"):
+        return not _tail(file, TAIL).rstrip(b"\0\r\n ").endswith(JPEG_END)
+    return not (start[:1] == b"P" and start[1:2] in b"123456f" and start[2:3].isspace())  # Pillow reads all of a PPM
+
+
+def _boxes_end_early(file: BinaryIO, size: int) -> bool:
+    """Whether the boxes of a HEIC, each of which tells its length, end beyond the file."""
+    at = 0
+    while at < size:
+        file.seek(at)
+        length = int.from_bytes(file.read(8)[:4], "big")
+        length = int.from_bytes(file.read(8), "big") if length == 1 else length
+        if length < 8:  # 0: up to the end of the file
+            return length != 0
+        at += length
+    return at > size
 
 
 def _bmp_ends_early(start: bytes, size: int) -> bool:
