@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 import device_metrics
 import metrics
+from datasets.masks import NO_PIXEL_LEFT
 from thresholds import Thresholds
 
 METRICS = ("image_auroc", "image_ap", "pixel_auroc", "pixel_ap", "pixel_pro")
@@ -23,7 +24,7 @@ class Predictions:
     """Scores and maps of a test set, with its ground truth.
 
     scores (n,) and maps (n, H, W) float32, the maps on the device where they are ranked there. labels (n,) bool.
-    masks n × (H, W) int8, −1 where not known; `truth` the same on the device.
+    masks n × (H, W) int8, below 0 where not known; `truth` the same on the device.
     """
 
     scores: NDArray[np.float32]
@@ -72,13 +73,20 @@ def metrics_line(figures: Mapping[str, float]) -> str:
     return "  ".join(f"{name} {100 * figures[name]:.2f}" for name in METRICS if name in figures)
 
 
-def why_nan(figures: Mapping[str, float]) -> list[str]:
-    """What the test set lacks for those of `METRICS` that could not be computed."""
+def why_nan(figures: Mapping[str, float], masks: Sequence[NDArray[np.int8]] = ()) -> list[str]:
+    """What the test set lacks for those of `METRICS` that could not be computed.
+
+    Args:
+        masks: n × (H, W) as in `Predictions`, by which the reason is told more exactly.
+    """
     reasons = []
     if math.isnan(figures["image_auroc"]):
         reasons.append("image metrics cannot be computed: the test images are all good or all defective")
     if math.isnan(figures["pixel_auroc"]):
-        reasons.append("pixel metrics cannot be computed: no mask with both normal and anomalous pixels")
+        reason = "pixel metrics cannot be computed: no mask with both normal and anomalous pixels"
+        if lost := sum(bool(np.any(mask == NO_PIXEL_LEFT)) for mask in masks):
+            reason += f"; of {lost} masks no anomalous pixel is left after resizing and crop"
+        reasons.append(reason)
     return reasons
 
 

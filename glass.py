@@ -984,7 +984,7 @@ class GLASS:
         """As `tester`, with everything that was found."""
         tested = self.look_at(test_loader, name, self._picture_dir("eval", name))
         figures = judge(tested.found, tested.thresholds)
-        for reason in why_nan(figures):
+        for reason in why_nan(figures, tested.found.masks):
             LOGGER.info("%s: %s", name, reason)
         return Tested({**figures, **tested.figures}, tested.found, tested.thresholds)
 

@@ -18,6 +18,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
+from datasets.masks import NO_PIXEL_LEFT
+
 PRO_LIMIT = 0.3  # of the false positive rate
 STRICT_PRO_LIMIT = 0.05
 RESAMPLES = 1000  # of the bootstrap
@@ -32,12 +34,13 @@ NAN = float("nan")
 class PackedMasks(Sequence):
     """Ground truth masks kept as bits, (n, H, W) when read.
 
-    A read mask is int8: 0 normal, 1 anomalous, −1 everywhere for an image whose mask is not known.
+    A read mask is int8: 0 normal, 1 anomalous, −1 everywhere for an image whose mask is not known, `NO_PIXEL_LEFT`
+    everywhere where it is known, but no pixel of it is left.
     """
 
     def __init__(self, count: int, size: tuple[int, int]) -> None:
         self._bits = np.zeros((count, math.ceil(size[0] * size[1] / 8)), np.uint8)
-        self._known = np.ones(count, bool)
+        self._unknown = np.zeros(count, np.int8)  # what a mask below 0 is filled with
         self._size = tuple(size)
 
     def __len__(self) -> int:
@@ -45,12 +48,12 @@ class PackedMasks(Sequence):
 
     def __setitem__(self, index: int, mask: NDArray) -> None:
         """Store an (H, W) mask; > 0 is anomalous, any value < 0 makes the whole mask unknown."""
-        self._known[index] = not (mask < 0).any()
+        self._unknown[index] = min(0, int(np.min(mask)))
         self._bits[index] = np.packbits(mask > 0)
 
     def __getitem__(self, index: int) -> NDArray[np.int8]:
-        if not self._known[index]:
-            return np.full(self._size, -1, np.int8)
+        if self._unknown[index]:
+            return np.full(self._size, self._unknown[index], np.int8)
         flat = np.unpackbits(self._bits[index], count=self._size[0] * self._size[1])
         return flat.view(np.int8).reshape(self._size)
 
@@ -431,10 +434,11 @@ def compute_pro_published(masks: ArrayLike, maps: ArrayLike) -> float:
 
     200 thresholds; a region's overlap is counted with the prediction dilated 5×5, the false positives without;
     false positive rates under 0.3 are stretched to [0, 1]. A dilated thresholded map is a thresholded
-    max-filtered map, so each map is filtered once.
+    max-filtered map, so each map is filtered once. An image of whose defect no pixel is left counts as normal, as
+    there.
 
     Args:
-        masks: (n, H, W); > 0 is anomalous.
+        masks: (n, H, W); > 0 is anomalous, < 0 is not known and left out but for `NO_PIXEL_LEFT`.
         maps: (n, H, W).
 
     Returns:
@@ -452,7 +456,7 @@ def compute_pro_published(masks: ArrayLike, maps: ArrayLike) -> float:
         widened = cv2.dilate(one_map, np.ones((5, 5), np.uint8))
         for region in range(1, count):
             overlap += _share_above(widened[labels == region], thresholds)
-        normal = one_map[mask == 0]
+        normal = one_map[(mask == 0) | (mask == NO_PIXEL_LEFT)]
         false += _share_above(normal, thresholds) * len(normal)
         regions, negatives = regions + count - 1, negatives + len(normal)
     if not regions or not negatives:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from datasets.base import Readable, TextureReading, plan_images, plan_textures, 
 from datasets.cache import GB, ImageCache, describe_budget
 from datasets.check import Problem, check_defects, check_foreground, check_pictures, quick_check
 from datasets.defects import refuse_test_images
+from datasets.masks import describe_masks
 from datasets.textures import FileTextures
 from datasets.tiles import TiledTestDataset, describe, refuse_small
 from errors import InputError, WorkError
@@ -36,6 +37,8 @@ def glance(this: Run, data: ClassData) -> ClassData:
     for problem in (p for p in problems if p.kind == "train_and_test"):
         LOGGER.warning("%s: %s: the figures will be too good", data.row, problem)
     problems = [p for p in problems if p.kind != "train_and_test"]
+    for note in this.layout.notes(data.name):
+        LOGGER.warning("%s: %s", data.row, note)
     stop_or_skip(this, f"class {data.row}", problems)
     data = _not_empty(this, replace(data.without(problems), image_sizes=sizes))
     if data.tiling is not None:
@@ -141,13 +144,24 @@ def _read_class(this: Run, data: ClassData, trains: bool, cache: ImageCache) -> 
         sets.append(tested.whole)
     if trains:
         sets.insert(0, TrainDataset(train, data.settings, this.textures, (1, 1), cache=cache))
-    samples, problems = [sample for one in sets for sample in one.samples], {}
-    for index, error in read_all(sets, this.dataset["num_workers"], data.row).items():
+    samples, problems, strange = [sample for one in sets for sample in one.samples], {}, {}
+    for index, error in read_all(sets, this.dataset["num_workers"], data.row, strange).items():
         path = samples[index].path
         problems[path] = Problem(path, error.removeprefix(f"cannot read image {path}: "), "unreadable")
     problems = list(problems.values())
+    _say_of_masks(data, {samples[index].mask: remarks for index, remarks in strange.items()})
     stop_or_skip(this, f"class {data.row}", problems)
     return _not_empty(this, data.without(problems))
+
+
+def _say_of_masks(data: ClassData, strange: Mapping[Path, Sequence[str]]) -> None:
+    """What is strange about the masks of the test images."""
+    by_kind: dict[str, list[Path]] = {}
+    for path, remarks in sorted(strange.items()):
+        for remark in remarks:
+            by_kind.setdefault(remark, []).append(path)
+    for line in describe_masks(by_kind):
+        LOGGER.warning("%s: a mask %s", data.row, line)
 
 
 def _not_empty(this: Run, data: ClassData) -> ClassData:
@@ -163,7 +177,8 @@ def _check_foreground(this: Run, data: ClassData) -> None:
     flags = distribution.read_flags(this.dataset["name"], data.row)
     masks = this.layout.foreground(data.name, data.train)
     if masks and distribution.wants_foreground(this.dataset["fg"], flags):
-        problems = check_foreground(masks, data.train, data.image_sizes, data.row)
+        tiled = data.tiling is not None
+        problems = check_foreground(masks, data.train, data.image_sizes, data.row, data.settings, tiled)
         stop_or_skip(this, f"class {data.row}", problems, may_skip=False)
 
 

@@ -33,6 +33,7 @@ import report
 from datasets import DATASETS, EpochSampler, ImageSettings, TrainDataset, make_loader
 from datasets.base import CentreDataset
 from datasets.cache import ImageCache, cache_budget
+from datasets.check import leave_out_small
 from datasets.defects import Defects, digest, list_defects
 from datasets.foreground import make_masks
 from datasets.textures import open_textures
@@ -332,13 +333,27 @@ def _dimensions(this: Run, net: Net) -> dict[str, int]:
 # ----------------------------------------------------------------------------------------- a class
 
 
-def _foreground(this: Run, data: ClassData, decision: Decision | None) -> list[Path] | None:
-    """The foreground mask of each training image: the user's, else ones made and kept under the results."""
+def _foreground(this: Run, data: ClassData, decision: Decision | None) -> list[Path | None] | None:
+    """The foreground mask of each training image: the user's, else ones made and kept under the results.
+
+    None in place of one that was made, and of which the crop leaves nothing: anomalies may lie anywhere there.
+    """
     calibrated = this.finished(data) and not this.dataset["val_share"]
     if decision is None or not decision.foreground or calibrated:
         return None
     given = this.layout.foreground(data.name, data.train)
-    return given if given is not None else make_masks(data.train, this.results / "foreground" / data.row)
+    if given is not None:
+        return given
+    made = make_masks(data.train, this.results / "foreground" / data.row)
+    if data.tiling is not None:
+        return made
+    kept = leave_out_small(made, data.train, data.image_sizes, data.settings)
+    if lost := [sample.path for sample, mask in zip(data.train, kept, strict=True) if mask is None]:
+        LOGGER.warning(
+            "%s: the crop leaves (almost) nothing of the object in %d images, the first is %s: anomalies are placed "
+            "anywhere on them; --keep_all shows the model the whole image", data.row, len(lost), lost[0],
+        )  # fmt: skip
+    return kept
 
 
 def _run_class(
@@ -348,7 +363,7 @@ def _run_class(
     index: int,
     row: str,
     decision: Decision | None,
-    masks: list[Path] | None,
+    masks: list[Path | None] | None,
     cache: ImageCache,
 ) -> dict[str, Any] | None:
     """Train where asked for and test one class; its row of results, None where there is nothing to test."""
@@ -486,7 +501,7 @@ def _train(
     net: Net,
     model: GLASS,
     test_loader: DataLoader | None,
-    masks: list[Path] | None,
+    masks: list[Path | None] | None,
     cache: ImageCache,
 ) -> tuple[dict[str, Any], Dataset]:
     """Train on all good images but those held out, then find thresholds; the record, and the images they come from."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from tqdm import tqdm
 import synthesis
 from datasets.cache import ImageCache
 from datasets.defects import Defects
-from datasets.files import list_images, read_mask, read_rgb
+from datasets.files import list_images, read_rgb
+from datasets.masks import LOST, NO_PIXEL_LEFT, examine, find_annotations, read_mask_of
 from datasets.settings import ImageSettings, normalise
 from datasets.textures import Textures
 from errors import InputError, WorkError
@@ -29,14 +31,21 @@ from geometry import cut_mirrored
 from utils import LOGGER, cores
 
 GOOD = "good"
+GOOD_NAMES = frozenset({GOOD, "ok", "normal"})  # in any letter case
 TEST_SHARE = 0.2
 LEAST_FOREGROUND = 0.02  # of a tile
+
+
+def is_good(name: str) -> bool:
+    """Whether a folder or label of this name means images without a defect."""
+    return name.strip().casefold() in GOOD_NAMES
 
 
 @dataclass(frozen=True)
 class Sample:
     """One image: its file, kind (`good` or the defect's name) and mask (None: good, or not known).
 
+    mask: a file, or a folder of several masks whose union is meant.
     box: (top, left, h, w) of the tile of it that is meant; None is all of it.
     """
 
@@ -70,6 +79,11 @@ class Sample:
 def _last_picture(path: Path) -> NDArray[np.uint8]:
     """Tiles are mostly asked for one after another, each of which would decode the whole picture."""
     return np.asarray(read_rgb(path))
+
+
+@functools.lru_cache(maxsize=1)
+def _last_foreground(path: Path, picture: Path) -> NDArray[np.uint8]:
+    return read_mask_of(path, picture, scaled=True)
 
 
 class Layout:
@@ -151,6 +165,27 @@ class Layout:
         """Mask files of a class that belong to none of its images."""
         return []
 
+    def notes(self, name: str) -> list[str]:
+        """What to say of the files of a class that are there, but not used, or not as one may expect; [] of none."""
+        pictures = [sample.path for sample in self._listed(name)]
+        places = [self.root / name, self.root / "ground_truth" / name]
+        found = find_annotations([place for place in places if place.is_dir()], pictures)
+        if not found:
+            return []
+        suffixes = ", ".join(sorted({path.suffix.lower() for path in found}))
+        return [
+            f"{len(found)} annotation files ({suffixes}) are not read, the first is {found[0]}: a mask has to be a "
+            "picture, 0 where it is normal"
+        ]
+
+    def _listed(self, name: str) -> list[Sample]:
+        """The images of a class that can be listed: it may have a training or a test alone."""
+        samples = []
+        for part in (self.train, self.test):
+            with contextlib.suppress(InputError):
+                samples += part(name)
+        return samples
+
     def foreground(self, name: str, samples: Sequence[Sample]) -> list[Path] | None:
         """The foreground mask of each training image, at `fg_mask/<class>/<image file name>`; None where none is.
 
@@ -223,6 +258,18 @@ def plan_textures(cache: ImageCache, settings: ImageSettings, textures: Textures
     return len(textures)
 
 
+def prepare_foreground(path: Path, sample: Sample, settings: ImageSettings) -> NDArray[np.bool_]:
+    """The foreground mask of a training image, or of its tile, as the model sees the image: (H, W).
+
+    Raises:
+        WorkError: it cannot be read; the message names it.
+    """
+    mask = _last_foreground(path, sample.path)
+    if sample.box is not None:
+        mask = cut_mirrored(mask, sample.box)
+    return settings.transform_foreground(Image.fromarray(mask * np.uint8(255)))
+
+
 class TrainDataset(Dataset):
     """Good images with a synthetic local anomaly each.
 
@@ -234,7 +281,7 @@ class TrainDataset(Dataset):
         settings: preprocessing.
         textures: where textures come from.
         grid: (H', W') of the model.
-        foreground: mask file of each sample; None allows anomalies everywhere.
+        foreground: mask file of each sample; None, of all or of one, allows anomalies everywhere.
         seed: of all draws.
         cache: keeps what was read, see `plan_images`; nothing is kept by default.
         defects: known defects to draw in place of textures.
@@ -246,7 +293,7 @@ class TrainDataset(Dataset):
         settings: ImageSettings,
         textures: Textures,
         grid: tuple[int, int],
-        foreground: Sequence[Path] | None = None,
+        foreground: Sequence[Path | None] | None = None,
         seed: int = 0,
         cache: ImageCache | None = None,
         defects: Defects | None = None,
@@ -288,15 +335,14 @@ class TrainDataset(Dataset):
 
     def foreground_of(self, index: int) -> NDArray[np.bool_] | None:
         """Where anomalies may lie on an image, (H, W); None is everywhere."""
-        if self.masks is None:
+        if self.masks is None or self.masks[index] is None:
             return None
-        mask = replace(self.samples[index], path=self.masks[index])
+        sample, path = self.samples[index], self.masks[index]
         made = self.cache.get(
-            ("foreground", self.samples[index].key),
-            lambda: self.settings.transform_foreground(mask.read()).view(np.uint8),
+            ("foreground", sample.key), lambda: prepare_foreground(path, sample, self.settings).view(np.uint8)
         ).view(np.bool_)
         # a tile beside the part is background alone, where something may lie as well
-        return made if mask.box is None or made.mean() >= LEAST_FOREGROUND else None
+        return made if sample.box is None or made.mean() >= LEAST_FOREGROUND else None
 
     def texture_pixels(self, index: int) -> NDArray[np.uint8]:
         """A texture before the crop, kept where there is room."""
@@ -357,7 +403,11 @@ class CentreDataset(Dataset):
 
 
 class TestDataset(Dataset):
-    """Images to be scored, with their ground truth. A defective image without a mask gets −1 everywhere."""
+    """Images to be scored, with their ground truth.
+
+    The mask of a defective image is −1 everywhere where it has none, and −2 where resizing and crop leave no pixel of
+    its defect.
+    """
 
     __test__ = False  # pytest takes a name that begins so for a test
 
@@ -367,10 +417,12 @@ class TestDataset(Dataset):
     def __len__(self) -> int:
         return len(self.samples)
 
-    def load(self, index: int) -> None:
-        """Read an image and its mask and keep them, where there is room."""
+    def load(self, index: int) -> list[str]:
+        """Read an image and its mask and keep them, where there is room; what is strange about the mask."""
         self._pixels(index)
-        self._mask(index)
+        remarks: list[str] = []
+        self._mask(index, remarks)
+        return remarks
 
     def _pixels(self, index: int) -> NDArray[np.uint8]:
         sample = self.samples[index]
@@ -379,13 +431,27 @@ class TestDataset(Dataset):
     def _image(self, index: int) -> Tensor:
         return normalise(self._pixels(index))
 
-    def _mask(self, index: int) -> NDArray[np.int8]:
+    def _mask(self, index: int, remarks: list[str] | None = None) -> NDArray[np.int8]:
+        """The truth (H, W); `remarks` gets what is strange about a mask that is read for it."""
         sample = self.samples[index]
         if sample.mask is None:
             return np.full(self.settings.size, -1 if sample.is_anomaly else 0, np.int8)
-        path = sample.mask
-        made = self.cache.get(("mask", path), lambda: self.settings.transform_mask(read_mask(path)).view(np.uint8))
-        return made.view(np.int8).copy()
+
+        def make() -> NDArray[np.uint8]:
+            if remarks is None:
+                marked = read_mask_of(sample.mask, sample.path)
+            else:
+                marked, strange = examine(sample.mask, sample.path)
+                remarks.extend(strange)
+            shown = self.settings.transform_mask(marked).view(np.uint8)
+            if remarks is not None and marked.any() and not shown.any():
+                remarks.append(LOST)
+            return shown
+
+        made = self.cache.get(("mask", sample.mask), make).view(np.int8)
+        if sample.is_anomaly and not made.any():
+            return np.full(self.settings.size, NO_PIXEL_LEFT, np.int8)
+        return made.copy()
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return {
@@ -415,7 +481,7 @@ Readable = TrainDataset | TestDataset | TextureReading
 
 
 class Reading(Dataset):
-    """Each image of several data sets read once: an item is the error's text, "" where there was none."""
+    """Each image of several data sets read once: an item is the error's text, "" where there was none, and remarks."""
 
     def __init__(self, datasets: Sequence[Readable]) -> None:
         self.items = [(dataset, i) for dataset in datasets for i in range(len(dataset))]
@@ -423,17 +489,22 @@ class Reading(Dataset):
     def __len__(self) -> int:
         return len(self.items)
 
-    def __getitem__(self, index: int) -> tuple[int, str]:
+    def __getitem__(self, index: int) -> tuple[int, str, str]:
         dataset, i = self.items[index]
         try:
-            dataset.load(i)
+            remarks = dataset.load(i)
         except WorkError as error:
-            return index, str(error)
-        return index, ""
+            return index, str(error), ""
+        return index, "", " ".join(remarks or ())
 
 
-def read_all(datasets: Sequence[Readable], num_workers: int, name: str) -> dict[int, str]:
+def read_all(
+    datasets: Sequence[Readable], num_workers: int, name: str, remarks: dict[int, list[str]] | None = None
+) -> dict[int, str]:
     """Read every image once, so that a bad one is found before the work begins, and keep what there is room for.
+
+    Args:
+        remarks: gets what is strange about masks, by index as the errors.
 
     Returns:
         The errors of the images that cannot be read, by index over all the data sets one after another.
@@ -446,8 +517,10 @@ def read_all(datasets: Sequence[Readable], num_workers: int, name: str) -> dict[
     )  # fmt: skip
     bad = {}
     with bar:
-        for indices, errors in loader:
+        for indices, errors, strange in loader:
             bad |= {int(i): error for i, error in zip(indices, errors, strict=True) if error}
+            if remarks is not None:
+                remarks |= {int(i): text.split() for i, text in zip(indices, strange, strict=True) if text}
             bar.update(len(indices))
     return bad
 

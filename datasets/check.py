@@ -11,15 +11,30 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Literal, TypeVar
 
 import click
+import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
-from datasets import DATASETS, Layout, Sample
+import perlin
+from datasets import DATASETS, ImageSettings, Layout, Sample
+from datasets.base import LEAST_FOREGROUND, prepare_foreground
 from datasets.cli import CONTEXT, run_command
 from datasets.defects import Pair
 from datasets.files import Header, list_images, read_header, read_mask, read_rgb
+from datasets.masks import (
+    EMPTY,
+    LEVELS,
+    LOST,
+    describe_masks,
+    examine,
+    lies_on_stored_pixels,
+    read_mask_of,
+    split_masks,
+)
 from datasets.textures import BUILTIN, list_textures
 from errors import InputError, WorkError
 from geometry import Geometry, describe_left_out
@@ -34,6 +49,8 @@ USUAL = re.compile("palette|[1-4]×(1|8|16) bit")
 THREADS, PEEKING_THREADS = min(16, cores()), 4
 AT_ONCE = 16
 BLOCKS, BLOCK = 8, 2048
+# trial anomalies on a small foreground, and the share of them that must touch it: a training draws 1000 times at most
+TRIALS, LEAST_TRIALS = 300, 0.02
 COLUMNS = ("class", "train", "test good", "test defective", "size (HxW)", "channels", "masks", "problems")
 
 
@@ -96,7 +113,12 @@ def check_defects(pairs: Sequence[Pair]) -> list[Problem]:
 
 
 def check_foreground(
-    masks: Sequence[Path], samples: Sequence[Sample], sizes: Mapping[Path, tuple[int, int]], name: str
+    masks: Sequence[Path],
+    samples: Sequence[Sample],
+    sizes: Mapping[Path, tuple[int, int]],
+    name: str,
+    settings: ImageSettings | None = None,
+    tiled: bool = False,
 ) -> list[Problem]:
     """What is wrong with the foreground masks of training images: unreadable, of another shape, or empty.
 
@@ -104,12 +126,15 @@ def check_foreground(
         masks: one a sample.
         sizes: (width, height) of the samples' images.
         name: of the class, for the bar.
+        settings: preprocessing of a training, after which a mask must leave room for an anomaly.
+        tiled: whether the training images are cut into tiles, by their own pixels.
     """
+    fits = None if settings is None or tiled else _Room(settings)
 
     def try_one(pair: tuple[Path, Sample]) -> Problem | None:
         path, sample = pair
         try:
-            mask = read_mask(path)
+            mask = read_mask_of(path, sample.path, scaled=True)
         except WorkError as error:
             return Problem(path, f"cannot be read: {_reason(error, path)}", "unreadable")
         width, height = sizes.get(sample.path, (mask.shape[1], mask.shape[0]))
@@ -117,10 +142,63 @@ def check_foreground(
         if abs(mask.shape[0] - height * factor) > max(1, factor):
             what = f"the foreground mask has {_hxw(mask.shape[::-1])} pixels (HxW), its image {sample.path} has "
             return Problem(path, f"{what}{_hxw((width, height))}: another shape", "mask_size")
-        return None if mask.any() else Problem(path, "the foreground mask is empty", "empty")
+        if tiled and mask.shape != (height, width):
+            what = f"the foreground mask has {_hxw(mask.shape[::-1])} pixels (HxW), its image {sample.path} has "
+            return Problem(path, f"{what}{_hxw((width, height))}; with --tile it must be as large", "mask_size")
+        if not mask.any():
+            return Problem(path, "the foreground mask is empty", "empty")
+        left = None if fits is None else fits.what_lacks(prepare_foreground(path, sample, settings))
+        return None if left is None else Problem(path, left, "empty")
 
     found = _in_threads(try_one, list(zip(masks, samples, strict=True)), f"{name}: foreground")
     return [problem for problem in found if problem is not None]
+
+
+def leave_out_small(
+    masks: Sequence[Path], samples: Sequence[Sample], sizes: Mapping[Path, tuple[int, int]], settings: ImageSettings
+) -> list[Path | None]:
+    """Foreground masks that were made, None in place of one of which the crop leaves no room for an anomaly.
+
+    Args:
+        masks: one a sample.
+        sizes: (width, height) of the samples' images.
+        settings: preprocessing of the training.
+    """
+    fits = _Room(settings)
+
+    def try_one(pair: tuple[Path, Sample]) -> Path | None:
+        path, sample = pair
+        if not settings.left_out(*sizes[sample.path]):
+            return path
+        return path if fits.what_lacks(prepare_foreground(path, sample, settings)) is None else None
+
+    return _in_threads(try_one, list(zip(masks, samples, strict=True)))
+
+
+class _Room:
+    """Whether synthetic anomalies find a place on a foreground mask that was resized and cropped."""
+
+    def __init__(self, settings: ImageSettings) -> None:
+        self._size, self._lock, self._tried = settings.size, Lock(), None
+
+    def what_lacks(self, foreground: NDArray[np.bool_]) -> str | None:
+        """What is wrong with a mask (H, W), None where nothing is."""
+        what = "no synthetic anomaly fits in it; widen it, or give --keep_all, or --fg 0 for anomalies everywhere"
+        if not foreground.any():
+            return f"resizing and crop leave nothing of the foreground mask: {what}"
+        share = float(foreground.mean())
+        if share >= LEAST_FOREGROUND or self._often(foreground) >= LEAST_TRIALS * TRIALS:
+            return None
+        return f"resizing and crop leave {share:.3%} of an image of the foreground mask: {what}"
+
+    def _often(self, foreground: NDArray[np.bool_]) -> int:
+        """How many of `TRIALS` anomalies touch it."""
+        with self._lock:  # the same for all masks of a class
+            if self._tried is None:
+                rng = np.random.default_rng(0)
+                self._tried = [np.packbits(perlin.perlin_mask(rng, self._size)) for _ in range(TRIALS)]
+        packed = np.packbits(foreground)
+        return sum(bool((tried & packed).any()) for tried in self._tried)
 
 
 def _reason(error: WorkError, path: Path) -> str:
@@ -181,17 +259,29 @@ def _in_threads(work: Callable[[Item], Result], items: Sequence[Item], bar: str 
 
 
 def _glance(path: Path, is_mask: bool) -> Header:
+    if path.is_dir():
+        return _look_into(path, _glance)
     header = read_header(path)
     return _decode(path, is_mask) if header.suspect or not USUAL.fullmatch(header.pixels) else header
 
 
 def _decode(path: Path, is_mask: bool) -> Header:
+    if path.is_dir():
+        return _look_into(path, _decode)
     header = read_header(path)
     if is_mask:
         height, width = read_mask(path).shape
     else:
         width, height = read_rgb(path).size
     return Header((width, height), header.pixels)
+
+
+def _look_into(folder: Path, look: Look) -> Header:
+    """The masks of one image, which lie in a folder."""
+    headers = [look(path, True) for path in list_images(folder)]
+    if len({header.size for header in headers}) > 1:
+        raise WorkError(f"cannot read image {folder}: the masks in it have different sizes")
+    return headers[0]
 
 
 # ------------------------------------------------------------------------------- kinds of problems
@@ -202,6 +292,8 @@ def _mask_sizes(samples: Sequence[Sample], headers: dict[Path, Header]) -> list[
     for sample in samples:
         image, mask = headers.get(sample.path), headers.get(sample.mask) if sample.mask else None
         if image and mask and image.size != mask.size:
+            if lies_on_stored_pixels(sample.mask, mask.size[::-1], sample.path):
+                continue
             what = f"the mask has {_hxw(mask.size)} pixels (HxW), its image {sample.path} has {_hxw(image.size)}"
             problems.append(Problem(sample.mask, what, "mask_size"))
     return problems
@@ -312,7 +404,7 @@ def _check_class(layout: Layout, name: str) -> tuple[tuple[str, ...], list[Probl
     train, test, complaints = _samples(layout, name)
     problems, headers = full_check(name, train, test)
     if len(complaints) == 2:  # what could not be listed need not be empty
-        problems = []
+        problems, complaints = [], list(dict.fromkeys(complaints))
     problems = complaints + problems + _check_foreground(layout, name, train, headers)
     defective = [s for s in test if s.is_anomaly]
     images = [headers[path] for path in dict.fromkeys(s.path for s in (*train, *test)) if path in headers]
@@ -322,7 +414,9 @@ def _check_class(layout: Layout, name: str) -> tuple[tuple[str, ...], list[Probl
     masked = f"{masks}/{len(defective)}"
     row = (name, *map(str, counts), _sizes(images), channels or "-", masked, str(len(problems)))
     bad = {problem.path for problem in problems}
-    notes = [] if complaints else _notes(layout, name, [s for s in defective if s.mask and s.mask not in bad])
+    masked = [s for s in defective if s.mask and bad.isdisjoint((s.mask, s.path))]
+    good = [s for s in (*train, *test) if not s.is_anomaly]
+    notes = [] if complaints else _notes(layout, name, masked) + _marks_on_good(good)
     if left_out := describe_left_out(Geometry(), [header.size for header in images]):
         notes.append(f"{name}: unless told otherwise {left_out}")
     return row, problems, notes
@@ -334,12 +428,35 @@ def _notes(layout: Layout, name: str, masked: Sequence[Sample]) -> list[str]:
     lossy = [s.mask for s in masked if s.mask.suffix.lower() in (".jpg", ".jpeg")]
     if lossy:
         notes.append(f"{lossy[0]}: a mask with loss (JPEG); all above 0 counts as defect, also what the loss adds")
-    black = _in_threads(lambda sample: not read_mask(sample.mask).any(), masked, f"{name}: masks")
-    notes += [
-        f"{sample.mask}: marks no pixel, though {sample.path} counts as defective"
-        for sample, one in zip(masked, black, strict=True)
-        if one
-    ]
+    remarks: dict[str, list[Path]] = defaultdict(list)
+    settings = ImageSettings().for_class(layout, name)
+
+    def look(sample: Sample) -> tuple[list[str], bool]:
+        marked, strange = examine(sample.mask, sample.path)
+        return strange, bool(marked.any() and not settings.transform_mask(marked).any())
+
+    for sample, (strange, lost) in zip(masked, _in_threads(look, masked, f"{name}: masks"), strict=True):
+        for kind in strange:
+            if kind == EMPTY:
+                notes.append(f"{sample.mask}: marks no pixel, though {sample.path} counts as defective")
+            elif kind != LEVELS or sample.mask not in lossy:
+                remarks[kind].append(sample.mask)
+        if lost:
+            remarks[LOST].append(sample.mask)
+    return notes + [f"{name}: a mask {line}" for line in describe_masks(remarks)] + layout.notes(name)
+
+
+def _marks_on_good(good: Sequence[Sample]) -> list[str]:
+    """Good images with a mask beside them that marks something."""
+    notes = []
+    for folder in dict.fromkeys(sample.path.parent for sample in good):
+        for mask in split_masks(list_images(folder))[1].values():
+            try:
+                marked = read_mask(mask).any()
+            except WorkError as error:
+                notes.append(str(error))
+            else:
+                notes += [f"{mask}: marks pixels, though its image counts as good"] * bool(marked)
     return notes
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,8 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from datasets.files import list_images, read_mask, read_rgb
+from datasets.files import list_images, read_rgb
+from datasets.masks import read_mask_of, split_masks
 from datasets.settings import ImageSettings, normalise
 from errors import InputError
 from utils import LOGGER
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from datasets.base import Sample
 
 MASK_FOLDERS = frozenset({"ground_truth", "masks"})
+ENDS = ("_mask", "")  # of a mask's name, behind its picture's
 SCALES = (0.7, 1.3)
 MAX_DRAWS = 50
 # mean difference of 255: more than a JPEG's loss, less than two photographs of one part; less where the place is chosen
@@ -39,8 +42,9 @@ Pair = tuple[Path, Path | None]  # a picture and its mask
 def list_defects(folder: str | Path) -> list[Pair]:
     """The pictures of defects below a folder, at any depth, each with its mask where there is one.
 
-    The mask of `DIR/scratch/3.png` is `DIR/scratch/3_mask.png`, or `DIR/ground_truth/scratch/3.png` or
-    `DIR/masks/scratch/3.png`, there with or without `_mask`.
+    The mask of `DIR/scratch/3.png` is `DIR/scratch/3_mask.png` (or `_gt`, `_label`), or
+    `DIR/ground_truth/scratch/3.png` or `DIR/masks/scratch/3.png`, there with or without `_mask`, or a folder `3` of
+    several masks there.
 
     Raises:
         InputError: no such folder, or no picture in it.
@@ -50,22 +54,37 @@ def list_defects(folder: str | Path) -> list[Pair]:
         raise InputError(f"--defects {folder}: no such folder; give a folder of pictures that show defects")
     files = list_images(folder, recursive=True)
     by_name = {path.relative_to(folder).with_suffix("").as_posix(): path for path in files}
+    beside = {}
+    for place in dict.fromkeys(path.parent for path in files):
+        of_stems = split_masks([path for path in files if path.parent == place])[1]
+        beside |= {(place, stem): mask for stem, mask in of_stems.items()}
+    named = set(beside.values())
     found, masks = [], []
     for path in files:
         name = path.relative_to(folder).with_suffix("").as_posix()
-        is_mask = name.endswith("_mask") or not MASK_FOLDERS.isdisjoint(path.relative_to(folder).parts[:-1])
-        if is_mask:
+        in_masks = not MASK_FOLDERS.isdisjoint(path.relative_to(folder).parts[:-1])
+        if in_masks:
+            by_name.setdefault(path.parent.relative_to(folder).as_posix(), path.parent)  # several of one picture
+        if in_masks or path in named or name.endswith("_mask"):
             masks.append(path)
         else:
-            places = [f"{place}{name}" for place in ("", *(f"{m}/" for m in sorted(MASK_FOLDERS)))]
-            names = [f"{places[0]}_mask", *(f"{place}{end}" for place in places[1:] for end in ("_mask", ""))]
-            found.append((path, next((by_name[n] for n in names if n in by_name), None)))
+            found.append((path, name))
+    places = [f"{place}/" for place in sorted(MASK_FOLDERS)]
+    found = [
+        (path, beside.get((path.parent, path.stem)) or _named(by_name, [f"{p}{name}{e}" for p in places for e in ENDS]))
+        for path, name in found
+    ]
     if not found:
         raise InputError(f"--defects {folder}: no picture in it at any depth")
-    alone = sorted(set(masks) - {mask for _, mask in found})
+    used = {mask for _, mask in found}
+    alone = [path for path in sorted(masks) if used.isdisjoint((path, path.parent))]
     if alone:
         LOGGER.warning("--defects: %d masks belong to no picture, as %s", len(alone), alone[0])
     return found
+
+
+def _named(files: Mapping[str, Path], names: Sequence[str]) -> Path | None:
+    return next((files[name] for name in names if name in files), None)
 
 
 def of_class(pairs: Sequence[Pair], folder: str | Path, name: str, classes: Sequence[str]) -> list[Pair]:
@@ -86,15 +105,16 @@ def refuse_test_images(defects: Sequence[Pair], test: Sequence[Sample]) -> None:
     """
     if not defects:
         return
-    known = [(path, _gray(path)) for path, _ in defects]
+    known = [(path, _Reduced(_gray(path))) for path, _ in defects]
     bar = tqdm(
         test, desc="known defects against test images", unit="img", leave=False, dynamic_ncols=True,
         mininterval=0.5 if sys.stderr.isatty() else 30,
     )  # fmt: skip
     for sample in bar:
-        image = _gray(sample.path)
+        image = _Reduced(_gray(sample.path))
         for path, picture in known:
-            if picture.shape == image.shape and np.abs(picture - image).mean() < SAME_LEVELS:
+            alike = picture.full.shape == image.full.shape
+            if alike and np.abs(picture.full - image.full).mean() < SAME_LEVELS:
                 raise InputError(f"--defects: {path} is the test image {sample.path}; take it out of one of the two")
             if _is_part(picture, image):
                 raise InputError(f"--defects: {path} is a part of the test image {sample.path}; take it out")
@@ -104,23 +124,40 @@ def _gray(path: Path) -> NDArray[np.float32]:
     return np.asarray(read_rgb(path).convert("L"), np.float32)
 
 
-def _is_part(part: NDArray[np.float32], image: NDArray[np.float32]) -> bool:
+class _Reduced:
+    """A gray picture (H, W) and its reduced copies, each of which is made once."""
+
+    def __init__(self, full: NDArray[np.float32]) -> None:
+        self.full, self.deviation = full, float(full.std())
+        self._copies: dict[float, NDArray[np.float32]] = {1.0: full}
+
+    def by(self, factor: float) -> NDArray[np.float32]:
+        """The copy that is `factor` times smaller."""
+        if factor not in self._copies:
+            self._copies[factor] = cv2.resize(
+                self.full, None, fx=1 / factor, fy=1 / factor, interpolation=cv2.INTER_AREA
+            )
+        return self._copies[factor]
+
+
+def _is_part(part: _Reduced, image: _Reduced) -> bool:
     """Whether a smaller picture was cut out of a larger one: looked for in reduced copies, then at the place found."""
-    height, width = part.shape
-    if part.shape == image.shape or height > image.shape[0] or width > image.shape[1] or part.std() < PLAIN:
+    (height, width), sides = part.full.shape, image.full.shape
+    if (height, width) == sides or height > sides[0] or width > sides[1] or part.deviation < PLAIN:
         return False
-    factor = max(1.0, min(max(image.shape) / LOOKED_AT, min(part.shape) / LEAST_LOOKED_AT))
-    small = [cv2.resize(x, None, fx=1 / factor, fy=1 / factor, interpolation=cv2.INTER_AREA) for x in (image, part)]
-    _, best, _, (x, y) = cv2.minMaxLoc(cv2.matchTemplate(*small, cv2.TM_CCOEFF_NORMED))
+    # a power of two where the part decides, so that parts of all sizes share a few copies of the image
+    least = 2.0 ** math.floor(math.log2(max(1.0, min(height, width) / LEAST_LOOKED_AT)))
+    factor = max(1.0, min(max(sides) / LOOKED_AT, least))
+    _, best, _, (x, y) = cv2.minMaxLoc(cv2.matchTemplate(image.by(factor), part.by(factor), cv2.TM_CCOEFF_NORMED))
     if best < ALIKE_SMALL:
         return False
     top, left, reach = round(y * factor), round(x * factor), int(2 * factor) + 1
-    window = image[max(0, top - reach) : top + height + reach, max(0, left - reach) : left + width + reach]
+    window = image.full[max(0, top - reach) : top + height + reach, max(0, left - reach) : left + width + reach]
     if window.shape[0] < height or window.shape[1] < width:
         return False
-    _, _, _, (x, y) = cv2.minMaxLoc(cv2.matchTemplate(window, part, cv2.TM_CCOEFF_NORMED))
+    _, _, _, (x, y) = cv2.minMaxLoc(cv2.matchTemplate(window, part.full, cv2.TM_CCOEFF_NORMED))
     # correlation alone would also find the same edge in the photograph of another piece
-    return float(np.abs(window[y : y + height, x : x + width] - part).mean()) < SAME_LEVELS_OF_PART
+    return float(np.abs(window[y : y + height, x : x + width] - part.full).mean()) < SAME_LEVELS_OF_PART
 
 
 def digest(defects: Sequence[Pair]) -> str:
@@ -133,6 +170,8 @@ def digest(defects: Sequence[Pair]) -> str:
 
 def _digest(path: Path) -> str:
     """Of the pixels, so that a copy in another format without loss counts as the same."""
+    if path.is_dir():
+        return "".join(_digest(one) for one in list_images(path))
     pixels = np.asarray(read_rgb(path))
     return hashlib.sha256(str(pixels.shape).encode() + pixels.tobytes()).hexdigest()
 
@@ -168,7 +207,7 @@ class Defects:
         self._pictures: list[NDArray[np.uint8]] = []
         self._masks: list[NDArray[np.uint8] | None] = []
         for path, mask_path in pairs:
-            image, mask = read_rgb(path), None if mask_path is None else read_mask(mask_path)
+            image, mask = read_rgb(path), None if mask_path is None else read_mask_of(mask_path, path)
             if tiled:
                 image, mask = _around_mask(image, mask, image_size)
             if image_size and image.width * image.height < WHOLE * image_size[0] * image_size[1]:

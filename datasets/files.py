@@ -281,13 +281,26 @@ def read_peak(path: Path, how: Reading = DEFAULT) -> int | None:
 def read_mask(path: Path, how: Reading = DEFAULT) -> NDArray[np.uint8]:
     """A mask as (H, W) in {0, 1}, upright: 1 where any channel is above 0, of a palette image where its colour is.
 
-    A palette image without black in it counts by its indices, of which 0 is normal.
+    A palette image without black in it counts by its indices, of which 0 is normal. Where the opacity differs from
+    pixel to pixel, what is wholly transparent is normal. Of a folder it is the union of the masks in it.
 
     Raises:
         WorkError: it cannot be read; the message names it.
     """
+    return read_mask_values(path, how)[0]
+
+
+def read_mask_values(path: Path, how: Reading = DEFAULT) -> tuple[NDArray[np.uint8], NDArray[Any]]:
+    """As `read_mask`, and the pixels' values (H, W) that it comes from: of colours the highest channel.
+
+    Raises:
+        WorkError: it cannot be read; the message names it.
+    """
+    if path.is_dir():
+        return _union_of_masks(path, how)
     with _naming(path):
-        image = _decode(path.read_bytes(), how.max_pixels)
+        data = path.read_bytes()
+        image = _decode(data, how.max_pixels)
         if isinstance(image, Image.Image) and image.mode == "CMYK":
             image = image.convert("RGB")  # ink, of which there is none where a mask is white
         if isinstance(image, Image.Image) and image.mode in ("P", "PA"):
@@ -296,9 +309,75 @@ def read_mask(path: Path, how: Reading = DEFAULT) -> NDArray[np.uint8]:
             values = colours if (colours == 0).all(2).any() else indices.reshape(*colours.shape[:2], -1)[..., 0]
         else:
             values = np.asarray(image)
+        opacity = _opacity(data, how.max_pixels)
     if values.ndim == 3:
-        values = values[..., : 1 if values.shape[2] == 2 else 3].any(2)  # not the opacity, which is never 0
-    return (values > 0).astype(np.uint8)
+        values = values[..., : 1 if values.shape[2] == 2 else 3]
+        marked, values = values.any(2), values.max(2)
+    else:
+        marked = values > 0
+    if opacity is not None and opacity.shape == marked.shape:
+        marked, values = _marked_by_opacity(marked, values, opacity)
+    return marked.astype(np.uint8), values
+
+
+def _union_of_masks(folder: Path, how: Reading) -> tuple[NDArray[np.uint8], NDArray[Any]]:
+    read = [read_mask_values(path, how) for path in list_images(folder)]
+    if not read:
+        raise WorkError(f"cannot read image {folder}: the folder has no mask in it")
+    if len({marked.shape for marked, _ in read}) > 1:
+        raise WorkError(f"cannot read image {folder}: the masks in it have different sizes")
+    return np.max([marked for marked, _ in read], axis=0), np.max([values for _, values in read], axis=0)
+
+
+def _opacity(data: bytes, max_pixels: int) -> NDArray[np.uint8] | None:
+    """The opacity (H, W) of an image upright; None where the file has none, or it is the same everywhere above 0."""
+    try:
+        image = _open(io.BytesIO(data), max_pixels)
+        if image is None or not image.has_transparency_data:
+            return None
+        of_palette = image.mode == "P"
+        image.load()  # a PNG's EXIF data may follow its pixels
+        orientation = 1 if image.format == "TIFF" else _orientation(image)
+        image = image.convert("RGBA")
+    except (OSError, ValueError):  # what Pillow cannot decode has been read by another library
+        return None
+    pixels = np.asarray(_turn(image, orientation))
+    opacity = pixels[..., 3]
+    if opacity.min() == opacity.max() and opacity.min() > 0:
+        return None
+    if of_palette:  # one of its colours may be transparent for any reason: the opacity counts where no colour differs
+        drawn, clear = pixels[opacity > 0, :3], pixels[opacity == 0, :3]
+        if not len(drawn) or (drawn != drawn[0]).any() or (not drawn.any() and clear.any()):
+            return None
+    return opacity
+
+
+def _marked_by_opacity(
+    marked: NDArray[np.bool_], values: NDArray[Any], opacity: NDArray[np.uint8]
+) -> tuple[NDArray[np.bool_], NDArray[Any]]:
+    """What is marked where the opacity differs, and the values that say so."""
+    drawn = opacity > 0
+    if not drawn.any() and (values != values.flat[0]).any():
+        return marked, values  # an opacity that nobody set
+    if (marked & drawn).any():
+        return marked & drawn, np.where(drawn, values, 0)
+    return drawn, opacity  # drawn in black, or nothing drawn
+
+
+def read_orientation(path: Path, how: Reading = DEFAULT) -> int:
+    """The EXIF orientation of a picture, from 1 (as it lies in the file) to 8.
+
+    Raises:
+        WorkError: the header cannot be read; the message names the file.
+    """
+    with _naming(path), path.open("rb") as file:
+        image = _open(file, how.max_pixels)
+        if file_is_tiff(file):
+            with tiff.open_page(file) as page:
+                found = tiff.orientation(page)
+        else:
+            found = _orientation(image, file)
+        return found if found in UPRIGHT else 1
 
 
 def read_header(path: Path, how: Reading = DEFAULT) -> Header:

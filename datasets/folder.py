@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from datasets.base import GOOD, Sample
+from datasets.base import GOOD, Sample, is_good
 from datasets.files import list_folders, list_images
-from datasets.mvtec import BESIDE, MVTecLayout
+from datasets.masks import split_masks
+from datasets.mvtec import BESIDE, MVTecLayout, good_folder
 from errors import InputError
 
-MASKS = ("ground_truth", "masks", "mask")
-NOT_A_KIND = BESIDE | {"train", "test", GOOD, *MASKS}
+MASKS = ("ground_truth", "masks", "mask", "gt")
+NOT_A_KIND = BESIDE | {"train", "test", *MASKS}
+VALIDATION = frozenset({"val", "valid", "validation"})
 
 
 class FolderLayout(MVTecLayout):
@@ -27,7 +29,7 @@ class FolderLayout(MVTecLayout):
     """
 
     larger = frozenset()
-    expected = "a class is a folder with good images in it, or with good or train/good in it (small letters)"
+    expected = "a class is a folder with good images in it, or with good or train/good (or ok, normal) in it"
     masks = MASKS
 
     def classes(self) -> list[str]:
@@ -79,15 +81,22 @@ class FolderLayout(MVTecLayout):
     def _good(self, name: str) -> list[Sample]:
         folder = self.root / name
         form = _form(folder)
-        place = {"train": folder / "train" / GOOD, "good": folder / GOOD}.get(form, folder)
-        return [Sample(path) for path in list_images(place)]
+        place = folder if form == "plain" else good_folder(folder / "train" if form == "train" else folder)
+        return [Sample(path) for path in split_masks(list_images(place))[0]]
 
     def _given_test(self, name: str) -> list[Sample]:
         folder = self.root / name
         if _form(folder) != "good":
             return super().test(name)
-        kinds = [f.name for f in list_folders(folder) if f.name not in NOT_A_KIND]
-        return [sample for kind in kinds for sample in self._kind(name, folder / kind)]
+        good_folder(folder)
+        kinds = [f for f in list_folders(folder) if f.name.casefold() not in NOT_A_KIND and not is_good(f.name)]
+        unclear = [kind for kind in kinds if kind.name.casefold() in VALIDATION and list_images(kind)]
+        if unclear:
+            raise InputError(
+                f"class {name}: whether the images in {unclear[0]} are good or defective, its name does not say; put "
+                f"the good ones into {good_folder(folder)}, defective ones into a folder called by their defect"
+            )
+        return [sample for kind in kinds for sample in self._kind(name, kind)]
 
     def _kind_folder(self, name: str, kind: str) -> Path:
         folder = self.root / name
@@ -108,6 +117,6 @@ def _form(folder: Path) -> str | None:
     """Which of the three forms a class folder has; None is none of them."""
     if (folder / "train").is_dir() or (folder / "test").is_dir():
         return "train"
-    if (folder / GOOD).is_dir():
+    if folder.is_dir() and any(is_good(f.name) for f in list_folders(folder)):
         return "good"
     return "plain" if list_images(folder) else None

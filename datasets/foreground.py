@@ -31,6 +31,7 @@ from tqdm import tqdm
 from datasets import DATASETS, Sample
 from datasets.cli import CONTEXT, run_command
 from datasets.files import read_mask, read_rgb
+from datasets.masks import read_mask_of
 from errors import InputError, WorkError
 from utils import LOGGER, setup_logging, write_atomically, write_text
 
@@ -448,7 +449,7 @@ def _measure(foreground: Foreground, samples: Sequence[Sample], sheet: Path) -> 
     shown = set(_evenly(len(defective), SHEET_COLUMNS * SHEET_ROWS))
     inside, defects, left_out, tiles = [], [], [], []
     for i, sample in enumerate(defective):
-        image, truth = read_rgb(sample.path), read_mask(sample.mask) > 0
+        image, truth = read_rgb(sample.path), read_mask_of(sample.mask, sample.path) > 0
         mask = foreground.mask(image)
         if truth.shape != mask.shape:
             raise WorkError(f"{sample.mask}: a mask of another size than its image {sample.path}")

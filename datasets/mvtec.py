@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from datasets.base import GOOD, Layout, Sample
+from datasets.base import GOOD, Layout, Sample, is_good
 from datasets.files import list_folders, list_images
+from datasets.masks import pair_masks, split_masks
 from errors import InputError
 
 BESIDE = frozenset({"ground_truth", "fg_mask"})
@@ -16,11 +17,12 @@ class MVTecLayout(Layout):
     """`<class>/train/good`, `<class>/test/<kind>`, masks by name in one of three places.
 
     Masks are named like their image, with or without `_mask`, and lie at `<class>/ground_truth/<defect>/`,
-    `ground_truth/<class>/<defect>/` or `ground_truth/<defect>/`.
+    `ground_truth/<class>/<defect>/` or `ground_truth/<defect>/`, else beside their image, with `_mask` there. Where an
+    image has several, they lie in a folder of its name. `good` may also be called `ok` or `normal`, in any letter case.
     """
 
     larger = frozenset({"toothbrush", "wood"})
-    expected = "a class is a folder with train/good in it (small letters); NAME folder takes more forms"
+    expected = "a class is a folder with train/good (or ok, normal) in it; NAME folder takes more forms"
     masks: tuple[str, ...] = ("ground_truth",)  # what folders of masks are called
 
     def classes(self) -> list[str]:
@@ -47,6 +49,28 @@ class MVTecLayout(Layout):
         found = {path for kind in kinds for path in self._masks(name, kind).values()}
         return sorted(found - {sample.mask for sample in samples})
 
+    def notes(self, name: str) -> list[str]:
+        """What is not used, and what is taken as a mask by its name alone."""
+        folders = dict.fromkeys(sample.path.parent for sample in self._listed(name))
+        beside = [mask for folder in folders for mask in split_masks(list_images(folder))[1].values()]
+        notes = super().notes(name)
+        if beside:
+            notes.append(f"{len(beside)} files are masks of the images beside them by their names, as {beside[0]}")
+        return notes + [f"the images in {place} are not used" for place in self._unused(name)]
+
+    def _unused(self, name: str) -> list[Path]:
+        """Folders with images beside those of the training and the test."""
+        base = self.root / name
+        train, test = base / "train", base / "test"
+        if not (train.is_dir() or test.is_dir()):
+            return []
+        others = [f for f in list_folders(base) if f.name.casefold() not in {"train", "test", *BESIDE, *self.masks}]
+        places = [f for f in others if list_images(f, recursive=True)]
+        places += [f for f in (base, train, test) if list_images(f)]
+        if train.is_dir():
+            places += [f for f in list_folders(train) if f != good_folder(train) and list_images(f)]
+        return places
+
     def _folders(self) -> list[Path]:
         return [f for f in list_folders(self.root) if f.name not in BESIDE]
 
@@ -56,8 +80,8 @@ class MVTecLayout(Layout):
         Raises:
             InputError: there are none.
         """
-        folder = self.root / name / "train" / GOOD
-        samples = [Sample(path) for path in list_images(folder)]
+        folder = good_folder(self.root / name / "train")
+        samples = [Sample(path) for path in split_masks(list_images(folder))[0]]
         if not samples:
             raise InputError(f"class {name}: no good training image in {folder}")
         return samples
@@ -67,26 +91,27 @@ class MVTecLayout(Layout):
         folder = self.root / name / "test"
         if not folder.is_dir():
             return []
+        good_folder(folder)  # two of them would be one kind from two places
         return [sample for kind in list_folders(folder) for sample in self._kind(name, kind)]
 
     def _kind(self, name: str, folder: Path) -> list[Sample]:
         """The test images of one kind with their masks."""
-        masks = {} if folder.name == GOOD else self._masks(name, folder.name)
-        return [
-            Sample(path, folder.name, masks.get(f"{path.stem}_mask") or masks.get(path.stem))
-            for path in list_images(folder)
-        ]
+        pictures, beside = split_masks(list_images(folder))
+        if is_good(folder.name):
+            return [Sample(path) for path in pictures]
+        masks = beside | pair_masks([path.stem for path in pictures], self._masks(name, folder.name))
+        return [Sample(path, folder.name, masks.get(path.stem)) for path in pictures]
 
     def _masks(self, name: str, kind: str) -> dict[str, Path]:
-        """Mask files of one kind of defect by stem.
+        """Masks of one kind of defect by stem: files, or folders of several for one image.
 
         Raises:
             InputError: they could belong to several classes.
         """
-        places = [f"{name}/{masks}/{kind}" for masks in self.masks]
-        places += [f"{masks}/{name}/{kind}" for masks in self.masks]
+        places = [f"{name}/{masks}/{kind}" for masks in self._mask_folders(self.root / name)]
+        places += [f"{masks}/{name}/{kind}" for masks in self._mask_folders(self.root)]
         for place in (*places, f"ground_truth/{kind}"):
-            found = list_images(self.root / place)
+            found = _masks_in(self.root / place)
             if not found:
                 continue
             sharing = [] if place in places else [c for c in self.classes() if self._kind_folder(c, kind).is_dir()]
@@ -95,9 +120,40 @@ class MVTecLayout(Layout):
                     f"{self.root / place} could hold masks of {' or '.join(sharing)}; "
                     f"put them into {self.root / 'ground_truth' / '<class>' / kind}"
                 )
-            return {path.stem: path for path in found}
+            return found
         return {}
+
+    def _mask_folders(self, folder: Path) -> list[str]:
+        """Names of the folders of masks in a folder, in any letter case."""
+        named = {f.name: f.name.casefold() for f in list_folders(folder)} if folder.is_dir() else {}
+        return sorted(
+            (n for n, plain in named.items() if plain in self.masks), key=lambda n: self.masks.index(named[n])
+        )
 
     def _kind_folder(self, name: str, kind: str) -> Path:
         """Where the test images of one kind would lie."""
         return self.root / name / "test" / kind
+
+
+def good_folder(folder: Path) -> Path:
+    """Where the good images in a folder lie: its folder good, ok or normal; `good` where there is none of them.
+
+    Raises:
+        InputError: two of them hold images.
+    """
+    found = [f for f in list_folders(folder) if is_good(f.name)] if folder.is_dir() else []
+    filled = [f for f in found if list_images(f)]
+    if len(filled) > 1:
+        raise InputError(
+            f"{folder} holds {' and '.join(f.name for f in filled)}, which both mean good images; put all of them into "
+            f"{folder / GOOD}"
+        )
+    return (filled or found or [folder / GOOD])[0]
+
+
+def _masks_in(folder: Path) -> dict[str, Path]:
+    """The masks of a folder by stem: its images, and its folders of images."""
+    if not folder.is_dir():
+        return {}
+    several = {f.name: f for f in list_folders(folder) if list_images(f)}
+    return several | {path.stem: path for path in list_images(folder)}

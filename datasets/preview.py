@@ -19,7 +19,15 @@ import distribution
 import main
 import synthesis
 from datasets import DATASETS, ImageSettings, Layout, Sample, TrainDataset
-from datasets.check import Problem, check_defects, check_pictures, drop_bad, quick_check
+from datasets.check import (
+    Problem,
+    check_defects,
+    check_foreground,
+    check_pictures,
+    drop_bad,
+    leave_out_small,
+    quick_check,
+)
 from datasets.cli import CONTEXT, run_command
 from datasets.defects import Defects, list_defects, of_class, refuse_test_images
 from datasets.foreground import make_masks
@@ -58,7 +66,7 @@ def preview_class(layout: Layout, name: str, options: dict[str, Any], samples: i
     with tempfile.TemporaryDirectory() as folder:
         masks = None
         if distribution.wants_foreground(options["fg"], flags):
-            masks = layout.foreground(name, train) or make_masks(train, Path(folder), announce=False)
+            masks = _foreground(layout, name, train, sizes, settings, tiling is not None, Path(folder))
         if tiling is not None:
             refuse_small(train, tiling, sizes)
             tiles = tiles_of(train, tiling, sizes)
@@ -111,6 +119,24 @@ def _defects(
     size = tuple(np.median(list(sizes.values()), axis=0).round().astype(int).tolist())
     size = size if tiling is None else tiling.tile[::-1]
     return Defects(pairs, settings, options["defects_share"], size, tiling is not None) if pairs else None
+
+
+def _foreground(
+    layout: Layout,
+    name: str,
+    train: list[Sample],
+    sizes: dict[Path, tuple[int, int]],
+    settings: ImageSettings,
+    tiled: bool,
+    folder: Path,
+) -> list[Path | None]:
+    """The foreground mask of each training image as a run takes it; those made lie in `folder`."""
+    given = layout.foreground(name, train)
+    if given:
+        _stops(check_foreground(given, train, sizes, name, settings, tiled), False, name)
+        return given
+    made = make_masks(train, folder, announce=False)
+    return made if tiled else leave_out_small(made, train, sizes, settings)
 
 
 def _row(data: TrainDataset, index: int) -> tuple[str, list[NDArray[np.uint8]]]:

@@ -2,32 +2,59 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
+import io
 from pathlib import Path
 
-from datasets.base import GOOD, TEST_SHARE, Layout, Sample
+from datasets.base import GOOD, TEST_SHARE, Layout, Sample, is_good
 from errors import InputError
 
 SPLIT = Path("split_csv") / "1cls.csv"
 COLUMNS = ("object", "split", "label", "image", "mask")
+NEEDED = COLUMNS[:4]  # of a row
+SEPARATORS = ",;\t"
 
 
 class VisALayout(Layout):
-    """`split_csv/1cls.csv` with columns object, split, label, image, mask; paths relative to the data path."""
+    """`split_csv/1cls.csv` with columns object, split, label, image, mask; paths relative to the data path.
+
+    Anomalous rows of the split `train` belong to the test: a training knows good images alone.
+    """
 
     def __init__(self, root: str | Path, seed: int = 0, test_share: float = TEST_SHARE) -> None:
         super().__init__(root, seed, test_share)
-        table = self.root / SPLIT
-        if not table.is_file():
+        self._table = self.root / SPLIT
+        if not self._table.is_file():
             raise InputError(f"DATA_PATH {self.root}: VisA's {SPLIT} is not in it")
+        self._rows = self._read_rows()
+
+    def _read_rows(self) -> list[dict[str, str]]:
+        """The rows that are not empty, without spaces around their cells.
+
+        Raises:
+            InputError: the table cannot be read, or a row lacks what it needs.
+        """
+        text = _text_of(self._table)
+        first = text.lstrip().split("\n", 1)[0]
+        separator = max(SEPARATORS, key=first.count)
         try:
-            with table.open(newline="", encoding="utf-8-sig") as file:
-                reader = csv.DictReader(file, restval="")
-                columns, self._rows = reader.fieldnames or [], list(reader)
-        except (UnicodeDecodeError, csv.Error) as error:
-            raise InputError(f"{table} is not a CSV file in UTF-8: {error}") from error
+            lines = list(csv.reader(io.StringIO(text, newline=""), delimiter=separator))
+        except csv.Error as error:
+            raise InputError(f"{self._table} is not a CSV file: {error}") from error
+        lines = [[cell.strip() for cell in line] for line in lines]
+        columns = [cell.casefold() for cell in lines[0]] if lines else []
         if not set(COLUMNS) <= set(columns):
-            raise InputError(f"{table}: columns are {','.join(columns)}, must be {','.join(COLUMNS)}")
+            raise InputError(f"{self._table}: columns are {','.join(columns)}, must be {','.join(COLUMNS)}")
+        rows = []
+        for number, line in enumerate(lines[1:], 2):
+            row = dict.fromkeys(COLUMNS, "") | dict(zip(columns, line, strict=False))
+            if not any(row.values()):
+                continue
+            if missing := [column for column in NEEDED if not row[column]]:
+                raise InputError(f"{self._table}: row {number} has no {missing[0]}: {','.join(line)}")
+            rows.append(row | {"split": row["split"].casefold()})
+        return rows
 
     def classes(self) -> list[str]:
         """The objects of the table, in its order."""
@@ -39,25 +66,65 @@ class VisALayout(Layout):
         Raises:
             InputError: there are none.
         """
-        samples = self._samples(name, "train")
+        samples = self._samples([row for row in self._of(name, "train") if is_good(row["label"])])
         if not samples:
-            raise InputError(f"class {name}: no row with split train in {self.root / SPLIT}")
+            raise InputError(f"class {name}: no normal row with split train in {self._table}")
         return samples
 
     def test(self, name: str) -> list[Sample]:
-        """The images of the split `test`."""
-        return self._samples(name, "test")
+        """The images of the split `test`, and the anomalous ones of the split `train`."""
+        return self._samples(self._of(name, "test") + self._moved(name))
 
-    def _samples(self, name: str, split: str) -> list[Sample]:
+    def notes(self, name: str) -> list[str]:
+        """What the split is not followed in."""
+        notes = super().notes(name)
+        if moved := len(self._moved(name)):
+            notes.append(
+                f"{moved} rows with split train in {self._table} are not normal: they are tested, not trained on"
+            )
+        others = [row["split"] for row in self._rows if row["object"] == name and row["split"] not in ("train", "test")]
+        if others:
+            notes.append(f"{len(others)} rows in {self._table} are not used: their split is {others[0]}")
+        return notes
+
+    def _of(self, name: str, split: str) -> list[dict[str, str]]:
+        return [row for row in self._rows if (row["object"], row["split"]) == (name, split)]
+
+    def _moved(self, name: str) -> list[dict[str, str]]:
+        return [row for row in self._of(name, "train") if not is_good(row["label"])]
+
+    def _samples(self, rows: list[dict[str, str]]) -> list[Sample]:
         samples = []
-        for row in self._rows:
-            if (row["object"], row["split"]) == (name, split):
-                normal = row["label"] == "normal"
-                mask = self.root / row["mask"] if row["mask"] and not normal else None
-                samples.append(Sample(self.root / row["image"], GOOD if normal else row["label"], mask))
+        for row in rows:
+            normal = is_good(row["label"])
+            mask = self._path(row["mask"]) if row["mask"] and not normal else None
+            samples.append(Sample(self._path(row["image"]), GOOD if normal else row["label"], mask))
         for sample in samples:
-            # a row cut short has no image: its path is then the folder itself
             for path in (sample.path, sample.mask):
                 if path is not None and not path.is_file():
-                    raise InputError(f"{self.root / SPLIT} names {path}, which is not there")
+                    raise InputError(f"{self._table} names {path}, which is not there")
         return sorted(samples, key=lambda s: (s.kind != GOOD, s.path))
+
+    def _path(self, given: str) -> Path:
+        """A file of the table, which may have been written under Windows."""
+        path = self.root / given
+        return path if "\\" not in given or path.is_file() else self.root / given.replace("\\", "/")
+
+
+def _text_of(path: Path) -> str:
+    """A table as a spreadsheet may write it: UTF-8 or UTF-16, with or without a mark at its start.
+
+    Raises:
+        InputError: it is neither.
+    """
+    data = path.read_bytes()
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        encoding = "utf-16"
+    elif b"\0" in data[:2]:
+        encoding = "utf-16-be" if data.startswith(b"\0") else "utf-16-le"
+    else:
+        encoding = "utf-8-sig"
+    try:
+        return data.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is a CSV file neither in UTF-8 nor in UTF-16: {error}; save it as UTF-8") from error

@@ -146,7 +146,7 @@ def test_mask_of_another_size(data):
     ]
 
 
-@pytest.mark.parametrize(("image_turned", "mask_turned", "fits"), [(1, 0, False), (1, 1, True), (0, 1, False)])
+@pytest.mark.parametrize(("image_turned", "mask_turned", "fits"), [(1, 0, True), (1, 1, True), (0, 1, False)])
 def test_mask_sizes_count_upright(data, image_turned, mask_turned, fits):
     _, test = samples(data)
     exif = Image.Exif()
