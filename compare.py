@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 import click
 import pandas as pd
@@ -133,7 +135,9 @@ def render(
     for run in runs:
         inside = home is not None and run.folder.resolve().is_relative_to(home.resolve())
         there = inside and (run.folder / page.FILE).exists()
-        links.append(f"{run.folder.resolve().relative_to(home.resolve()).as_posix()}/{page.FILE}" if there else "")
+        place = run.folder.resolve().relative_to(home.resolve()) / page.FILE if there else None
+        # a name may hold what means something in an address, and bytes that are no text
+        links.append(quote(os.fsencode(place.as_posix())) if place else "")
     return page.environment().get_template("compare.html").render(
         title=title, note=note, runs=list(zip([run.name for run in runs], links, strict=True)), classes=view,
         mean=report.MEAN, metrics=METRICS, means=means, differing=differing_settings(runs),

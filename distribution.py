@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -12,8 +13,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from cells import keep_text
 from errors import InputError, WorkError
-from utils import ROOT, write_atomically
+from utils import ROOT, write_bytes
 
 MANIFOLD, HYPERSPHERE = 0, 1
 NAMES = {MANIFOLD: "manifold", HYPERSPHERE: "hypersphere"}
@@ -115,7 +117,11 @@ def write_flag(dataset: str, row: str, flag: int) -> None:
     table = table[table["Class"] != row][COLUMNS]
     new = pd.DataFrame([[row, flag, flag]], columns=COLUMNS)
     table = pd.concat([table, new], ignore_index=True) if len(table) else new
-    write_atomically(path, lambda temporary: table.to_excel(temporary, index=False))
+    content = io.BytesIO()
+    with pd.ExcelWriter(content, engine="openpyxl") as book:
+        table.to_excel(book, index=False)
+        keep_text(book.book)
+    write_bytes(path, content.getvalue())
 
 
 # ---------------------------------------------------------------------------------------- decision

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import math
 import re
@@ -18,9 +20,10 @@ import pandas as pd
 from numpy.typing import NDArray
 from openpyxl.cell.cell import ILLEGAL_CHARACTERS_RE
 
+from cells import as_cell, csv_text, from_cell, keep_text, path_as_cell
 from drawing import heatmap, save_image
 from errors import WorkError
-from utils import IMAGENET_MEAN, IMAGENET_STD, LOGGER, write_atomically, write_text
+from utils import IMAGENET_MEAN, IMAGENET_STD, LOGGER, write_atomically, write_bytes, write_text
 
 ROW_NAMES = "Row Names"
 COLUMNS = ("image_auroc", "image_ap", "pixel_auroc", "pixel_ap", "pixel_pro", "best_epoch")
@@ -65,7 +68,18 @@ def write_results(folder: Path, rows: Mapping[str, Mapping[str, Any]]) -> pd.Dat
 
 
 def _write_csv(path: Path, table: pd.DataFrame) -> None:
-    write_atomically(path, lambda temporary: table.to_csv(temporary, na_rep="nan", float_format="%.6g"))
+    write_bytes(path, _as_csv(table.rename(index=_as_cell)).encode("utf-8"))
+
+
+def _as_csv(table: pd.DataFrame, index: bool = True) -> str:
+    """As pandas writes it, but for cells with a carriage return, which it does not quote."""
+    # it does where lines end with one
+    text = table.to_csv(na_rep="nan", float_format="%.6g", index=index, lineterminator="\r\n")
+    return csv_text(csv.reader(io.StringIO(text, newline="")))
+
+
+def _as_cell(value: Any) -> Any:
+    return as_cell(value) if isinstance(value, str) else value
 
 
 def write_workbook(
@@ -80,7 +94,8 @@ def write_workbook(
     ]  # fmt: skip
 
     def write(temporary: Path) -> None:
-        with pd.ExcelWriter(temporary) as book:
+        content = io.BytesIO()  # a full disk makes an archive under way print a traceback when it is taken away
+        with pd.ExcelWriter(content, engine="openpyxl") as book:
             table.rename(index=_for_excel).to_excel(book, sheet_name="results", na_rep="nan")
             pd.DataFrame(flat, columns=["part", "name", "value"]).to_excel(book, sheet_name="settings", index=False)
             taken = {"results", "settings"}
@@ -88,6 +103,8 @@ def write_workbook(
                 pd.DataFrame(rows).map(_for_excel).to_excel(
                     book, sheet_name=_sheet_name(name, taken), index=False, na_rep="nan"
                 )
+            keep_text(book.book)
+        temporary.write_bytes(content.getvalue())
 
     write_atomically(folder / "results.xlsx", write)
 
@@ -114,10 +131,8 @@ def write_per_image(folder: Path, per_image: Mapping[str, list[dict[str, Any]]])
         return
     parts = [pd.DataFrame(rows).assign(**{"class": name}) for name, rows in per_image.items()]
     table = pd.concat(parts).astype({"decision": "Int64"})
-    write_atomically(
-        folder / "per_image.csv",
-        lambda temporary: table.to_csv(temporary, na_rep="nan", float_format="%.6g", index=False, errors="replace"),
-    )
+    table = table.assign(**{"path": table["path"].map(path_as_cell), "class": table["class"].map(as_cell)})
+    write_bytes(folder / "per_image.csv", _as_csv(table, index=False).encode("utf-8", "replace"))
 
 
 def write_seeds(folder: Path, runs: Sequence[Path]) -> str:
@@ -169,7 +184,7 @@ def read_rows(path: Path) -> pd.DataFrame:
         table = pd.read_csv(path, index_col=ROW_NAMES).apply(pd.to_numeric)
         if table.index.has_duplicates:
             raise ValueError(f"two rows {table.index[table.index.duplicated()][0]!r}")
-        return table
+        return table.rename(index=lambda name: from_cell(name) if isinstance(name, str) else name)
     except (ValueError, OSError, KeyError) as error:
         raise WorkError(f"cannot read {path} of an earlier run: {error}; move it away") from error
 
