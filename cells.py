@@ -9,13 +9,20 @@ type says that it is text. Numbers are left as they are.
 from __future__ import annotations
 
 import csv
+import gc
 import io
 import re
-from collections.abc import Iterable, Sequence
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:  # what runs an exported graph has no openpyxl
+from errors import WorkError
+from utils import reason_of
+
+if TYPE_CHECKING:  # what runs an exported graph has neither pandas nor openpyxl
     from openpyxl import Workbook
+    from pandas import ExcelWriter
 
 FORMULA = re.compile(r"[=+\-@\t\r\n＝＋－＠]")
 ESCAPED = re.compile(rf"'+{FORMULA.pattern}")  # an apostrophe of the text's own is doubled, so that none is lost
@@ -55,6 +62,33 @@ def csv_text(rows: Iterable[Sequence[Any]]) -> str:
         torn = any(isinstance(cell, str) and "\r" in cell for cell in row)
         (quoted if torn else plain).writerow(row)
     return text.getvalue()
+
+
+def workbook(fill: Callable[[ExcelWriter], None]) -> bytes:
+    """The content of an Excel file whose sheets `fill` writes; its text is no formula.
+
+    Raises:
+        WorkError: there is no room for the temporary files that openpyxl needs.
+    """
+    import pandas
+
+    content, failure, hook = io.BytesIO(), "", sys.unraisablehook
+    # what openpyxl did not finish fails once more as it is freed, which Python would print with a traceback
+    sys.unraisablehook = lambda _: None
+    try:
+        with pandas.ExcelWriter(content, engine="openpyxl") as book:
+            fill(book)
+            keep_text(book.book)
+    except OSError as error:
+        failure = reason_of(error)
+    finally:
+        if failure:
+            gc.collect()
+        sys.unraisablehook = hook
+    if failure:
+        place = tempfile.gettempdir()
+        raise WorkError(f"cannot write temporary files in {place}: {failure}; the variable TMPDIR names another place")
+    return content.getvalue()
 
 
 def keep_text(book: Workbook) -> None:

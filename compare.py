@@ -149,7 +149,7 @@ def write_seeds(results: Path, folders: Sequence[Path]) -> None:
     runs = read_runs([folder for folder in folders if len(report.read_rows(folder / "results.csv"))])
     note = "The same training with several seeds: mean ± standard deviation, then each seed against the first."
     summary = report.read_rows(results / "results.csv")
-    write_text(results / page.FILE, render(runs, results.resolve().name, note, results, summary))
+    write_text(results / page.FILE, page._plain(render(runs, results.resolve().name, note, results, summary)))
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
@@ -169,7 +169,7 @@ def main(results: tuple[Path, ...], out: Path | None) -> None:
             written = results[0] / page.FILE
         else:
             written = out or Path("comparison.html")
-            write_text(written, render(runs, "Comparison", home=written.resolve().parent))
+            write_text(written, page._plain(render(runs, "Comparison", home=written.resolve().parent)))
     except (InputError, WorkError) as error:
         click.echo(f"Error: {error}", err=True)
         raise SystemExit(2 if isinstance(error, InputError) else 1) from error

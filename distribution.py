@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from cells import keep_text
+from cells import workbook
 from errors import InputError, WorkError
 from utils import ROOT, write_bytes
 
@@ -117,11 +116,7 @@ def write_flag(dataset: str, row: str, flag: int) -> None:
     table = table[table["Class"] != row][COLUMNS]
     new = pd.DataFrame([[row, flag, flag]], columns=COLUMNS)
     table = pd.concat([table, new], ignore_index=True) if len(table) else new
-    content = io.BytesIO()
-    with pd.ExcelWriter(content, engine="openpyxl") as book:
-        table.to_excel(book, index=False)
-        keep_text(book.book)
-    write_bytes(path, content.getvalue())
+    write_bytes(path, workbook(lambda book: table.to_excel(book, index=False)))
 
 
 # ---------------------------------------------------------------------------------------- decision

@@ -124,9 +124,9 @@ class Judge(ABC):
     def predict_images(self, images: Sequence[Picture]) -> list[Result]:
         """Judge several at once, which is faster; see `predict_image`."""
         started = time.perf_counter()
-        if not len(images):
-            return []
         pictures = [image if isinstance(image, Prepared) else open_picture(image) for image in images]
+        if not pictures:
+            return []
         for picture in pictures if self.tiling is None else ():
             _refuse_narrow(picture, self.geometry)
         if self.tiling is not None:

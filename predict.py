@@ -103,12 +103,12 @@ def paths_in(content: bytes) -> list[str]:
 
 def _decode(content: bytes) -> str:
     if content.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
-        return content.decode("utf-32", "surrogatepass")
+        return content.decode("utf-32", "replace")
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return content.decode("utf-16", "replace")
-    for encoding, high, low in (("utf-16-le", content[1::2], content[::2]), ("utf-16-be", content[::2], content[1::2])):
+    for encoding, high in (("utf-16-le", content[1::2]), ("utf-16-be", content[::2])):
         # without a mark: of most characters one byte of two is 0, always the same one
-        if high.count(0) > len(high) / 2 and not low.count(0):
+        if high.count(0) > len(high) / 2:
             return content.decode(encoding, "replace")
     return os.fsdecode(content.removeprefix(codecs.BOM_UTF8))
 
@@ -199,20 +199,12 @@ class Table:
         """Leave out rows with errors, to be tried again, and a last one that was cut off."""
         text = path.read_bytes().decode("utf-8", "surrogateescape").removeprefix("\ufeff")
         whole = text[: text.rfind("\n") + 1]
-        reader = csv.DictReader(io.StringIO(whole, newline=""))
-        try:
-            if tuple(reader.fieldnames or COLUMNS) != COLUMNS:
-                raise csv.Error("other columns")
-            rows = list(reader)
-        except csv.Error as error:
-            raise WorkError(
-                f"{path} is no table of predictions of this command; give another --out, or move it away"
-            ) from error
-        kept = [
-            row for row in rows
-            if None not in row and None not in row.values() and not row["error"] and row["score"]
-            and (row["saved_as"] or not saving)
-        ]  # fmt: skip
+        rows = _rows_in(whole)
+        begun = rows[:1] == [list(COLUMNS)] if whole else ",".join(COLUMNS).startswith(text)
+        if not begun:
+            raise WorkError(f"{path} is no table of predictions of this command; give another --out, or move it away")
+        named = [dict(zip(COLUMNS, row, strict=True)) for row in rows[1:] if len(row) == len(COLUMNS)]
+        kept = [row for row in named if not row["error"] and row["score"] and (row["saved_as"] or not saving)]
         self.done = {os.path.abspath(row["path"]) for row in kept}
         self.names = {path_from_cell(row["saved_as"]) for row in kept if row["saved_as"]}
         content = csv_text([COLUMNS, *(_cells(row) for row in kept)])
@@ -243,6 +235,18 @@ class Table:
         """No more rows."""
         if self._file is not None:
             self._file.close()
+
+
+def _rows_in(text: str) -> list[list[str]]:
+    """The rows of a CSV file; one that a carriage return of a name tore, as earlier versions left them, is left out."""
+    reader, rows = csv.reader(io.StringIO(text)), []
+    while True:
+        try:
+            rows.append(next(reader))
+        except csv.Error:
+            continue
+        except StopIteration:
+            return [row for row in rows if row]
 
 
 def _cells(row: dict[str, Any]) -> list[Any]:

@@ -6,9 +6,11 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import math
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,16 +22,17 @@ import pandas as pd
 from numpy.typing import NDArray
 from openpyxl.cell.cell import ILLEGAL_CHARACTERS_RE
 
-from cells import as_cell, csv_text, from_cell, keep_text, path_as_cell
+from cells import as_cell, csv_text, from_cell, path_as_cell, workbook
 from drawing import heatmap, save_image
 from errors import WorkError
-from utils import IMAGENET_MEAN, IMAGENET_STD, LOGGER, write_atomically, write_bytes, write_text
+from utils import IMAGENET_MEAN, IMAGENET_STD, LOGGER, write_bytes, write_text
 
 ROW_NAMES = "Row Names"
 COLUMNS = ("image_auroc", "image_ap", "pixel_auroc", "pixel_ap", "pixel_pro", "best_epoch")
 MEAN = "Mean"
 SETTINGS = "settings.json"
 UNKNOWN_GRAY = 128
+LONGEST_NAME = 200  # bytes of a picture's; file systems take 255 with the suffix, some fewer
 BAR_WIDTH = 36  # pixels of the heatmap's scale
 
 
@@ -93,20 +96,16 @@ def write_workbook(
         for name, value in values.items()
     ]  # fmt: skip
 
-    def write(temporary: Path) -> None:
-        content = io.BytesIO()  # a full disk makes an archive under way print a traceback when it is taken away
-        with pd.ExcelWriter(content, engine="openpyxl") as book:
-            table.rename(index=_for_excel).to_excel(book, sheet_name="results", na_rep="nan")
-            pd.DataFrame(flat, columns=["part", "name", "value"]).to_excel(book, sheet_name="settings", index=False)
-            taken = {"results", "settings"}
-            for name, rows in per_image.items():
-                pd.DataFrame(rows).map(_for_excel).to_excel(
-                    book, sheet_name=_sheet_name(name, taken), index=False, na_rep="nan"
-                )
-            keep_text(book.book)
-        temporary.write_bytes(content.getvalue())
+    def fill(book: pd.ExcelWriter) -> None:
+        table.rename(index=_for_excel).to_excel(book, sheet_name="results", na_rep="nan")
+        pd.DataFrame(flat, columns=["part", "name", "value"]).to_excel(book, sheet_name="settings", index=False)
+        taken = {"results", "settings"}
+        for name, rows in per_image.items():
+            pd.DataFrame(rows).map(_for_excel).to_excel(
+                book, sheet_name=_sheet_name(name, taken), index=False, na_rep="nan"
+            )
 
-    write_atomically(folder / "results.xlsx", write)
+    write_bytes(folder / "results.xlsx", workbook(fill))
 
 
 def _for_excel(value: Any) -> Any:
@@ -225,6 +224,8 @@ def picture_name(image_path: str, taken: set[str]) -> str:
     """`…/test/broken/000.png` → `broken_000.png`; with a number where that is in `taken`, which grows by it."""
     path = Path(image_path or "image")
     stem = f"{path.parent.name}_{path.stem}".lstrip("_")
+    if len(os.fsencode(stem)) > LONGEST_NAME:
+        stem = f"{stem[:40]}-{hashlib.sha256(os.fsencode(stem)).hexdigest()[:16]}"
     name, number = f"{stem}.png", 2
     while name in taken:
         name, number = f"{stem}_{number}.png", number + 1

@@ -28,7 +28,7 @@ def open_board(folder: Path, first_epoch: int | None = None) -> Iterator[Summary
     Raises:
         WorkError: nothing can be written there, when it is opened or at its end.
     """
-    with _without_traceback():
+    with _without_traceback() as failures:
         with writing(folder):
             board = SummaryWriter(str(folder), purge_step=first_epoch)
         try:
@@ -39,6 +39,8 @@ def open_board(folder: Path, first_epoch: int | None = None) -> Iterator[Summary
             raise
         with writing(folder):
             board.close()
+            if failures:  # of which the writer says nothing when it is closed
+                raise failures[0]
 
 
 @contextmanager
@@ -51,17 +53,19 @@ def writing(folder: Path | str) -> Iterator[None]:
 
 
 @contextmanager
-def _without_traceback() -> Iterator[None]:
-    """The writer's thread keeps its error for the main thread and, besides, lets Python print it with a traceback."""
-    before = threading.excepthook
+def _without_traceback() -> Iterator[list[OSError]]:
+    """What the writers' threads could not write, collected here instead of printed by Python with a traceback."""
+    before, failures = threading.excepthook, []
 
     def hook(failed: threading.ExceptHookArgs) -> None:
-        if not (issubclass(failed.exc_type, OSError) and type(failed.thread).__module__.startswith("tensorboard.")):
+        if isinstance(failed.exc_value, OSError) and type(failed.thread).__module__.startswith("tensorboard."):
+            failures.append(failed.exc_value)
+        else:
             before(failed)
 
     threading.excepthook = hook
     try:
-        yield
+        yield failures
     finally:
         threading.excepthook = before
 
