@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
 from errors import InputError, WorkError
+from utils import reason_of, temporary_beside
 
 LATEST = "ckpt.pth"
 
@@ -21,17 +23,48 @@ def save(state: dict[str, Any], path: Path) -> None:
     Raises:
         WorkError: the disk is full, or the folder cannot be written to.
     """
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_beside(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:
-            torch.save(state, file)
+            _serialise(state, file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-        temporary.unlink(missing_ok=True)
-        raise WorkError(f"cannot write {path}: {error}") from error
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if not isinstance(error, (OSError, RuntimeError)):
+            raise
+        raise WorkError(f"cannot write {path}: {reason_of(error)}") from error
+
+
+class _Remembering:
+    """A file that keeps the error of a failed write, which torch replaces by one of its own about positions."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.error: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        """As the file's."""
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        """As the file's."""
+        self._file.flush()
+
+
+def _serialise(state: dict[str, Any], file: BinaryIO) -> None:
+    remembering = _Remembering(file)
+    try:
+        torch.save(state, remembering)
+    except Exception as error:
+        raise (remembering.error or error) from None
 
 
 def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
@@ -104,6 +137,7 @@ def find_best(folder: Path) -> tuple[Path, int] | None:
 
 def remove_other_bests(folder: Path, keep: int | None) -> None:
     """Remove every chosen checkpoint but that of epoch `keep`, and what a killed run left half-written."""
-    for path in (*folder.glob("ckpt_best_*.pth"), *folder.glob("ckpt*.tmp")):
+    half_written = (*folder.glob("ckpt*.tmp"), *folder.glob(".????????.pth"))
+    for path in (*folder.glob("ckpt_best_*.pth"), *half_written):
         if keep is None or path != best_path(folder, keep):
             path.unlink(missing_ok=True)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 import click
 import pandas as pd
@@ -133,7 +135,9 @@ def render(
     for run in runs:
         inside = home is not None and run.folder.resolve().is_relative_to(home.resolve())
         there = inside and (run.folder / page.FILE).exists()
-        links.append(f"{run.folder.resolve().relative_to(home.resolve()).as_posix()}/{page.FILE}" if there else "")
+        place = run.folder.resolve().relative_to(home.resolve()) / page.FILE if there else None
+        # a name may hold what means something in an address, and bytes that are no text
+        links.append(quote(os.fsencode(place.as_posix())) if place else "")
     return page.environment().get_template("compare.html").render(
         title=title, note=note, runs=list(zip([run.name for run in runs], links, strict=True)), classes=view,
         mean=report.MEAN, metrics=METRICS, means=means, differing=differing_settings(runs),
@@ -145,7 +149,7 @@ def write_seeds(results: Path, folders: Sequence[Path]) -> None:
     runs = read_runs([folder for folder in folders if len(report.read_rows(folder / "results.csv"))])
     note = "The same training with several seeds: mean ± standard deviation, then each seed against the first."
     summary = report.read_rows(results / "results.csv")
-    write_text(results / page.FILE, render(runs, results.resolve().name, note, results, summary))
+    write_text(results / page.FILE, page._plain(render(runs, results.resolve().name, note, results, summary)))
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
@@ -165,7 +169,7 @@ def main(results: tuple[Path, ...], out: Path | None) -> None:
             written = results[0] / page.FILE
         else:
             written = out or Path("comparison.html")
-            write_text(written, render(runs, "Comparison", home=written.resolve().parent))
+            write_text(written, page._plain(render(runs, "Comparison", home=written.resolve().parent)))
     except (InputError, WorkError) as error:
         click.echo(f"Error: {error}", err=True)
         raise SystemExit(2 if isinstance(error, InputError) else 1) from error

@@ -12,8 +12,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from cells import workbook
 from errors import InputError, WorkError
-from utils import ROOT, write_atomically
+from utils import ROOT, write_bytes
 
 MANIFOLD, HYPERSPHERE = 0, 1
 NAMES = {MANIFOLD: "manifold", HYPERSPHERE: "hypersphere"}
@@ -115,7 +116,7 @@ def write_flag(dataset: str, row: str, flag: int) -> None:
     table = table[table["Class"] != row][COLUMNS]
     new = pd.DataFrame([[row, flag, flag]], columns=COLUMNS)
     table = pd.concat([table, new], ignore_index=True) if len(table) else new
-    write_atomically(path, lambda temporary: table.to_excel(temporary, index=False))
+    write_bytes(path, workbook(lambda book: table.to_excel(book, index=False)))
 
 
 # ---------------------------------------------------------------------------------------- decision

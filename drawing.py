@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from errors import WorkError
-from utils import write_atomically
+from utils import write_bytes
 
 CONTOUR = (255, 0, 255)  # magenta, BGR: seldom a product's own
 
@@ -25,10 +25,19 @@ def save_image(path: Path, image: NDArray[np.uint8]) -> None:
     Raises:
         WorkError: it cannot be written.
     """
+    write_bytes(path, encode_png(path, image))
+
+
+def encode_png(path: Path, image: NDArray[np.uint8]) -> bytes:
+    """A BGR or gray picture as the content of a PNG file, which `path` names in errors.
+
+    Raises:
+        WorkError: it cannot be encoded.
+    """
     done, data = cv2.imencode(".png", image)
     if not done:
         raise WorkError(f"cannot encode {path}")
-    write_atomically(path, lambda temporary: temporary.write_bytes(data.tobytes()))
+    return data.tobytes()
 
 
 def outline(drawn: NDArray[np.uint8], mask: NDArray[np.bool_], thickness: int) -> None:

@@ -568,7 +568,7 @@ class GLASS:
         mean_embedding = None
         kept, memory = (None, None) if moving else self._memories(centre_loader, judged_loader, name)
         bar = self._progress(train_loader, record, name)
-        with bar, SummaryWriter(str(self.model_dir / "tb"), purge_step=record["epoch"]) as board:
+        with bar, tensorboard.open_board(self.model_dir / "tb", record["epoch"]) as board:
             for epoch in range(record["epoch"], self.meta_epochs):
                 started = time.monotonic()
                 if self.train_backbone:  # it may have dropout, which knows no generator but the global one
@@ -583,7 +583,8 @@ class GLASS:
                 figures["samples_per_second"] = (bar.n - before) / (time.monotonic() - started)
                 is_best, found = self._end_epoch(epoch, judged_loader, name, record, memory)
                 remember(record, {name: figures[name] for name in STEP_FIGURES})  # how fast it was is no result
-                self._write_board(board, figures, record, found, getattr(judged_loader, "dataset", None))
+                with tensorboard.writing(self.model_dir / "tb"):
+                    self._write_board(board, figures, record, found, getattr(judged_loader, "dataset", None))
                 self._save_epoch(record, is_best)
                 if self.finished(record):
                     break

@@ -19,7 +19,7 @@ from datasets.settings import ImageSettings, normalise
 from errors import InputError, WorkError
 from geometry import Tiling
 from glass import GLASS, PRECISIONS
-from judgement import Judge, choose_tiling
+from judgement import Judge, Prepared, choose_tiling
 from thresholds import Thresholds
 from utils import choose_device, choose_precision
 
@@ -48,9 +48,14 @@ class Inspector(Judge):
         self._head = glass._head(glass._dtype)
         self._smoothing = threading.Lock()  # its matrices are made when first needed
 
-    def score_pictures(self, pictures: Sequence[Image.Image]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def score_pictures(
+        self, pictures: Sequence[Image.Image | Prepared]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """RGB pictures → scores (B,) and maps (B, H, W) of what the network saw of them."""
-        return self.score(torch.stack([self.prepare(picture) for picture in pictures]))
+        if not len(pictures):
+            return np.zeros(0, np.float32), np.zeros((0, *self.geometry.size), np.float32)
+        seen = [one.seen if isinstance(one, Prepared) else self.prepare(one) for one in pictures]
+        return self.score(torch.stack(seen))
 
     def prepare(self, picture: Image.Image) -> torch.Tensor:
         """What the model sees of a picture, (3, H, W)."""

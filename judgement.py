@@ -25,7 +25,22 @@ from utils import LOGGER
 SMALLEST = 8  # pixels; below that a picture's side tells nothing
 TILES_AT_ONCE = 8
 MOST_PIXELS = 1 << 27  # of a picture after resizing
-Picture = str | Path | NDArray[np.uint8] | Image.Image
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A picture that was read, with what the network gets of it: what `Judge.prepare` made, on whichever thread."""
+
+    picture: Image.Image
+    seen: Any
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) of the picture, in pixels."""
+        return self.picture.size
+
+
+Picture = str | Path | NDArray[np.uint8] | Image.Image | Prepared
 
 
 @dataclass(frozen=True)
@@ -74,8 +89,25 @@ class Judge(ABC):
         return {"class_name": self.class_name, "thresholds": plain, **tiles}
 
     @abstractmethod
-    def score_pictures(self, pictures: Sequence[Image.Image]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def score_pictures(
+        self, pictures: Sequence[Image.Image | Prepared]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """RGB pictures → scores (B,) and maps (B, H, W) of what the network saw of them."""
+
+    def prepare(self, picture: Image.Image) -> Any:
+        """What the network gets of a picture; of a network that takes pictures as they are, the picture itself."""
+        return picture
+
+    def prepare_ahead(self, picture: Image.Image) -> Image.Image | Prepared:
+        """Do the part of the work on a picture that needs no network, so that another thread can do it beforehand.
+
+        Of a picture that is judged in tiles nothing is done: all of them at once would take too much memory.
+        """
+        if self.tiling is not None:
+            return picture
+        _refuse_narrow(picture, self.geometry)
+        seen = self.prepare(picture)
+        return picture if seen is picture else Prepared(picture, seen)
 
     def predict_image(self, image: Picture) -> Result:
         """Judge a picture.
@@ -92,7 +124,9 @@ class Judge(ABC):
     def predict_images(self, images: Sequence[Picture]) -> list[Result]:
         """Judge several at once, which is faster; see `predict_image`."""
         started = time.perf_counter()
-        pictures = [open_picture(image) for image in images]
+        pictures = [image if isinstance(image, Prepared) else open_picture(image) for image in images]
+        if not pictures:
+            return []
         for picture in pictures if self.tiling is None else ():
             _refuse_narrow(picture, self.geometry)
         if self.tiling is not None:
@@ -115,7 +149,8 @@ class Judge(ABC):
             raise WorkError("the model gives a score that is not finite (NaN or infinity): its weights are damaged")
         return scores, maps
 
-    def _in_tiles(self, picture: Image.Image, tiling: Tiling) -> Result:
+    def _in_tiles(self, picture: Image.Image | Prepared, tiling: Tiling) -> Result:
+        picture = picture.picture if isinstance(picture, Prepared) else picture
         score, anomaly_map = self.score_tiles(np.asarray(picture), tiling)
         return self.result(score, anomaly_map)
 
@@ -187,7 +222,7 @@ def _upright_rgb(image: Image.Image) -> Image.Image:
     return upright if upright.mode == "RGB" else upright.convert("RGB")
 
 
-def _refuse_narrow(picture: Image.Image, geometry: Geometry) -> None:
+def _refuse_narrow(picture: Image.Image | Prepared, geometry: Geometry) -> None:
     height, width = geometry.resized_size(*picture.size)
     if height * width > MOST_PIXELS:
         raise WorkError(

@@ -118,9 +118,33 @@ class Chain(OneLine, click.Group):
     def main(self, args: Any = None, prog_name: str | None = None, **kwargs: Any) -> Any:
         """Run the chain, or what is no part of it."""
         given = list(sys.argv[1:] if args is None else args)
-        if given[:1] == [predict_command.name]:
-            return predict_command.main(given[1:], prog_name=f"{prog_name or 'main.py'} predict", **kwargs)
+        before = self._options_before_predict(given)
+        if before is not None:
+            # those that come later win, as they do within one command
+            own = [*before, *given[len(before) + 1 :]]
+            return predict_command.main(own, prog_name=f"{prog_name or 'main.py'} predict", **kwargs)
         return super().main(given, prog_name=prog_name, **kwargs)
+
+    def _options_before_predict(self, given: list[str]) -> list[str] | None:
+        """The options that stand before the word `predict`; None where that is not the command."""
+        if predict_command.name not in given:
+            return None
+        options = {name: option for command in (self, predict_command) for option in command.params
+                   if isinstance(option, click.Option) for name in option.opts}  # fmt: skip
+        # only an option's own declaration tells whether the word after it is its value
+        every = list({id(option): option for option in options.values()}.values())
+        shared = click.Command("main.py", params=every, context_settings={**CONTEXT, "allow_interspersed_args": False})
+        try:
+            used, left, _ = shared.make_parser(click.Context(shared, **shared.context_settings)).parse_args(list(given))
+        except click.UsageError:
+            return None  # it is said by the chain
+        if left[:1] != [predict_command.name]:
+            return None
+        taken = {option.name for option in predict_command.params} | {"help"}
+        for option in every:
+            if option.name in used and option.name not in taken:
+                _fail(f"{option.opts[0]} is no option of predict; python main.py predict --help lists those it has", 2)
+        return given[: len(given) - len(left)]
 
     def owner(self, option: str) -> str:
         """Which other command an option belongs to, as a hint."""
@@ -142,6 +166,7 @@ def _explain(error: Exception) -> tuple[str | None, int]:
     import torch
 
     from errors import InputError, WorkError
+    from utils import describe_os_error
 
     if isinstance(error, (InputError, WorkError)):
         # an error from a loader's worker carries the worker's traceback; its last line is the message
@@ -155,7 +180,7 @@ def _explain(error: Exception) -> tuple[str | None, int]:
     if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
         return f"a loader's worker died ({str(error).splitlines()[0]}); try fewer --num_workers", 1
     if isinstance(error, OSError):
-        return str(error), 1
+        return describe_os_error(error), 1
     return None, 1
 
 

@@ -5,8 +5,12 @@
 
 from __future__ import annotations
 
+import csv
+import hashlib
+import io
 import json
 import math
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,15 +22,17 @@ import pandas as pd
 from numpy.typing import NDArray
 from openpyxl.cell.cell import ILLEGAL_CHARACTERS_RE
 
+from cells import as_cell, csv_text, from_cell, path_as_cell, workbook
 from drawing import heatmap, save_image
 from errors import WorkError
-from utils import IMAGENET_MEAN, IMAGENET_STD, LOGGER, write_atomically, write_text
+from utils import IMAGENET_MEAN, IMAGENET_STD, LOGGER, write_bytes, write_text
 
 ROW_NAMES = "Row Names"
 COLUMNS = ("image_auroc", "image_ap", "pixel_auroc", "pixel_ap", "pixel_pro", "best_epoch")
 MEAN = "Mean"
 SETTINGS = "settings.json"
 UNKNOWN_GRAY = 128
+LONGEST_NAME = 200  # bytes of a picture's; file systems take 255 with the suffix, some fewer
 BAR_WIDTH = 36  # pixels of the heatmap's scale
 
 
@@ -65,7 +71,18 @@ def write_results(folder: Path, rows: Mapping[str, Mapping[str, Any]]) -> pd.Dat
 
 
 def _write_csv(path: Path, table: pd.DataFrame) -> None:
-    write_atomically(path, lambda temporary: table.to_csv(temporary, na_rep="nan", float_format="%.6g"))
+    write_bytes(path, _as_csv(table.rename(index=_as_cell)).encode("utf-8"))
+
+
+def _as_csv(table: pd.DataFrame, index: bool = True) -> str:
+    """As pandas writes it, but for cells with a carriage return, which it does not quote."""
+    # it does where lines end with one
+    text = table.to_csv(na_rep="nan", float_format="%.6g", index=index, lineterminator="\r\n")
+    return csv_text(csv.reader(io.StringIO(text, newline="")))
+
+
+def _as_cell(value: Any) -> Any:
+    return as_cell(value) if isinstance(value, str) else value
 
 
 def write_workbook(
@@ -79,17 +96,16 @@ def write_workbook(
         for name, value in values.items()
     ]  # fmt: skip
 
-    def write(temporary: Path) -> None:
-        with pd.ExcelWriter(temporary) as book:
-            table.rename(index=_for_excel).to_excel(book, sheet_name="results", na_rep="nan")
-            pd.DataFrame(flat, columns=["part", "name", "value"]).to_excel(book, sheet_name="settings", index=False)
-            taken = {"results", "settings"}
-            for name, rows in per_image.items():
-                pd.DataFrame(rows).map(_for_excel).to_excel(
-                    book, sheet_name=_sheet_name(name, taken), index=False, na_rep="nan"
-                )
+    def fill(book: pd.ExcelWriter) -> None:
+        table.rename(index=_for_excel).to_excel(book, sheet_name="results", na_rep="nan")
+        pd.DataFrame(flat, columns=["part", "name", "value"]).to_excel(book, sheet_name="settings", index=False)
+        taken = {"results", "settings"}
+        for name, rows in per_image.items():
+            pd.DataFrame(rows).map(_for_excel).to_excel(
+                book, sheet_name=_sheet_name(name, taken), index=False, na_rep="nan"
+            )
 
-    write_atomically(folder / "results.xlsx", write)
+    write_bytes(folder / "results.xlsx", workbook(fill))
 
 
 def _for_excel(value: Any) -> Any:
@@ -114,10 +130,8 @@ def write_per_image(folder: Path, per_image: Mapping[str, list[dict[str, Any]]])
         return
     parts = [pd.DataFrame(rows).assign(**{"class": name}) for name, rows in per_image.items()]
     table = pd.concat(parts).astype({"decision": "Int64"})
-    write_atomically(
-        folder / "per_image.csv",
-        lambda temporary: table.to_csv(temporary, na_rep="nan", float_format="%.6g", index=False, errors="replace"),
-    )
+    table = table.assign(**{"path": table["path"].map(path_as_cell), "class": table["class"].map(as_cell)})
+    write_bytes(folder / "per_image.csv", _as_csv(table, index=False).encode("utf-8", "replace"))
 
 
 def write_seeds(folder: Path, runs: Sequence[Path]) -> str:
@@ -169,7 +183,7 @@ def read_rows(path: Path) -> pd.DataFrame:
         table = pd.read_csv(path, index_col=ROW_NAMES).apply(pd.to_numeric)
         if table.index.has_duplicates:
             raise ValueError(f"two rows {table.index[table.index.duplicated()][0]!r}")
-        return table
+        return table.rename(index=lambda name: from_cell(name) if isinstance(name, str) else name)
     except (ValueError, OSError, KeyError) as error:
         raise WorkError(f"cannot read {path} of an earlier run: {error}; move it away") from error
 
@@ -210,6 +224,8 @@ def picture_name(image_path: str, taken: set[str]) -> str:
     """`…/test/broken/000.png` → `broken_000.png`; with a number where that is in `taken`, which grows by it."""
     path = Path(image_path or "image")
     stem = f"{path.parent.name}_{path.stem}".lstrip("_")
+    if len(os.fsencode(stem)) > LONGEST_NAME:
+        stem = f"{stem[:40]}-{hashlib.sha256(os.fsencode(stem)).hexdigest()[:16]}"
     name, number = f"{stem}.png", 2
     while name in taken:
         name, number = f"{stem}_{number}.png", number + 1

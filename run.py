@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import csv
-import io
 import platform
 import re
 import signal
@@ -20,7 +18,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Subset
-from torch.utils.tensorboard import SummaryWriter
 
 import backbones
 import checkpoint
@@ -30,6 +27,8 @@ import embedded
 import page
 import reading
 import report
+import tensorboard_log
+from cells import csv_text, path_as_cell
 from datasets import DATASETS, EpochSampler, ImageSettings, TrainDataset, make_loader
 from datasets.base import CentreDataset
 from datasets.cache import ImageCache, cache_budget
@@ -45,7 +44,7 @@ from geometry import Tiling, show_size
 from glass import GLASS, METRICS
 from job import ClassData, Net, Options, Run
 from thresholds import HELD_OUT, TRAINING
-from utils import LOGGER, choose_device, fix_seeds, make_folder, one_at_a_time, setup_logging, write_atomically
+from utils import LOGGER, choose_device, fix_seeds, make_folder, one_at_a_time, setup_logging, write_bytes
 
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "scipy", "scikit-learn", "opencv-python-headless", "pillow")
 DIMENSIONS = ("pretrain_embed_dimension", "target_embed_dimension")
@@ -276,16 +275,12 @@ def _write_split(this: Run, data: ClassData) -> None:
     if not (val or data.held_out):
         return
     train = [sample for i, sample in enumerate(data.train) if i not in set(val)]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("path", "part"))
     validation = [data.train[i] for i in val]
-    for part, samples in (("test", data.held_out), ("validation", validation), ("train", train)):
-        writer.writerows((sample.path, part) for sample in samples)
+    parts = (("test", data.held_out), ("validation", validation), ("train", train))
+    rows = [(path_as_cell(str(sample.path)), part) for part, samples in parts for sample in samples]
     listed = this.results / "splits" / f"{data.row}.csv"
     # a file name need not be text: written as it is
-    content = text.getvalue().encode("utf-8", "surrogateescape")
-    write_atomically(listed, lambda temporary: temporary.write_bytes(content))
+    write_bytes(listed, csv_text([("path", "part"), *rows]).encode("utf-8", "surrogateescape"))
     if data.held_out:
         LOGGER.info(
             "%s: no good test image is given: %d of the good images are kept out of the training for the test "
@@ -568,7 +563,8 @@ def _defects(this: Run, data: ClassData) -> Defects | None:
 def _label_board(this: Run, model: GLASS, data: ClassData) -> None:
     labels = {key: this.main[key] for key in ("log_project", "log_group", "run_name") if this.main[key]}
     if labels and not (model.model_dir / checkpoint.LATEST).exists():
-        with SummaryWriter(str(model.model_dir / "tb")) as board:
+        folder = model.model_dir / "tb"
+        with tensorboard_log.open_board(folder) as board, tensorboard_log.writing(folder):
             board.add_text("run", ", ".join(f"{key} {value}" for key, value in labels.items()))
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,9 +14,60 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 import report
+from errors import WorkError
 from evaluation import METRICS, Predictions
+from utils import reason_of
 
 EXAMPLES = 6  # images whose heatmaps are shown
+
+
+@contextmanager
+def open_board(folder: Path, first_epoch: int | None = None) -> Iterator[SummaryWriter]:
+    """A writer of TensorBoard's files; what an earlier run wrote from `first_epoch` on is hidden.
+
+    Raises:
+        WorkError: nothing can be written there, when it is opened or at its end.
+    """
+    with _without_traceback() as failures:
+        with writing(folder):
+            board = SummaryWriter(str(folder), purge_step=first_epoch)
+        try:
+            yield board
+        except BaseException:
+            with suppress(OSError):  # what has failed already is to be told, not this
+                board.close()
+            raise
+        with writing(folder):
+            board.close()
+            if failures:  # of which the writer says nothing when it is closed
+                raise failures[0]
+
+
+@contextmanager
+def writing(folder: Path | str) -> Iterator[None]:
+    """Turn what the writer's thread could not write, which is raised by whatever is written next, into one line."""
+    try:
+        yield
+    except OSError as error:
+        raise WorkError(f"cannot write TensorBoard's files in {folder}: {reason_of(error)}") from error
+
+
+@contextmanager
+def _without_traceback() -> Iterator[list[OSError]]:
+    """What the writers' threads could not write, collected here instead of printed by Python with a traceback."""
+    before, failures = threading.excepthook, []
+
+    def hook(failed: threading.ExceptHookArgs) -> None:
+        if isinstance(failed.exc_value, OSError) and type(failed.thread).__module__.startswith("tensorboard."):
+            failures.append(failed.exc_value)
+        else:
+            before(failed)
+
+    threading.excepthook = hook
+    try:
+        yield failures
+    finally:
+        threading.excepthook = before
 
 
 def write_epoch(board: SummaryWriter, figures: Mapping[str, float], record: Mapping[str, Any], kind: str) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import random
+import secrets
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +22,14 @@ if TYPE_CHECKING:  # what runs an exported graph has neither torch nor tqdm
 LOGGER = logging.getLogger("glass")
 ROOT = Path(__file__).resolve().parent
 SAY_EVERY = 30  # seconds
+LONGEST_SUFFIX = 16  # bytes; what is longer is no suffix that a library goes by
+# what a full disk and its like are called; the C library's own words leave out what to do
+NO_ROOM = {
+    getattr(errno, "EDQUOT", errno.ENOSPC): "the disk quota is used up",  # not every system has quotas
+    errno.ENOSPC: "the disk is full",
+    errno.EROFS: "the file system is read-only",
+    errno.EFBIG: "the file is larger than the file system or a limit of this process (ulimit -f) allows",
+}
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -161,7 +171,7 @@ def make_folder(path: Path, given: str) -> Path:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"{given} {path} cannot be made: {error.strerror}; give another") from error
+        raise InputError(f"{given} {path} cannot be made: {reason_of(error)}; give another") from error
     return path
 
 
@@ -182,7 +192,7 @@ def one_at_a_time(folder: Path) -> Iterator[None]:
     try:
         handle = path.open("a")
     except OSError as error:
-        raise WorkError(f"cannot write {path}: {error}") from error
+        raise WorkError(f"cannot write {path}: {reason_of(error)}") from error
     with handle:
         try:
             # of this process alone: a loader's worker that outlives it for a moment holds nothing
@@ -200,18 +210,65 @@ def one_at_a_time(folder: Path) -> Iterator[None]:
                 path.unlink()
 
 
+def reason_of(error: BaseException) -> str:
+    """Why something could not be written or read, in a few words and without its path.
+
+    Libraries turn a full disk into errors of their own; then the first cause that the system gave is told.
+    """
+    one: BaseException | None = error
+    while one is not None:
+        if isinstance(one, OSError) and one.errno in NO_ROOM:
+            return NO_ROOM[one.errno]
+        one = one.__cause__ or one.__context__
+    return (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
+
+
+def describe_os_error(error: OSError) -> str:
+    """One line for an error of the system that nobody expected: the file, where it is known, and the reason."""
+    names = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, (str, bytes))]
+    return ": ".join((" -> ".join(names), reason_of(error))) if names else reason_of(error)
+
+
+def no_room(error: BaseException) -> bool:
+    """Whether an error says that nothing more can be written to the file system, and not that one file cannot."""
+    cause = error.__cause__ or error
+    everywhere = {*NO_ROOM, errno.EIO, errno.ENXIO, errno.ENODEV, errno.EMFILE, errno.ENFILE} - {errno.EFBIG}
+    return isinstance(cause, OSError) and cause.errno in everywhere
+
+
+def temporary_beside(path: Path) -> Path:
+    """A hidden name in the same folder and with the same suffix, for a file that is to be renamed to `path`.
+
+    However long the final name is, this one is short: a file system that takes the one takes the other.
+    """
+    suffix = path.suffix if len(os.fsencode(path.suffix)) <= LONGEST_SUFFIX else ""
+    # not the process's number: other containers and hosts that write to the same place may have the same
+    return path.with_name(f".{secrets.token_hex(4)}{suffix}")
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file beside, then rename.
+
+    Raises:
+        WorkError: it cannot be written.
+    """
+    write_atomically(path, lambda temporary: temporary.write_bytes(content))
+
+
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     """Let `write(temporary_path)` make a file with the same suffix, then rename it to `path`.
 
     Raises:
         WorkError: it cannot be written.
     """
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    temporary = temporary_beside(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
         os.replace(temporary, path)
-    except OSError as error:
+    except BaseException as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
-        raise WorkError(f"cannot write {path}: {error}") from error
+        if not isinstance(error, OSError):
+            raise
+        raise WorkError(f"cannot write {path}: {reason_of(error)}") from error

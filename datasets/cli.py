@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 import click
 
 from errors import InputError, WorkError
+from utils import describe_os_error
 
 CONTEXT = {
     "show_default": True,
@@ -51,8 +52,10 @@ def run_command(command: click.Command) -> NoReturn:
         _fail(str(error), 2)
     except MemoryError:
         _fail("out of memory", 1)
-    except (WorkError, OSError) as error:
+    except WorkError as error:
         _fail(str(error), 1)
+    except OSError as error:
+        _fail(describe_os_error(error), 1)
 
 
 def _fail(message: str, code: int) -> NoReturn:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import shutil
 import zlib
 from collections.abc import Callable
@@ -26,7 +25,7 @@ from PIL import Image
 
 from datasets.cli import CONTEXT, run_command
 from errors import InputError, WorkError
-from utils import write_atomically, write_text
+from utils import reason_of, temporary_beside, write_bytes, write_text
 
 SIDE = 256  # pixels of a picture
 FINE = 2  # a plate is drawn so much larger, then reduced
@@ -310,7 +309,7 @@ def make(folder: Path, seed: int) -> None:
             raise InputError(f"{folder} was made as demo data, but {', '.join(gone)} is gone; take the folder away")
         return
     there = folder.exists()  # perhaps a link, a mounted folder or the one that somebody stands in: it stays
-    beside = folder / f".{os.getpid()}" if there else folder.with_name(f".{folder.name}.{os.getpid()}")
+    beside = temporary_beside(folder / "new" if there else folder)
     try:
         for name in PICTURES:
             _write_class(beside / name, name, seed)
@@ -321,7 +320,7 @@ def make(folder: Path, seed: int) -> None:
         else:
             beside.rename(folder)
     except OSError as error:
-        raise WorkError(f"cannot write {folder}: {error.strerror or error}") from error
+        raise WorkError(f"cannot write {folder}: {reason_of(error)}") from error
     finally:
         shutil.rmtree(beside, ignore_errors=True)
 
@@ -350,7 +349,7 @@ def _write_class(base: Path, name: str, seed: int) -> None:
 def _write(path: Path, picture: NDArray[np.float32]) -> None:
     encoded = io.BytesIO()
     Image.fromarray((picture * 255 + 0.5).astype(np.uint8)).save(encoded, "PNG")
-    write_atomically(path, lambda temporary: temporary.write_bytes(encoded.getvalue()))
+    write_bytes(path, encoded.getvalue())
 
 
 @click.command("demo", context_settings=CONTEXT)

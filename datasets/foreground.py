@@ -12,6 +12,7 @@ object on which there never is one.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import sys
 from collections import Counter
@@ -33,7 +34,7 @@ from datasets.cli import CONTEXT, run_command
 from datasets.files import read_mask, read_rgb
 from datasets.masks import read_mask_of
 from errors import InputError, WorkError
-from utils import LOGGER, setup_logging, write_atomically, write_text
+from utils import LOGGER, setup_logging, write_bytes, write_text
 
 # of the routine: masks of another version are made anew
 VERSION = 1
@@ -350,7 +351,9 @@ def _digest(path: Path) -> str:
 
 def _write_png(path: Path, image: NDArray[np.uint8]) -> None:
     """Write an RGB or gray picture."""
-    write_atomically(path, lambda temporary: Image.fromarray(image).save(temporary))
+    encoded = io.BytesIO()  # writing to a full disk, Pillow's encoder fails with an error of its own
+    Image.fromarray(image).save(encoded, "PNG")
+    write_bytes(path, encoded.getvalue())
 
 
 class _Record:

@@ -26,7 +26,7 @@ from geometry import Geometry  # noqa: E402
 from judgement import Judge, choose_tiling  # noqa: E402
 from predict import FILE, Wishes, find_pictures, listed, predict  # noqa: E402
 from thresholds import Thresholds  # noqa: E402
-from utils import LOGGER, setup_logging  # noqa: E402
+from utils import LOGGER, describe_os_error, setup_logging  # noqa: E402
 
 FORMAT = 1  # of the metadata
 NAN = float("nan")
@@ -69,6 +69,8 @@ class GraphJudge(Judge):
 
     def score_pictures(self, pictures: Sequence[Image.Image]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """RGB pictures → scores (B,) and maps (B, H, W) of what the network saw of them."""
+        if not len(pictures):
+            return np.zeros(0, np.float32), np.zeros((0, *self.geometry.size), np.float32)
         arrays = [np.asarray(picture) for picture in pictures]
         together = not self._alone and len({one.shape for one in arrays}) == 1
         found = [self._run(np.stack(arrays))] if together else [self._run(one[None]) for one in arrays]
@@ -221,8 +223,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return work(_parser().parse_intermixed_args(arguments))
     except (InputError, WorkError) as error:
         code, message = (2 if isinstance(error, InputError) else 1), " ".join(str(error).split())
-    except (OSError, MemoryError) as error:
-        code, message = 1, str(error) or "out of memory; try a smaller --batch_size"
+    except OSError as error:
+        code, message = 1, describe_os_error(error)
+    except MemoryError:
+        code, message = 1, "out of memory; try a smaller --batch_size"
     except KeyboardInterrupt:
         code, message = INTERRUPTED, "stopped; with --continue the same command goes on where it was"
     print(f"Error: {message}", file=sys.stderr)  # noqa: T201 the command's last word

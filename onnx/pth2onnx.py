@@ -14,7 +14,8 @@ import json
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +38,12 @@ from tqdm import tqdm  # noqa: E402
 
 import metrics  # noqa: E402
 from datasets.files import list_images, read_rgb  # noqa: E402
-from errors import InputError  # noqa: E402
+from errors import InputError, WorkError  # noqa: E402
 from inference import Inspector, load_checkpoint  # noqa: E402
 from judgement import open_picture  # noqa: E402
 from main import CONTEXT, OneLine  # noqa: E402
 from thresholds import TINY  # noqa: E402
-from utils import IMAGENET_MEAN, IMAGENET_STD, LOGGER, setup_logging, write_atomically  # noqa: E402
+from utils import IMAGENET_MEAN, IMAGENET_STD, LOGGER, reason_of, setup_logging, write_atomically  # noqa: E402
 
 FORMAT = 1  # of the metadata
 CALIBRATED = 100  # pictures
@@ -237,12 +238,28 @@ class _Prepared(CalibrationDataReader):
         return {"normalised_image": self._model.prepare(picture)[None].numpy()}
 
 
+@contextmanager
+def _temporary_folder() -> Iterator[Path]:
+    """A folder of the system's for what is needed in between.
+
+    Raises:
+        WorkError: it has no room.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            yield Path(folder)
+        except OSError as error:
+            raise WorkError(
+                f"cannot write temporary files in {folder}: {reason_of(error)}; the variable TMPDIR names another place"
+            ) from error
+
+
 def to_int8(network: onnx.ModelProto, model: Inspector, good: Sequence[Path]) -> onnx.ModelProto:
     """Static quantisation of convolutions and products, calibrated on good pictures."""
     # the smoothing at the end is two small products, which would round every pixel of the map
     kept = [n.name for n in network.graph.node if n.op_type == "MatMul"][-SMOOTHING_PRODUCTS:]
-    with tempfile.TemporaryDirectory() as folder:
-        whole, prepared, small = (Path(folder) / f"{name}.onnx" for name in ("float", "prepared", "int8"))
+    with _temporary_folder() as folder:
+        whole, prepared, small = (folder / f"{name}.onnx" for name in ("float", "prepared", "int8"))
         onnx.save(network, whole)
         quant_pre_process(str(whole), str(prepared), skip_symbolic_shape=True)
         quantize_static(

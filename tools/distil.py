@@ -21,7 +21,7 @@ import click
 import cv2
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import save as as_safetensors
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -34,7 +34,7 @@ from datasets.textures import FileTextures
 from embedded import FILE, WIDTH, HalfResNet18
 from errors import InputError, WorkError
 from tools.pictures import Crops, find_photographs, read_photographs
-from utils import IMAGENET_MEAN, IMAGENET_STD, choose_device, make_folder, seeded, write_atomically
+from utils import IMAGENET_MEAN, IMAGENET_STD, choose_device, make_folder, seeded, write_bytes
 
 LAYERS = ("layer2", "layer3")
 TEACHER_CHANNELS, STUDENT_CHANNELS = (128, 256), (2 * WIDTH, 4 * WIDTH)
@@ -209,7 +209,7 @@ def save_weights(student: nn.Module, path: Path) -> None:
     """float16; what batch norms have measured stays float32, whose range it may need."""
     kept = {k: v for k, v in student.state_dict().items() if not k.endswith("num_batches_tracked")}
     tensors = {k: (v if "running" in k else v.half()).contiguous().cpu() for k, v in kept.items()}
-    write_atomically(path, lambda temporary: save_file(tensors, temporary))
+    write_bytes(path, as_safetensors(tensors))
 
 
 def _steps(loader: DataLoader, first: int, total: int, batch: int) -> Iterator[tuple[int, Tensor]]:
