@@ -264,9 +264,10 @@ def prepare_foreground(path: Path, sample: Sample, settings: ImageSettings) -> N
     Raises:
         WorkError: it cannot be read; the message names it.
     """
-    mask = _last_foreground(path, sample.path)
-    if sample.box is not None:
-        mask = cut_mirrored(mask, sample.box)
+    if sample.box is None:
+        mask = read_mask_of(path, sample.path, scaled=True)
+    else:
+        mask = cut_mirrored(_last_foreground(path, sample.path), sample.box)
     return settings.transform_foreground(Image.fromarray(mask * np.uint8(255)))
 
 

@@ -80,7 +80,7 @@ class VisALayout(Layout):
         notes = super().notes(name)
         if moved := len(self._moved(name)):
             notes.append(
-                f"{moved} rows with split train in {self._table} are not normal: they are tested, not trained on"
+                f"{moved} rows with split train in {self._table} are anomalies: they are tested, not trained on"
             )
         others = [row["split"] for row in self._rows if row["object"] == name and row["split"] not in ("train", "test")]
         if others:

@@ -37,6 +37,7 @@ from torch import Tensor, nn  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 import metrics  # noqa: E402
+from datasets.base import is_good  # noqa: E402
 from datasets.files import list_images, read_rgb  # noqa: E402
 from errors import InputError, WorkError  # noqa: E402
 from inference import Inspector, load_checkpoint  # noqa: E402
@@ -300,7 +301,7 @@ def difference(path: Path, model: Inspector, pictures: Sequence[np.ndarray]) -> 
 
 
 def _is_defective(file: Path, folder: Path) -> bool:
-    return file.relative_to(folder).parts[0] != "good"
+    return not is_good(file.relative_to(folder).parts[0])
 
 
 def _ort() -> Any:
