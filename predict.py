@@ -476,9 +476,12 @@ def _print_lines(rows: Sequence[dict[str, Any]]) -> None:
     try:
         for row in rows:
             print(json.dumps(_as_json(row)), flush=True)  # noqa: T201 standard output is for other programs here
-    except BrokenPipeError:  # whoever read has had enough
-        raise
     except OSError as error:
+        with contextlib.suppress(OSError, ValueError):
+            # Python would try once more to write what is left as it ends, and print that it failed
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):  # whoever read has had enough
+            raise
         raise WorkError(f"cannot write to standard output: {reason_of(error)}") from error
 
 
