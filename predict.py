@@ -21,7 +21,7 @@ from typing import Any, TextIO
 import numpy as np
 from PIL import Image
 
-from datasets.files import list_images
+from datasets.files import ReadOptions, look_through, what_else
 from drawing import save_image
 from errors import InputError, WorkError
 from geometry import MUCH_LEFT_OUT
@@ -86,9 +86,12 @@ def _resolve(given: str) -> list[tuple[Path, str]]:
     """The pictures that an input stands for, each with its path relative to the folder given."""
     path = Path(given)
     if path.is_dir():
-        inside = [(p, p.relative_to(path).as_posix()) for p in list_images(path, recursive=True)]
+        listing = look_through(path, recursive=True)
+        inside = [(p, p.relative_to(path).as_posix()) for p in listing.images]
         if not inside:
-            raise InputError(f"{path}: the folder holds no png, jpg, bmp, tif or webp at any depth")
+            raise InputError(f"{path}: the folder holds no png, jpg, bmp, tif or webp at any depth{what_else(path)}")
+        if left := listing.describe():
+            LOGGER.info("%s: %s", path, left)
         return inside
     if path.is_file():
         return [(path, path.name)]
@@ -244,14 +247,14 @@ class Wishes:
 Read = tuple[Picture, Image.Image | WorkError]
 
 
-def _ahead(pictures: Sequence[Picture], count: int) -> Iterator[Read]:
+def _ahead(pictures: Sequence[Picture], count: int, options: ReadOptions) -> Iterator[Read]:
     """Each picture read, or why it cannot be; a few of them in the background, the fewer the larger they are."""
     with ThreadPoolExecutor(max(1, min(4, cores()))) as pool:
         waiting: deque[tuple[Picture, Future]] = deque()
         left, most = iter(pictures), 1  # how large they are, the first one tells
         while True:
             for picture in itertools.islice(left, max(0, most - len(waiting))):
-                waiting.append((picture, pool.submit(open_picture, picture.path)))
+                waiting.append((picture, pool.submit(open_picture, picture.path, options)))
             if not waiting:
                 return
             picture, reading = waiting.popleft()
@@ -280,7 +283,7 @@ def predict(model: Judge, pictures: Sequence[Picture], wishes: Wishes, go_on: bo
     together = 1 if model.tiling else wishes.batch_size  # of a large picture, its tiles are the batch
     with contextlib.closing(table), progress_bar(len(left), "img") as bar:
         batch: list[Read] = []
-        for picture, image in _ahead(left, AHEAD * together):
+        for picture, image in _ahead(left, AHEAD * together, model.reading):
             batch.append((picture, image))
             cropped += _much_left_out(model, image)
             pixels = sum(i.size[0] * i.size[1] for _, i in batch if isinstance(i, Image.Image))

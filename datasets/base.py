@@ -21,7 +21,7 @@ from tqdm import tqdm
 import synthesis
 from datasets.cache import ImageCache
 from datasets.defects import Defects
-from datasets.files import list_images, read_mask, read_rgb
+from datasets.files import DEFAULT, ReadOptions, closed_folders, list_images, read_mask, read_rgb, what_else
 from datasets.settings import ImageSettings, normalise
 from datasets.textures import Textures
 from errors import InputError, WorkError
@@ -55,21 +55,21 @@ class Sample:
         """Tells it from others in a cache."""
         return self.path if self.box is None else (self.path, self.box)
 
-    def read(self) -> Image.Image:
+    def read(self, reading: ReadOptions = DEFAULT) -> Image.Image:
         """Its pixels, RGB.
 
         Raises:
             WorkError: they cannot be read.
         """
         if self.box is None:
-            return read_rgb(self.path)
-        return Image.fromarray(cut_mirrored(_last_picture(self.path), self.box))
+            return read_rgb(self.path, reading)
+        return Image.fromarray(cut_mirrored(_last_picture(self.path, reading), self.box))
 
 
 @functools.lru_cache(maxsize=2)  # a picture and its foreground mask
-def _last_picture(path: Path) -> NDArray[np.uint8]:
+def _last_picture(path: Path, reading: ReadOptions) -> NDArray[np.uint8]:
     """Tiles are mostly asked for one after another, each of which would decode the whole picture."""
-    return np.asarray(read_rgb(path))
+    return np.asarray(read_rgb(path, reading))
 
 
 class Layout:
@@ -120,7 +120,9 @@ class Layout:
                 f"DATA_PATH {self.root} is the folder of one class: give {whole.parent}, with -d {whole.name}"
             )
         if not known:
-            raise InputError(f"DATA_PATH {self.root}: no class folder found in it; {self.expected}")
+            raise InputError(
+                f"DATA_PATH {self.root}: no class folder found in it; {self.expected}{what_else(self.root)}"
+            )
         for name in wished:
             if name not in known:
                 raise InputError(f"unknown class {name!r}; {self.root} has {', '.join(known)}")
@@ -130,6 +132,9 @@ class Layout:
                 f"class {empty[0]}: {self.root / empty[0]} holds no file at any depth; put images there, take the "
                 "folder away, or name the classes wished with -d"
             )
+        closed = closed_folders(self.root)
+        if closed:
+            LOGGER.warning("%s may not be entered and is left out", ", ".join(map(str, closed)))
         others = [] if wished else self.not_classes()
         if others:
             LOGGER.warning("%s holds pictures, but is no class: %s", self.root / others[0], self.expected)
@@ -270,7 +275,7 @@ class TrainDataset(Dataset):
     def _pixels(self, index: int) -> NDArray[np.uint8]:
         sample, settings = self.samples[index], self.settings
         prepare = settings.resized if settings.randomly_augmented else settings.cropped
-        return self.cache.get(("train", sample.key), lambda: np.asarray(prepare(sample.read())))
+        return self.cache.get(("train", sample.key), lambda: np.asarray(prepare(sample.read(settings.reading))))
 
     def image(self, epoch: int, index: int) -> tuple[Tensor, np.random.Generator]:
         """The image (3, H, W) of a key and the generator for all that follows."""
@@ -284,7 +289,7 @@ class TrainDataset(Dataset):
         """The image (3, H, W) as a test would show it."""
         if not self.settings.randomly_augmented:
             return normalise(self._pixels(index))
-        return normalise(np.asarray(self.settings.cropped(self.samples[index].read())))
+        return normalise(np.asarray(self.settings.cropped(self.samples[index].read(self.settings.reading))))
 
     def foreground_of(self, index: int) -> NDArray[np.bool_] | None:
         """Where anomalies may lie on an image, (H, W); None is everywhere."""
@@ -293,7 +298,7 @@ class TrainDataset(Dataset):
         mask = replace(self.samples[index], path=self.masks[index])
         made = self.cache.get(
             ("foreground", self.samples[index].key),
-            lambda: self.settings.transform_foreground(mask.read()).view(np.uint8),
+            lambda: self.settings.transform_foreground(mask.read(self.settings.reading)).view(np.uint8),
         ).view(np.bool_)
         # a tile beside the part is background alone, where something may lie as well
         return made if mask.box is None or made.mean() >= LEAST_FOREGROUND else None
@@ -374,7 +379,9 @@ class TestDataset(Dataset):
 
     def _pixels(self, index: int) -> NDArray[np.uint8]:
         sample = self.samples[index]
-        return self.cache.get(("test", sample.key), lambda: np.asarray(self.settings.cropped(sample.read())))
+        return self.cache.get(
+            ("test", sample.key), lambda: np.asarray(self.settings.cropped(sample.read(self.settings.reading)))
+        )
 
     def _image(self, index: int) -> Tensor:
         return normalise(self._pixels(index))
@@ -384,7 +391,10 @@ class TestDataset(Dataset):
         if sample.mask is None:
             return np.full(self.settings.size, -1 if sample.is_anomaly else 0, np.int8)
         path = sample.mask
-        made = self.cache.get(("mask", path), lambda: self.settings.transform_mask(read_mask(path)).view(np.uint8))
+        made = self.cache.get(
+            ("mask", path),
+            lambda: self.settings.transform_mask(read_mask(path, self.settings.reading)).view(np.uint8),
+        )
         return made.view(np.int8).copy()
 
     def __getitem__(self, index: int) -> dict[str, Any]:

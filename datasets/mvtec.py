@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from datasets.base import GOOD, Layout, Sample
-from datasets.files import list_folders, list_images
+from datasets.files import list_folders, list_images, what_else
 from errors import InputError
 
 BESIDE = frozenset({"ground_truth", "fg_mask"})
@@ -59,7 +59,7 @@ class MVTecLayout(Layout):
         folder = self.root / name / "train" / GOOD
         samples = [Sample(path) for path in list_images(folder)]
         if not samples:
-            raise InputError(f"class {name}: no good training image in {folder}")
+            raise InputError(f"class {name}: no good training image in {folder}{what_else(folder)}")
         return samples
 
     def test(self, name: str) -> list[Sample]:
