@@ -61,6 +61,7 @@ STEP_FIGURES = ("loss", "p_true", "p_fake", "r_t", "r_g", "r_f")
 # holds is compared by `backbone_hash`
 FREE_ON_RESUME = frozenset(
     {
+        "max_pixels",
         "meta_epochs",
         "eval_epochs",
         "weights",

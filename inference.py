@@ -41,6 +41,7 @@ class Inspector(Judge):
         self, glass: GLASS, state: Mapping[str, Any], settings: ImageSettings, tiling: Tiling | None = None
     ) -> None:
         self.glass, self.settings, self.geometry, self.tiling = glass, settings, settings, tiling
+        self.reading = settings.reading
         self.config: dict[str, Any] = dict(state["config"])
         self.class_name = str(self.config.get("class_name", ""))
         self.thresholds = Thresholds.of(state.get("thresholds"))
@@ -77,6 +78,7 @@ def load_checkpoint(
     precision: str = "fp32",
     tile: int | str | None = None,
     overlap: float | None = None,
+    max_pixels: int | None = None,
 ) -> Inspector:
     """A model from nothing but its checkpoint, and the backbone's weights from the cache or a file.
 
@@ -88,6 +90,7 @@ def load_checkpoint(
         tile: shorter side, in pixels, of the tiles that pictures are cut into; `auto` is as large as what was seen in
             the training, `off` takes pictures whole; by default as the training was.
         overlap: least share of a tile that its neighbour covers too, in [0, 0.75]; 0.25 by default.
+        max_pixels: a file with more pixels is refused; by default as in the training, or 500 million.
 
     Raises:
         InputError: the weights given are not those of the training, or no such tiles.
@@ -104,7 +107,8 @@ def load_checkpoint(
     tiling = choose_tiling(config, tile, overlap)
     device = torch.device(device) if device is not None else choose_device((-1,))
     glass = _build(path, state, device, weights, choose_precision(precision, device))
-    return Inspector(glass, state, ImageSettings.of_config(config), tiling)
+    settings = ImageSettings.of_config(config if max_pixels is None else {**config, "max_pixels": max_pixels})
+    return Inspector(glass, state, settings, tiling)
 
 
 def _find(path: Path) -> Path:

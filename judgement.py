@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from datasets.files import read_rgb, to_8_bits
+from datasets.files import CLIPPED, DEFAULT, PAGES, ReadOptions, as_image, read_rgb
 from drawing import heatmap, outline
 from errors import InputError, WorkError
 from geometry import AUTO, DEFAULT_OVERLAP, Blend, Geometry, Tiling, batches, pair
@@ -40,7 +40,7 @@ class Prepared:
         return self.picture.size
 
 
-Picture = str | Path | NDArray[np.uint8] | Image.Image | Prepared
+Picture = str | Path | NDArray[np.uint8] | NDArray[np.uint16] | Image.Image | Prepared
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,7 @@ class Judge(ABC):
         tiling: how large pictures are cut; None judges every picture whole.
         tiles_at_once: of one picture, in memory.
         class_name: what it was trained on, as `<dataset>_<class>`.
+        reading: how pictures are read, with the depth of the training.
     """
 
     geometry: Geometry
@@ -80,6 +81,8 @@ class Judge(ABC):
     tiling: Tiling | None = None
     tiles_at_once: int = TILES_AT_ONCE
     class_name: str = ""
+    reading: ReadOptions = DEFAULT
+    _said: frozenset[str] = frozenset()
 
     def identity(self) -> dict[str, Any]:
         """Plain values in which two ways to run one model agree, and two models hardly will."""
@@ -113,7 +116,8 @@ class Judge(ABC):
         """Judge a picture.
 
         Args:
-            image: a file; or (h, w, 3) RGB or (h, w) gray, uint8; or a PIL image.
+            image: a file; or (h, w, 3) RGB or (h, w) gray, uint8 or uint16; or a PIL image. 16 bits are read with
+                the depth of the training.
 
         Raises:
             InputError: no such array.
@@ -124,9 +128,10 @@ class Judge(ABC):
     def predict_images(self, images: Sequence[Picture]) -> list[Result]:
         """Judge several at once, which is faster; see `predict_image`."""
         started = time.perf_counter()
-        pictures = [image if isinstance(image, Prepared) else open_picture(image) for image in images]
+        pictures = [image if isinstance(image, Prepared) else open_picture(image, self.reading) for image in images]
         if not pictures:
             return []
+        self._say_once([one.picture if isinstance(one, Prepared) else one for one in pictures])
         for picture in pictures if self.tiling is None else ():
             _refuse_narrow(picture, self.geometry)
         if self.tiling is not None:
@@ -148,6 +153,20 @@ class Judge(ABC):
         if not np.isfinite(scores).all():
             raise WorkError("the model gives a score that is not finite (NaN or infinity): its weights are damaged")
         return scores, maps
+
+    def _say_once(self, pictures: Sequence[Image.Image]) -> None:
+        """What is to be known of the files, of the first one alone."""
+        for picture in pictures:
+            for key in {CLIPPED, PAGES} & picture.info.keys() - self._said:
+                self._said |= {key}
+                if key == CLIPPED:
+                    LOGGER.warning(
+                        "a picture holds the value %d, but the model was trained with %d bits, where white is %d: what "
+                        "is brighter is clipped, here and in others", picture.info[key], self.reading.bits,
+                        (1 << self.reading.bits) - 1,
+                    )  # fmt: skip
+                else:
+                    LOGGER.warning("a file has %d pages; of this one and others the first is judged", picture.info[key])
 
     def _in_tiles(self, picture: Image.Image | Prepared, tiling: Tiling) -> Result:
         picture = picture.picture if isinstance(picture, Prepared) else picture
@@ -189,37 +208,51 @@ class Judge(ABC):
         return drawn
 
 
-def open_picture(image: Picture) -> Image.Image:
+def open_picture(image: Picture, reading: ReadOptions = DEFAULT) -> Image.Image:
     """An RGB picture from whatever `Judge.predict_image` takes."""
     if isinstance(image, Image.Image):
-        picture = _upright_rgb(image)
+        picture = _upright_rgb(image, reading.bits)
     elif isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (1, 3)):
-            raise InputError(
-                f"an array of {image.dtype} and shape {image.shape} is no picture; possible: uint8 of (h, w, 3) RGB or "
-                "(h, w) gray"
-            )
-        gray = image.reshape(image.shape[:2]) if image.ndim == 2 or image.shape[2] == 1 else None
-        picture = Image.fromarray(image if gray is None else gray).convert("RGB")
+        picture = _of_array(image, reading.bits)
     else:
-        picture = read_rgb(Path(image))
+        picture = read_rgb(Path(image), reading)
     if min(picture.size) < SMALLEST:
         raise WorkError(f"a picture of {picture.size[0]}x{picture.size[1]} pixels is too small to be judged")
     return picture
 
 
-def _upright_rgb(image: Image.Image) -> Image.Image:
+def _of_array(values: NDArray[Any], bits: int) -> Image.Image:
+    right_shape = values.ndim == 2 or (values.ndim == 3 and values.shape[2] in (1, 3))
+    if values.dtype not in (np.uint8, np.uint16) or not right_shape or not values.size:
+        raise InputError(
+            f"an array of {values.dtype} and shape {values.shape} is no picture; possible: uint8 or uint16 of "
+            "(h, w, 3) RGB or (h, w) gray"
+        )
+    gray = values.ndim == 2 or values.shape[2] == 1
+    picture = as_image(values.reshape(values.shape[:2]) if gray else values, bits)
+    return _converted(picture)
+
+
+def _converted(image: Image.Image) -> Image.Image:
+    """In RGB, with what is to be said of its file."""
+    said = {key: value for key, value in image.info.items() if key in (CLIPPED, PAGES)}
+    converted = image.convert("RGB")
+    converted.info |= said
+    return converted
+
+
+def _upright_rgb(image: Image.Image, bits: int) -> Image.Image:
     """A PIL picture as `datasets.files.read_rgb` would give its file; one that is RGB already is not copied."""
     try:
         image.load()
     except (OSError, SyntaxError, ValueError) as error:
         raise WorkError(f"the picture cannot be read: {error}") from error
     if image.mode.startswith("I;16"):
-        image = Image.fromarray(to_8_bits(np.asarray(image, np.uint16)))
+        image = as_image(np.asarray(image, np.uint16), bits)
     elif image.mode in ("I", "F"):
         raise InputError(f"a PIL image of mode {image.mode} has no range known to be white; give 8 or 16 bits")
     upright = ImageOps.exif_transpose(image) if image.getexif() else image
-    return upright if upright.mode == "RGB" else upright.convert("RGB")
+    return upright if upright.mode == "RGB" else _converted(upright)
 
 
 def _refuse_narrow(picture: Image.Image | Prepared, geometry: Geometry) -> None:

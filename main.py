@@ -16,7 +16,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 import click
 from click.core import ParameterSource
 
-from datasets.cli import CONTEXT, INTERRUPTED, Finite
+from datasets.cli import CONTEXT, INTERRUPTED, Finite, bits_option, max_pixels_option
 
 AT_LEAST_0, AT_LEAST_1 = click.IntRange(min=0), click.IntRange(min=1)
 
@@ -401,6 +401,8 @@ def _not_missing(_context: click.Context, _parameter: click.Parameter, value: st
     type=NOT_NEGATIVE,
     help="Memory for decoded images and textures, in GB; 0 keeps none.  [default: a quarter of what is free]",
 )
+@bits_option
+@max_pixels_option
 @click.option(
     "--skip_bad",
     is_flag=True,
@@ -547,6 +549,12 @@ class Predict(OneLine):
     help="Share of a tile that its neighbour covers too.  [default: as trained, or 0.25]",
 )
 @click.option(
+    "--max_pixels",
+    default=None,
+    type=AT_LEAST_1,
+    help="A picture with more pixels is refused, as it would fill the memory.  [default: as trained, or 500000000]",
+)
+@click.option(
     "--gpu",
     type=click.IntRange(min=-1),
     multiple=True,
@@ -575,7 +583,7 @@ def predict_command(inputs: tuple[str, ...], **options: Any) -> int:
     out = Path(options["out"]) if options["out"] else None
     pictures = find_pictures(inputs, listed() if "-" in inputs else (), out)
     device = choose_device(options["gpu"])
-    how = {key: options[key] for key in ("weights", "precision", "tile", "overlap")}
+    how = {key: options[key] for key in ("weights", "precision", "tile", "overlap", "max_pixels")}
     model = load_checkpoint(options["checkpoint"], device, **how)
     wishes = Wishes(out, options["maps"] if options["save"] else "", options["lines"], options["batch_size"])
     if model.thresholds is None:

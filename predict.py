@@ -26,7 +26,7 @@ import numpy as np
 from PIL import Image
 
 from cells import as_cell, csv_text, path_as_cell, path_from_cell
-from datasets.files import list_images
+from datasets.files import look_through, what_else
 from drawing import encode_png
 from errors import InputError, WorkError
 from geometry import MUCH_LEFT_OUT
@@ -132,9 +132,12 @@ def _resolve(given: str) -> list[tuple[Path, str]]:
     """The pictures that an input stands for, each with its path relative to the folder given."""
     path = Path(given)
     if os.path.isdir(given):
-        inside = [(p, p.relative_to(path).as_posix()) for p in list_images(path, recursive=True)]
+        listing = look_through(path, recursive=True)
+        inside = [(p, p.relative_to(path).as_posix()) for p in listing.images]
         if not inside:
-            raise InputError(f"{path}: the folder holds no png, jpg, bmp, tif or webp at any depth")
+            raise InputError(f"{path}: the folder holds no png, jpg, bmp, tif or webp at any depth{what_else(path)}")
+        if left := listing.describe():
+            LOGGER.info("%s: %s", path, left)
         return inside
     if os.path.isfile(given):
         return [(path, path.name)]
@@ -345,7 +348,7 @@ Read = tuple[Picture, Image.Image | Prepared | WorkError]
 
 def _read(model: Judge, path: Path) -> Image.Image | Prepared:
     """A picture as far as it can be got ready without the network."""
-    image = open_picture(path)
+    image = open_picture(path, model.reading)
     try:
         return model.prepare_ahead(image)
     except Exception:  # it fails again where it is judged, and is told there

@@ -8,17 +8,27 @@ from pathlib import Path
 
 import click
 
+import checkpoint
 import distribution
 from datasets import TrainDataset
 from datasets.base import Readable, TextureReading, plan_images, plan_textures, read_all
 from datasets.cache import GB, ImageCache, describe_budget
-from datasets.check import Problem, check_defects, check_foreground, check_pictures, quick_check
+from datasets.check import (
+    Problem,
+    check_defects,
+    check_foreground,
+    describe_pages,
+    look_at_pictures,
+    quick_look,
+)
 from datasets.defects import refuse_test_images
+from datasets.depth import find_depth, is_deep, log_depth
+from datasets.files import FULL_BITS, Header, ReadOptions, look_through
 from datasets.masks import describe_masks
 from datasets.textures import FileTextures
 from datasets.tiles import TiledTestDataset, describe, refuse_small
 from errors import InputError, WorkError
-from geometry import describe_left_out
+from geometry import AUTO, describe_left_out
 from job import ClassData, KeptTextures, Run
 from utils import LOGGER, write_text
 
@@ -33,7 +43,8 @@ def glance(this: Run, data: ClassData) -> ClassData:
         WorkError: what would stop the work or spoil its figures.
     """
     _forget_skipped(this, data.row)
-    problems, sizes = quick_check(data.name, data.train, data.test)
+    problems, headers = quick_look(data.name, data.train, data.test, data.settings.reading)
+    sizes = {path: header.size for path, header in headers.items()}
     for problem in (p for p in problems if p.kind == "train_and_test"):
         LOGGER.warning("%s: %s: the figures will be too good", data.row, problem)
     problems = [p for p in problems if p.kind != "train_and_test"]
@@ -41,6 +52,11 @@ def glance(this: Run, data: ClassData) -> ClassData:
         LOGGER.warning("%s: %s", data.row, note)
     stop_or_skip(this, f"class {data.row}", problems)
     data = _not_empty(this, replace(data.without(problems), image_sizes=sizes))
+    data = _with_depth(this, data, headers)
+    if pages := describe_pages(headers):
+        LOGGER.warning("%s: %s", data.row, pages)
+    if left := look_through(this.layout.root / data.name, recursive=True).describe():
+        LOGGER.info("%s: %s", data.row, left)
     if data.tiling is not None:
         refuse_small(data.train, data.tiling, sizes)
         tiles = len(data.seen(data.train or data.test))
@@ -50,12 +66,52 @@ def glance(this: Run, data: ClassData) -> ClassData:
     return data
 
 
+def _with_depth(this: Run, data: ClassData, headers: Mapping[Path, Header]) -> ClassData:
+    """The class with the depth of its images: given, as its training was begun with, or found.
+
+    Raises:
+        InputError: another one is given than that of the model to be tested.
+    """
+    given = this.dataset.get("bits", FULL_BITS)
+    if not any(is_deep(header) for header in headers.values()):
+        return data
+    before = _bits_begun_with(this, data.row)
+    if before is not None and given == AUTO:
+        given = before
+        LOGGER.info("%s: %d bits of 16-bit files are in use, as the model was trained", data.row, before)
+    elif before not in (None, given) and not this.training:
+        raise InputError(f"--bits {given}: class {data.name} was trained with {before}; leave the option out")
+    deciding, test = ([sample.path for sample in part] for part in (data.train or data.test, data.test))
+    depth = find_depth(given, deciding, test, headers, data.settings.reading)
+    log_depth(data.row, depth)
+    return replace(data, settings=replace(data.settings, bits=depth.bits))
+
+
+def _bits_begun_with(this: Run, row: str) -> int | None:
+    """The depth of a class's checkpoints; of those made before there was a choice, 16. None without any."""
+    for index in range(len(this.nets)):
+        folder = this.models / f"backbone_{index}" / row
+        best, latest = checkpoint.find_best(folder), folder / checkpoint.LATEST
+        for path in (latest, *(best or ())[:1]):
+            try:
+                config = checkpoint.load(path).get("config") if path.exists() else None
+            except WorkError:  # a damaged one is spoken of where it is to be gone on with
+                continue
+            if isinstance(config, dict):
+                return int(config.get("bits", FULL_BITS))
+    return None
+
+
 def glance_at_textures(this: Run) -> None:
     """Look at the headers of all textures; those that cannot be read are left out with --skip_bad."""
     _forget_skipped(this, "textures")
     _forget_skipped(this, "defects")
     if isinstance(this.textures, FileTextures):
-        _leave_out_textures(this, check_pictures(this.textures.paths))
+        problems, headers = look_at_pictures(this.textures.paths, None, this.textures.reading)
+        _leave_out_textures(this, problems)
+        depth = find_depth(AUTO, this.textures.paths, [], headers, this.textures.reading)
+        log_depth("textures", depth)
+        this.textures = FileTextures(this.textures.paths, replace(this.textures.reading, bits=depth.bits))
 
 
 def read_everything(this: Run, classes: Sequence[ClassData]) -> tuple[list[ClassData], ImageCache]:
@@ -78,7 +134,7 @@ def read_everything(this: Run, classes: Sequence[ClassData]) -> tuple[list[Class
         data = _read_class(this, data, one, first if data is classes[0] else ImageCache(0))
         if one:
             _check_foreground(this, data)
-            refuse_test_images(this.defects_of(data.name), data.test)
+            refuse_test_images(this.defects_of(data.name), data.test, data.settings.reading)
         kept.append(data)
     return kept, first
 
@@ -177,8 +233,10 @@ def _check_foreground(this: Run, data: ClassData) -> None:
     flags = distribution.read_flags(this.dataset["name"], data.row)
     masks = this.layout.foreground(data.name, data.train)
     if masks and distribution.wants_foreground(this.dataset["fg"], flags):
-        tiled = data.tiling is not None
-        problems = check_foreground(masks, data.train, data.image_sizes, data.row, data.settings, tiled)
+        tiled, settings = data.tiling is not None, data.settings
+        problems = check_foreground(
+            masks, data.train, data.image_sizes, data.row, settings, tiled, reading=settings.reading
+        )
         stop_or_skip(this, f"class {data.row}", problems, may_skip=False)
 
 
@@ -227,14 +285,14 @@ def _leave_out_textures(this: Run, problems: Sequence[Problem]) -> None:
         kept = [path for path in this.textures.paths if path not in bad]
         if not kept:
             raise WorkError(f"AUG_PATH {this.dataset['aug_path']}: no texture is left")
-        this.textures = FileTextures(kept)
+        this.textures = FileTextures(kept, this.textures.reading)
 
 
 def _read_defects(this: Run) -> None:
     """Known defects: readable, with masks that fit."""
     if not this.defects:
         return
-    problems = check_defects(this.defects)
+    problems = check_defects(this.defects, ReadOptions(max_pixels=this.dataset["max_pixels"]))
     stop_or_skip(this, "defects", problems)
     bad = {problem.path for problem in problems}
     kept = [pair for pair in this.defects if bad.isdisjoint(pair)]

@@ -151,7 +151,7 @@ def _prepare(main: Options, net: Options, dataset: Options) -> Run:
     ImageSettings.of(dataset)
     GLASS.check_settings({**net, **{key: net[key] or backbones.DEFAULT_DIMENSION for key in DIMENSIONS}})
     training = main["test"] == "ckpt"
-    textures = open_textures(dataset["aug_path"], main["seed"]) if training else None
+    textures = open_textures(dataset["aug_path"], main["seed"], ImageSettings.of(dataset).reading) if training else None
     defects = list_defects(dataset["defects"]) if training and dataset["defects"] else []
     models = Path(main["models_path"]) if main["models_path"] else results / "models"
     weights = _weights_of(net)
@@ -339,7 +339,7 @@ def _foreground(this: Run, data: ClassData, decision: Decision | None) -> list[P
     given = this.layout.foreground(data.name, data.train)
     if given is not None:
         return given
-    made = make_masks(data.train, this.results / "foreground" / data.row)
+    made = make_masks(data.train, this.results / "foreground" / data.row, reading=data.settings.reading)
     if data.tiling is not None:
         return made
     kept = leave_out_small(made, data.train, data.image_sizes, data.settings)
@@ -413,7 +413,8 @@ def _model(this: Run, data: ClassData, net: Net, folder: Path, decision: Decisio
         "class_name": data.row, **asdict(data.settings),
         "batch_size": this.dataset["batch_size"], "distribution": this.dataset["distribution"],
         "fg": this.dataset["fg"], "foreground": bool(decision and decision.foreground),
-        "defects": digest(this.defects_of(data.name)), "defects_share": this.dataset["defects_share"],
+        "defects": digest(this.defects_of(data.name), data.settings.reading),
+        "defects_share": this.dataset["defects_share"],
         "val_share": this.dataset["val_share"], "image_size": list(data.median_size),
         "tile": this.dataset["tile"], "overlap": this.dataset["overlap"] if data.tiling else None,
     }  # fmt: skip
@@ -482,7 +483,8 @@ def _judge(this: Run, data: ClassData) -> int:
     """Judge the class by its mean training image, resized straight; keep pictures."""
     # the special size of some classes does not count here
     settings = ImageSettings.of(this.dataset)
-    mean = distribution.mean_image(settings.straight(sample.read()) for sample in data.seen(data.train))
+    reading_options = data.settings.reading
+    mean = distribution.mean_image(settings.straight(sample.read(reading_options)) for sample in data.seen(data.train))
     flag = distribution.judge(mean)
     spectrum = distribution.spectrum(mean).astype(np.uint8) * 255
     save_image(this.results / "judge" / "avg" / str(flag) / f"{data.row}.png", mean)

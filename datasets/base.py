@@ -22,7 +22,7 @@ from tqdm import tqdm
 import synthesis
 from datasets.cache import ImageCache
 from datasets.defects import Defects
-from datasets.files import list_images, read_rgb
+from datasets.files import DEFAULT, ReadOptions, closed_folders, list_images, read_rgb, what_else
 from datasets.masks import LOST, NO_PIXEL_LEFT, examine, find_annotations, read_mask_of
 from datasets.settings import ImageSettings, normalise
 from datasets.textures import Textures
@@ -64,26 +64,26 @@ class Sample:
         """Tells it from others in a cache."""
         return self.path if self.box is None else (self.path, self.box)
 
-    def read(self) -> Image.Image:
+    def read(self, reading: ReadOptions = DEFAULT) -> Image.Image:
         """Its pixels, RGB.
 
         Raises:
             WorkError: they cannot be read.
         """
         if self.box is None:
-            return read_rgb(self.path)
-        return Image.fromarray(cut_mirrored(_last_picture(self.path), self.box))
+            return read_rgb(self.path, reading)
+        return Image.fromarray(cut_mirrored(_last_picture(self.path, reading), self.box))
 
 
 @functools.lru_cache(maxsize=2)  # a picture and its foreground mask
-def _last_picture(path: Path) -> NDArray[np.uint8]:
+def _last_picture(path: Path, reading: ReadOptions) -> NDArray[np.uint8]:
     """Tiles are mostly asked for one after another, each of which would decode the whole picture."""
-    return np.asarray(read_rgb(path))
+    return np.asarray(read_rgb(path, reading))
 
 
 @functools.lru_cache(maxsize=1)
-def _last_foreground(path: Path, picture: Path) -> NDArray[np.uint8]:
-    return read_mask_of(path, picture, scaled=True)
+def _last_foreground(path: Path, picture: Path, reading: ReadOptions) -> NDArray[np.uint8]:
+    return read_mask_of(path, picture, scaled=True, reading=reading)
 
 
 class Layout:
@@ -134,7 +134,9 @@ class Layout:
                 f"DATA_PATH {self.root} is the folder of one class: give {whole.parent}, with -d {whole.name}"
             )
         if not known:
-            raise InputError(f"DATA_PATH {self.root}: no class folder found in it; {self.expected}")
+            raise InputError(
+                f"DATA_PATH {self.root}: no class folder found in it; {self.expected}{what_else(self.root)}"
+            )
         for name in wished:
             if name not in known:
                 raise InputError(f"unknown class {name!r}; {self.root} has {', '.join(known)}")
@@ -144,6 +146,9 @@ class Layout:
                 f"class {empty[0]}: {self.root / empty[0]} holds no file at any depth; put images there, take the "
                 "folder away, or name the classes wished with -d"
             )
+        closed = closed_folders(self.root)
+        if closed:
+            LOGGER.warning("%s may not be entered and is left out", ", ".join(map(str, closed)))
         others = [] if wished else self.not_classes()
         if others:
             LOGGER.warning("%s holds pictures, but is no class: %s", self.root / others[0], self.expected)
@@ -265,9 +270,9 @@ def prepare_foreground(path: Path, sample: Sample, settings: ImageSettings) -> N
         WorkError: it cannot be read; the message names it.
     """
     if sample.box is None:
-        mask = read_mask_of(path, sample.path, scaled=True)
+        mask = read_mask_of(path, sample.path, scaled=True, reading=settings.reading)
     else:
-        mask = cut_mirrored(_last_foreground(path, sample.path), sample.box)
+        mask = cut_mirrored(_last_foreground(path, sample.path, settings.reading), sample.box)
     return settings.transform_foreground(Image.fromarray(mask * np.uint8(255)))
 
 
@@ -318,7 +323,7 @@ class TrainDataset(Dataset):
     def _pixels(self, index: int) -> NDArray[np.uint8]:
         sample, settings = self.samples[index], self.settings
         prepare = settings.resized if settings.randomly_augmented else settings.cropped
-        return self.cache.get(("train", sample.key), lambda: np.asarray(prepare(sample.read())))
+        return self.cache.get(("train", sample.key), lambda: np.asarray(prepare(sample.read(settings.reading))))
 
     def image(self, epoch: int, index: int) -> tuple[Tensor, np.random.Generator]:
         """The image (3, H, W) of a key and the generator for all that follows."""
@@ -332,7 +337,7 @@ class TrainDataset(Dataset):
         """The image (3, H, W) as a test would show it."""
         if not self.settings.randomly_augmented:
             return normalise(self._pixels(index))
-        return normalise(np.asarray(self.settings.cropped(self.samples[index].read())))
+        return normalise(np.asarray(self.settings.cropped(self.samples[index].read(self.settings.reading))))
 
     def foreground_of(self, index: int) -> NDArray[np.bool_] | None:
         """Where anomalies may lie on an image, (H, W); None is everywhere."""
@@ -427,7 +432,9 @@ class TestDataset(Dataset):
 
     def _pixels(self, index: int) -> NDArray[np.uint8]:
         sample = self.samples[index]
-        return self.cache.get(("test", sample.key), lambda: np.asarray(self.settings.cropped(sample.read())))
+        return self.cache.get(
+            ("test", sample.key), lambda: np.asarray(self.settings.cropped(sample.read(self.settings.reading)))
+        )
 
     def _image(self, index: int) -> Tensor:
         return normalise(self._pixels(index))
@@ -439,10 +446,11 @@ class TestDataset(Dataset):
             return np.full(self.settings.size, -1 if sample.is_anomaly else 0, np.int8)
 
         def make() -> NDArray[np.uint8]:
+            reading = self.settings.reading
             if remarks is None:
-                marked = read_mask_of(sample.mask, sample.path)
+                marked = read_mask_of(sample.mask, sample.path, reading=reading)
             else:
-                marked, strange = examine(sample.mask, sample.path)
+                marked, strange = examine(sample.mask, sample.path, reading)
                 remarks.extend(strange)
             shown = self.settings.transform_mask(marked).view(np.uint8)
             if remarks is not None and marked.any() and not shown.any():

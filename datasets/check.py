@@ -9,7 +9,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock
 from typing import Literal, TypeVar
@@ -22,9 +22,10 @@ from tqdm import tqdm
 import perlin
 from datasets import DATASETS, ImageSettings, Layout, Sample
 from datasets.base import LEAST_FOREGROUND, prepare_foreground
-from datasets.cli import CONTEXT, run_command
+from datasets.cli import CONTEXT, bits_option, max_pixels_option, run_command
 from datasets.defects import Pair
-from datasets.files import Header, list_images, read_header, read_mask, read_rgb
+from datasets.depth import find_depth
+from datasets.files import DEFAULT, Header, ReadOptions, list_images, look_through, read_header, read_mask, read_rgb
 from datasets.masks import (
     EMPTY,
     LEVELS,
@@ -37,7 +38,7 @@ from datasets.masks import (
 )
 from datasets.textures import BUILTIN, list_textures
 from errors import InputError, WorkError
-from geometry import Geometry, describe_left_out
+from geometry import AUTO, Geometry, describe_left_out
 from utils import cores
 
 Kind = Literal["unreadable", "mask_size", "empty", "same_stem", "train_and_test", "layout"]
@@ -76,40 +77,58 @@ class Problem:
 
 
 def quick_check(
-    name: str, train: Sequence[Sample], test: Sequence[Sample]
+    name: str, train: Sequence[Sample], test: Sequence[Sample], reading: ReadOptions = DEFAULT
 ) -> tuple[list[Problem], dict[Path, tuple[int, int]]]:
     """What is wrong with a class, from headers and file ends; only files that seem cut off are decoded.
 
     Args:
         name: of the class, for the message.
         train, test: its samples.
+        reading: how images are read.
 
     Returns:
         The problems, and the (width, height) upright of each readable image in pixels.
     """
-    problems, headers = _check(name, train, test, _glance, None)
-    return problems, {s.path: headers[s.path].size for s in (*train, *test) if s.path in headers}
+    problems, headers = quick_look(name, train, test, reading)
+    return problems, {path: header.size for path, header in headers.items()}
 
 
-def full_check(name: str, train: Sequence[Sample], test: Sequence[Sample]) -> tuple[list[Problem], dict[Path, Header]]:
+def quick_look(
+    name: str, train: Sequence[Sample], test: Sequence[Sample], reading: ReadOptions = DEFAULT
+) -> tuple[list[Problem], dict[Path, Header]]:
+    """As `quick_check`, with the whole header of each readable image."""
+    problems, headers = _check(name, train, test, _glance, None, reading)
+    return problems, {s.path: headers[s.path] for s in (*train, *test) if s.path in headers}
+
+
+def full_check(
+    name: str, train: Sequence[Sample], test: Sequence[Sample], reading: ReadOptions = DEFAULT
+) -> tuple[list[Problem], dict[Path, Header]]:
     """As `quick_check`, but everything is decoded, with a progress bar on standard error.
 
     Returns:
         The problems, and the header of each readable image and mask.
     """
-    return _check(name, train, test, _decode, name)
+    return _check(name, train, test, _decode, name, reading)
 
 
-def check_pictures(paths: Sequence[Path], full: str | None = None) -> list[Problem]:
+def check_pictures(paths: Sequence[Path], full: str | None = None, reading: ReadOptions = DEFAULT) -> list[Problem]:
     """The unreadable ones among pictures: from headers and file ends, or from all pixels under a bar named `full`."""
-    return _look_at(dict.fromkeys(paths, False), _glance if full is None else _decode, full)[0]
+    return look_at_pictures(paths, full, reading)[0]
 
 
-def check_defects(pairs: Sequence[Pair]) -> list[Problem]:
+def look_at_pictures(
+    paths: Sequence[Path], full: str | None = None, reading: ReadOptions = DEFAULT
+) -> tuple[list[Problem], dict[Path, Header]]:
+    """As `check_pictures`, with the headers of those that can be read."""
+    return _look_at(dict.fromkeys(paths, False), _glance if full is None else _decode, full, reading)
+
+
+def check_defects(pairs: Sequence[Pair], reading: ReadOptions = DEFAULT) -> list[Problem]:
     """What is wrong with known defects and their masks, read in full: unreadable, or a mask of another size."""
     files = {picture: False for picture, _ in pairs} | {mask: True for _, mask in pairs if mask is not None}
-    problems, headers = _look_at(files, _decode, "known defects")
-    return problems + _mask_sizes([Sample(picture, "defect", mask) for picture, mask in pairs], headers)
+    problems, headers = _look_at(files, _decode, "known defects", reading)
+    return problems + _mask_sizes([Sample(picture, "defect", mask) for picture, mask in pairs], headers, reading)
 
 
 def check_foreground(
@@ -119,6 +138,7 @@ def check_foreground(
     name: str,
     settings: ImageSettings | None = None,
     tiled: bool = False,
+    reading: ReadOptions = DEFAULT,
 ) -> list[Problem]:
     """What is wrong with the foreground masks of training images: unreadable, of another shape, or empty.
 
@@ -128,13 +148,14 @@ def check_foreground(
         name: of the class, for the bar.
         settings: preprocessing of a training, after which a mask must leave room for an anomaly.
         tiled: whether the training images are cut into tiles, by their own pixels.
+        reading: how masks are read.
     """
     fits = None if settings is None or tiled else _Room(settings)
 
     def try_one(pair: tuple[Path, Sample]) -> Problem | None:
         path, sample = pair
         try:
-            mask = read_mask_of(path, sample.path, scaled=True)
+            mask = read_mask_of(path, sample.path, scaled=True, reading=reading)
         except WorkError as error:
             return Problem(path, f"cannot be read: {_reason(error, path)}", "unreadable")
         width, height = sizes.get(sample.path, (mask.shape[1], mask.shape[0]))
@@ -211,29 +232,31 @@ def drop_bad(samples: Iterable[Sample], problems: Iterable[Problem]) -> list[Sam
     return [s for s in samples if s.path not in bad and s.mask not in bad]
 
 
-Look = Callable[[Path, bool], Header]
+Look = Callable[[Path, bool, ReadOptions], Header]
 
 
 def _check(
-    name: str, train: Sequence[Sample], test: Sequence[Sample], look: Look, bar: str | None
+    name: str, train: Sequence[Sample], test: Sequence[Sample], look: Look, bar: str | None, reading: ReadOptions
 ) -> tuple[list[Problem], dict[Path, Header]]:
     samples = (*train, *test)
     if not samples:
         return [Problem(Path(name), "the class has no training image and no test image", "empty")], {}
     files = {s.path: False for s in samples} | {s.mask: True for s in samples if s.mask is not None}
-    problems, headers = _look_at(files, look, bar)
-    problems += _mask_sizes(samples, headers)
+    problems, headers = _look_at(files, look, bar, reading)
+    problems += _mask_sizes(samples, headers, reading)
     problems += _same_stems(samples)
     problems += _in_both([s.path for s in train if s.path in headers], [s.path for s in test if s.path in headers])
     return problems, headers
 
 
-def _look_at(files: dict[Path, bool], look: Look, bar: str | None) -> tuple[list[Problem], dict[Path, Header]]:
+def _look_at(
+    files: dict[Path, bool], look: Look, bar: str | None, reading: ReadOptions
+) -> tuple[list[Problem], dict[Path, Header]]:
     """Unreadable files and the headers of the others. `files`: path → whether it is a mask."""
 
     def try_one(path: Path) -> Header | Problem:
         try:
-            return look(path, files[path])
+            return look(path, files[path], reading)
         except WorkError as error:
             return Problem(path, f"cannot be read: {_reason(error, path)}", "unreadable")
 
@@ -258,27 +281,27 @@ def _in_threads(work: Callable[[Item], Result], items: Sequence[Item], bar: str 
     return results
 
 
-def _glance(path: Path, is_mask: bool) -> Header:
+def _glance(path: Path, is_mask: bool, reading: ReadOptions) -> Header:
     if path.is_dir():
-        return _look_into(path, _glance)
-    header = read_header(path)
-    return _decode(path, is_mask) if header.suspect or not USUAL.fullmatch(header.pixels) else header
+        return _look_into(path, _glance, reading)
+    header = read_header(path, reading)
+    return _decode(path, is_mask, reading) if header.suspect or not USUAL.fullmatch(header.pixels) else header
 
 
-def _decode(path: Path, is_mask: bool) -> Header:
+def _decode(path: Path, is_mask: bool, reading: ReadOptions) -> Header:
     if path.is_dir():
-        return _look_into(path, _decode)
-    header = read_header(path)
+        return _look_into(path, _decode, reading)
+    header = read_header(path, reading)
     if is_mask:
-        height, width = read_mask(path).shape
+        height, width = read_mask(path, reading).shape
     else:
-        width, height = read_rgb(path).size
-    return Header((width, height), header.pixels)
+        width, height = read_rgb(path, reading).size
+    return replace(header, size=(width, height), suspect=False)
 
 
-def _look_into(folder: Path, look: Look) -> Header:
+def _look_into(folder: Path, look: Look, reading: ReadOptions) -> Header:
     """The masks of one image, which lie in a folder."""
-    headers = [look(path, True) for path in list_images(folder)]
+    headers = [look(path, True, reading) for path in list_images(folder)]
     if len({header.size for header in headers}) > 1:
         raise WorkError(f"cannot read image {folder}: the masks in it have different sizes")
     return headers[0]
@@ -287,12 +310,12 @@ def _look_into(folder: Path, look: Look) -> Header:
 # ------------------------------------------------------------------------------- kinds of problems
 
 
-def _mask_sizes(samples: Sequence[Sample], headers: dict[Path, Header]) -> list[Problem]:
+def _mask_sizes(samples: Sequence[Sample], headers: dict[Path, Header], reading: ReadOptions) -> list[Problem]:
     problems = []
     for sample in samples:
         image, mask = headers.get(sample.path), headers.get(sample.mask) if sample.mask else None
         if image and mask and image.size != mask.size:
-            if lies_on_stored_pixels(sample.mask, mask.size[::-1], sample.path):
+            if lies_on_stored_pixels(sample.mask, mask.size[::-1], sample.path, reading):
                 continue
             what = f"the mask has {_hxw(mask.size)} pixels (HxW), its image {sample.path} has {_hxw(image.size)}"
             problems.append(Problem(sample.mask, what, "mask_size"))
@@ -367,10 +390,14 @@ def _all_bytes(path: Path) -> bytes:
 
 @click.command(context_settings=CONTEXT)
 @click.option("-d", "--subdatasets", multiple=True, help="Class, repeatable.  [default: all that are found]")
+@bits_option
+@max_pixels_option
 @click.argument("name")
 @click.argument("data_path", type=click.Path())
 @click.argument("aug_path", type=click.Path(), required=False)
-def main(name: str, data_path: str, aug_path: str | None, subdatasets: tuple[str, ...]) -> None:
+def main(
+    name: str, data_path: str, aug_path: str | None, subdatasets: tuple[str, ...], bits: int | str, max_pixels: int
+) -> None:
     """Read every image and mask of a data set and say what is wrong with them.
 
     NAME, DATA_PATH and AUG_PATH as for main.py. Exit code 1 where there is any problem.
@@ -380,15 +407,20 @@ def main(name: str, data_path: str, aug_path: str | None, subdatasets: tuple[str
     layout = DATASETS[name](data_path)
     classes = layout.choose(subdatasets)
     textures = list_textures(aug_path) if aug_path and aug_path != BUILTIN else []
+    reading = ReadOptions(max_pixels=max_pixels)
     rows, problems, notes = [COLUMNS], [], []
     for one in classes:
-        row, found, seen = _check_class(layout, one)
+        row, found, seen = _check_class(layout, one, bits, reading)
         rows.append(row)
         problems += found
         notes += seen
     click.echo(_table(rows))
     if textures:
-        found = check_pictures(textures, full="textures")
+        found, headers = look_at_pictures(textures, "textures", reading)
+        depth = find_depth(AUTO, textures, [], headers, reading)
+        notes += [f"textures: {line}" for line in (*depth.lines, *depth.warnings)]
+        if left := look_through(Path(aug_path), recursive=True).describe():
+            notes.append(f"textures: {left}")
         click.echo(f"textures: {len(textures)} files, problems: {len(found)}")
         problems += found
     click.echo(f"problems: {len(problems)}")
@@ -399,13 +431,15 @@ def main(name: str, data_path: str, aug_path: str | None, subdatasets: tuple[str
     click.get_current_context().exit(1 if problems else 0)
 
 
-def _check_class(layout: Layout, name: str) -> tuple[tuple[str, ...], list[Problem], list[str]]:
+def _check_class(
+    layout: Layout, name: str, bits: int | str, reading: ReadOptions
+) -> tuple[tuple[str, ...], list[Problem], list[str]]:
     """A row of the table, the problems, and what is strange but may be meant."""
     train, test, complaints = _samples(layout, name)
-    problems, headers = full_check(name, train, test)
+    problems, headers = full_check(name, train, test, reading)
     if len(complaints) == 2:  # what could not be listed need not be empty
         problems, complaints = [], list(dict.fromkeys(complaints))
-    problems = complaints + problems + _check_foreground(layout, name, train, headers)
+    problems = complaints + problems + _check_foreground(layout, name, train, headers, reading)
     defective = [s for s in test if s.is_anomaly]
     images = [headers[path] for path in dict.fromkeys(s.path for s in (*train, *test)) if path in headers]
     channels = ", ".join(sorted({header.pixels for header in images}))
@@ -416,13 +450,41 @@ def _check_class(layout: Layout, name: str) -> tuple[tuple[str, ...], list[Probl
     bad = {problem.path for problem in problems}
     masked = [s for s in defective if s.mask and bad.isdisjoint((s.mask, s.path))]
     good = [s for s in (*train, *test) if not s.is_anomaly]
-    notes = [] if complaints else _notes(layout, name, masked) + _marks_on_good(good)
+    notes = [] if complaints else _notes(layout, name, masked, reading) + _marks_on_good(good, reading)
     if left_out := describe_left_out(Geometry(), [header.size for header in images]):
         notes.append(f"{name}: unless told otherwise {left_out}")
+    notes += _notes_of_files(layout, name, train, test, headers, bits, reading)
     return row, problems, notes
 
 
-def _notes(layout: Layout, name: str, masked: Sequence[Sample]) -> list[str]:
+def _notes_of_files(
+    layout: Layout, name: str, train: Sequence[Sample], test: Sequence[Sample], headers: Mapping[Path, Header],
+    bits: int | str, reading: ReadOptions,
+) -> list[str]:  # fmt: skip
+    """What is to be known of the files of a class: their depth, further pages, and what was not taken."""
+    own = {s.path: headers[s.path] for s in (*train, *test) if s.path in headers}
+    # without a training, as of MAD-man, the test images are all there is to go by
+    deciding = [s.path for s in train or test]
+    depth = find_depth(bits, deciding, [s.path for s in test], own, reading)
+    notes = [f"{name}: {line}" for line in (*depth.lines, *depth.warnings)]
+    if pages := describe_pages(own):
+        notes.append(f"{name}: {pages}")
+    if left := look_through(layout.root / name, recursive=True).describe():
+        notes.append(f"{name}: {left}")
+    return notes
+
+
+def describe_pages(headers: Mapping[Path, Header]) -> str:
+    """Which files hold several pictures, "" where none does."""
+    several = [path for path, header in headers.items() if header.pages > 1]
+    if not several:
+        return ""
+    return (
+        f"{len(several)} files have several pages, as {several[0]} ({headers[several[0]].pages}); the first one is read"
+    )
+
+
+def _notes(layout: Layout, name: str, masked: Sequence[Sample], reading: ReadOptions) -> list[str]:
     """What is strange about the masks of a class."""
     notes = [f"{path}: a mask that belongs to no image" for path in layout.unused_masks(name)]
     lossy = [s.mask for s in masked if s.mask.suffix.lower() in (".jpg", ".jpeg")]
@@ -432,7 +494,7 @@ def _notes(layout: Layout, name: str, masked: Sequence[Sample]) -> list[str]:
     settings = ImageSettings().for_class(layout, name)
 
     def look(sample: Sample) -> tuple[list[str], bool]:
-        marked, strange = examine(sample.mask, sample.path)
+        marked, strange = examine(sample.mask, sample.path, reading)
         return strange, bool(marked.any() and not settings.transform_mask(marked).any())
 
     for sample, (strange, lost) in zip(masked, _in_threads(look, masked, f"{name}: masks"), strict=True):
@@ -446,13 +508,13 @@ def _notes(layout: Layout, name: str, masked: Sequence[Sample]) -> list[str]:
     return notes + [f"{name}: a mask {line}" for line in describe_masks(remarks)] + layout.notes(name)
 
 
-def _marks_on_good(good: Sequence[Sample]) -> list[str]:
+def _marks_on_good(good: Sequence[Sample], reading: ReadOptions) -> list[str]:
     """Good images with a mask beside them that marks something."""
     notes = []
     for folder in dict.fromkeys(sample.path.parent for sample in good):
         for mask in split_masks(list_images(folder))[1].values():
             try:
-                marked = read_mask(mask).any()
+                marked = read_mask(mask, reading).any()
             except WorkError as error:
                 notes.append(str(error))
             else:
@@ -461,14 +523,14 @@ def _marks_on_good(good: Sequence[Sample]) -> list[str]:
 
 
 def _check_foreground(
-    layout: Layout, name: str, train: Sequence[Sample], headers: Mapping[Path, Header]
+    layout: Layout, name: str, train: Sequence[Sample], headers: Mapping[Path, Header], reading: ReadOptions
 ) -> list[Problem]:
     try:
         masks = layout.foreground(name, train)
     except InputError as error:
         return [Problem(layout.root / "fg_mask" / name, str(error), "layout")]
     sizes = {path: header.size for path, header in headers.items()}
-    return check_foreground(masks, train, sizes, name) if masks else []
+    return check_foreground(masks, train, sizes, name, reading=reading) if masks else []
 
 
 def _samples(layout: Layout, name: str) -> tuple[list[Sample], list[Sample], list[Problem]]:

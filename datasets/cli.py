@@ -8,7 +8,9 @@ from typing import Any, NoReturn
 
 import click
 
+from datasets.files import FULL_BITS, MAX_PIXELS
 from errors import InputError, WorkError
+from geometry import AUTO
 from utils import describe_os_error
 
 CONTEXT = {
@@ -30,6 +32,38 @@ class Finite(click.FloatRange):
         if not math.isfinite(number):
             self.fail(f"{value} is not a finite number.", param, ctx)
         return number
+
+
+class BitsType(click.ParamType):
+    """`auto`, or a number from 8 to 16."""
+
+    name = "bits"
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
+        """What --help shows."""
+        return "auto|8≤x≤16"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
+        """A number, or the word."""
+        if str(value) == AUTO:
+            return AUTO
+        if not (str(value).isascii() and str(value).isdigit() and 8 <= int(value) <= FULL_BITS):
+            self.fail(f"{value!r} is no depth; possible: {AUTO}, or bits from 8 to {FULL_BITS}", param, ctx)
+        return int(value)
+
+
+bits_option = click.option(
+    "--bits",
+    default=AUTO,
+    type=BitsType(),
+    help="Bits in use of 16-bit files, of 12 white is 4095; auto: found over the class's training images.",
+)
+max_pixels_option = click.option(
+    "--max_pixels",
+    default=MAX_PIXELS,
+    type=click.IntRange(min=1),
+    help="A picture with more pixels is refused, as it would fill the memory.",
+)
 
 
 def run_command(command: click.Command) -> NoReturn:

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from datasets.files import list_images, read_rgb
+from datasets.files import DEFAULT, ReadOptions, list_images, look_through, read_rgb, what_else
 from datasets.masks import read_mask_of, split_masks
 from datasets.settings import ImageSettings, normalise
 from errors import InputError
@@ -52,7 +52,10 @@ def list_defects(folder: str | Path) -> list[Pair]:
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"--defects {folder}: no such folder; give a folder of pictures that show defects")
-    files = list_images(folder, recursive=True)
+    listing = look_through(folder, recursive=True)
+    files = listing.images
+    if files and (left := listing.describe()):
+        LOGGER.info("--defects %s: %s", folder, left)
     by_name = {path.relative_to(folder).with_suffix("").as_posix(): path for path in files}
     beside = {}
     for place in dict.fromkeys(path.parent for path in files):
@@ -75,7 +78,7 @@ def list_defects(folder: str | Path) -> list[Pair]:
         for path, name in found
     ]
     if not found:
-        raise InputError(f"--defects {folder}: no picture in it at any depth")
+        raise InputError(f"--defects {folder}: no picture in it at any depth{what_else(folder)}")
     used = {mask for _, mask in found}
     alone = [path for path in sorted(masks) if used.isdisjoint((path, path.parent))]
     if alone:
@@ -94,7 +97,7 @@ def of_class(pairs: Sequence[Pair], folder: str | Path, name: str, classes: Sequ
     return own or [pair for pair, at in zip(pairs, parts, strict=True) if len(at) == 1 or at[0] not in classes]
 
 
-def refuse_test_images(defects: Sequence[Pair], test: Sequence[Sample]) -> None:
+def refuse_test_images(defects: Sequence[Pair], test: Sequence[Sample], reading: ReadOptions = DEFAULT) -> None:
     """A defect that the test shows too would make its figures untrue.
 
     Found are copies, also saved anew with loss, and parts cut out of a test image without much loss; not what was
@@ -105,13 +108,13 @@ def refuse_test_images(defects: Sequence[Pair], test: Sequence[Sample]) -> None:
     """
     if not defects:
         return
-    known = [(path, _Reduced(_gray(path))) for path, _ in defects]
+    known = [(path, _Reduced(_gray(path, reading))) for path, _ in defects]
     bar = tqdm(
         test, desc="known defects against test images", unit="img", leave=False, dynamic_ncols=True,
         mininterval=0.5 if sys.stderr.isatty() else 30,
     )  # fmt: skip
     for sample in bar:
-        image = _Reduced(_gray(sample.path))
+        image = _Reduced(_gray(sample.path, reading))
         for path, picture in known:
             alike = picture.full.shape == image.full.shape
             if alike and np.abs(picture.full - image.full).mean() < SAME_LEVELS:
@@ -120,8 +123,8 @@ def refuse_test_images(defects: Sequence[Pair], test: Sequence[Sample]) -> None:
                 raise InputError(f"--defects: {path} is a part of the test image {sample.path}; take it out")
 
 
-def _gray(path: Path) -> NDArray[np.float32]:
-    return np.asarray(read_rgb(path).convert("L"), np.float32)
+def _gray(path: Path, reading: ReadOptions) -> NDArray[np.float32]:
+    return np.asarray(read_rgb(path, reading).convert("L"), np.float32)
 
 
 class _Reduced:
@@ -160,19 +163,19 @@ def _is_part(part: _Reduced, image: _Reduced) -> bool:
     return float(np.abs(window[y : y + height, x : x + width] - part.full).mean()) < SAME_LEVELS_OF_PART
 
 
-def digest(defects: Sequence[Pair]) -> str:
+def digest(defects: Sequence[Pair], reading: ReadOptions = DEFAULT) -> str:
     """Of all pictures and masks, for a training to know that they are still the same; "" of none."""
     if not defects:
         return ""
-    joined = "".join(_digest(path) for pair in defects for path in pair if path is not None)
+    joined = "".join(_digest(path, reading) for pair in defects for path in pair if path is not None)
     return hashlib.sha256(joined.encode()).hexdigest()[:16]
 
 
-def _digest(path: Path) -> str:
+def _digest(path: Path, reading: ReadOptions) -> str:
     """Of the pixels, so that a copy in another format without loss counts as the same."""
     if path.is_dir():
-        return "".join(_digest(one) for one in list_images(path))
-    pixels = np.asarray(read_rgb(path))
+        return "".join(_digest(one, reading) for one in list_images(path))
+    pixels = np.asarray(read_rgb(path, reading))
     return hashlib.sha256(str(pixels.shape).encode() + pixels.tobytes()).hexdigest()
 
 
@@ -207,7 +210,9 @@ class Defects:
         self._pictures: list[NDArray[np.uint8]] = []
         self._masks: list[NDArray[np.uint8] | None] = []
         for path, mask_path in pairs:
-            image, mask = read_rgb(path), None if mask_path is None else read_mask_of(mask_path, path)
+            reading = settings.reading
+            image = read_rgb(path, reading)
+            mask = None if mask_path is None else read_mask_of(mask_path, path, reading=reading)
             if tiled:
                 image, mask = _around_mask(image, mask, image_size)
             if image_size and image.width * image.height < WHOLE * image_size[0] * image_size[1]:

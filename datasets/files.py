@@ -41,6 +41,7 @@ BESIDE_PICTURES = frozenset({"readme", "license", "licence", "thumbs", "desktop"
 
 MAX_PIXELS = 500_000_000  # of a picture, unless told otherwise
 FULL_BITS = 16
+JPEG_IN_TIFF = 7
 CLIPPED, PAGES = "glass_clipped", "glass_pages"  # in the `info` of a picture: what is to be said of its file
 PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 JPEG_END = b"\xff\xd9"
@@ -66,7 +67,7 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 @dataclass(frozen=True)
-class Reading:
+class ReadOptions:
     """How pictures are read.
 
     bits: depth in use of pictures with more than 8 bits a channel that do not say it themselves, 8 to 16: white is
@@ -77,7 +78,7 @@ class Reading:
     max_pixels: int = MAX_PIXELS
 
 
-DEFAULT = Reading()
+DEFAULT = ReadOptions()
 
 
 @dataclass(frozen=True)
@@ -159,8 +160,8 @@ def look_through(folder: Path, recursive: bool = False) -> Listing:
             continue
         for entry in entries:
             path = inside / entry.name
-            if not _is_folder(path):
-                _sort_in(listing, path)
+            if not _is_folder(entry):
+                _sort_in(listing, path, entry)
             elif recursive and entry.is_symlink():
                 links.append(path)
             elif recursive:
@@ -211,7 +212,7 @@ def _may_enter(folder: Path) -> bool:
         return False
 
 
-def _is_folder(path: Path) -> bool:
+def _is_folder(path: Path | os.DirEntry) -> bool:
     try:
         return path.is_dir()
     except OSError:  # a link into a folder that may not be entered
@@ -226,11 +227,11 @@ def _identity(path: Path) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _sort_in(listing: Listing, path: Path) -> None:
+def _sort_in(listing: Listing, path: Path, entry: os.DirEntry) -> None:
     """Note a file as an image or as something else."""
     if path.suffix.lower() in suffixes():
         try:
-            taken = path.is_file() or (path.is_symlink() and not path.exists())
+            taken = entry.is_file() or (entry.is_symlink() and not path.exists())
         except OSError:  # it cannot be looked at; reading it says why
             taken = True
         if taken:
@@ -246,7 +247,7 @@ def _is_hidden(path: Path) -> bool:
 # ------------------------------------------------------------------------------------------ reading
 
 
-def read_rgb(path: Path, how: Reading = DEFAULT) -> Image.Image:
+def read_rgb(path: Path, reading: ReadOptions = DEFAULT) -> Image.Image:
     """An image as 8-bit RGB, upright; of several pages the first. Opacity is dropped.
 
     More than 8 bits become v · 255 / (2^bits − 1) rounded, of 16 bits that is v / 257. `info` of the image says whether
@@ -256,10 +257,10 @@ def read_rgb(path: Path, how: Reading = DEFAULT) -> Image.Image:
         WorkError: it cannot be read; the message names it.
     """
     with _naming(path):
-        image, top, pages = _decode_fully(path.read_bytes(), how.max_pixels)
+        image, top, pages = _decode_fully(path.read_bytes(), reading.max_pixels)
         said: dict[str, Any] = {} if pages == 1 else {PAGES: pages}
         if isinstance(image, np.ndarray):
-            image = as_image(image, how.bits) if top is None else Image.fromarray(_scaled(image, top))
+            image = as_image(image, reading.bits) if top is None else Image.fromarray(_scaled(image, top))
             said |= image.info
         image.info.clear()  # a transparent colour is none here, and nobody shall turn the picture a second time
         image = image.convert("RGB")
@@ -267,18 +268,18 @@ def read_rgb(path: Path, how: Reading = DEFAULT) -> Image.Image:
         return image
 
 
-def read_peak(path: Path, how: Reading = DEFAULT) -> int | None:
+def read_peak(path: Path, reading: ReadOptions = DEFAULT) -> int | None:
     """The largest number in an image of more than 8 bits a channel; None where the file says itself what white is.
 
     Raises:
         WorkError: it cannot be read; the message names it.
     """
     with _naming(path):
-        image, top, _ = _decode_fully(path.read_bytes(), how.max_pixels)
+        image, top, _ = _decode_fully(path.read_bytes(), reading.max_pixels)
         return int(image.max()) if isinstance(image, np.ndarray) and image.dtype != np.uint8 and top is None else None
 
 
-def read_mask(path: Path, how: Reading = DEFAULT) -> NDArray[np.uint8]:
+def read_mask(path: Path, reading: ReadOptions = DEFAULT) -> NDArray[np.uint8]:
     """A mask as (H, W) in {0, 1}, upright: 1 where any channel is above 0, of a palette image where its colour is.
 
     A palette image without black in it counts by its indices, of which 0 is normal. Where the opacity differs from
@@ -287,20 +288,20 @@ def read_mask(path: Path, how: Reading = DEFAULT) -> NDArray[np.uint8]:
     Raises:
         WorkError: it cannot be read; the message names it.
     """
-    return read_mask_values(path, how)[0]
+    return read_mask_values(path, reading)[0]
 
 
-def read_mask_values(path: Path, how: Reading = DEFAULT) -> tuple[NDArray[np.uint8], NDArray[Any]]:
+def read_mask_values(path: Path, reading: ReadOptions = DEFAULT) -> tuple[NDArray[np.uint8], NDArray[Any]]:
     """As `read_mask`, and the pixels' values (H, W) that it comes from: of colours the highest channel.
 
     Raises:
         WorkError: it cannot be read; the message names it.
     """
     if path.is_dir():
-        return _union_of_masks(path, how)
+        return _union_of_masks(path, reading)
     with _naming(path):
         data = path.read_bytes()
-        image = _decode(data, how.max_pixels)
+        image = _decode(data, reading.max_pixels)
         if isinstance(image, Image.Image) and image.mode == "CMYK":
             image = image.convert("RGB")  # ink, of which there is none where a mask is white
         if isinstance(image, Image.Image) and image.mode in ("P", "PA"):
@@ -309,7 +310,7 @@ def read_mask_values(path: Path, how: Reading = DEFAULT) -> tuple[NDArray[np.uin
             values = colours if (colours == 0).all(2).any() else indices.reshape(*colours.shape[:2], -1)[..., 0]
         else:
             values = np.asarray(image)
-        opacity = _opacity(data, how.max_pixels)
+        opacity = _opacity(data, reading.max_pixels)
     if values.ndim == 3:
         values = values[..., : 1 if values.shape[2] == 2 else 3]
         marked, values = values.any(2), values.max(2)
@@ -320,8 +321,8 @@ def read_mask_values(path: Path, how: Reading = DEFAULT) -> tuple[NDArray[np.uin
     return marked.astype(np.uint8), values
 
 
-def _union_of_masks(folder: Path, how: Reading) -> tuple[NDArray[np.uint8], NDArray[Any]]:
-    read = [read_mask_values(path, how) for path in list_images(folder)]
+def _union_of_masks(folder: Path, reading: ReadOptions) -> tuple[NDArray[np.uint8], NDArray[Any]]:
+    read = [read_mask_values(path, reading) for path in list_images(folder)]
     if not read:
         raise WorkError(f"cannot read image {folder}: the folder has no mask in it")
     if len({marked.shape for marked, _ in read}) > 1:
@@ -364,14 +365,14 @@ def _marked_by_opacity(
     return drawn, opacity  # drawn in black, or nothing drawn
 
 
-def read_orientation(path: Path, how: Reading = DEFAULT) -> int:
+def read_orientation(path: Path, reading: ReadOptions = DEFAULT) -> int:
     """The EXIF orientation of a picture, from 1 (as it lies in the file) to 8.
 
     Raises:
         WorkError: the header cannot be read; the message names the file.
     """
     with _naming(path), path.open("rb") as file:
-        image = _open(file, how.max_pixels)
+        image = _open(file, reading.max_pixels)
         if file_is_tiff(file):
             with tiff.open_page(file) as page:
                 found = tiff.orientation(page)
@@ -380,18 +381,18 @@ def read_orientation(path: Path, how: Reading = DEFAULT) -> int:
         return found if found in UPRIGHT else 1
 
 
-def read_header(path: Path, how: Reading = DEFAULT) -> Header:
+def read_header(path: Path, reading: ReadOptions = DEFAULT) -> Header:
     """Size and kind of pixels of an image, and whether it seems to be cut off.
 
     Raises:
         WorkError: the header cannot be read, or tells of too many pixels; the message names the file.
     """
     with _naming(path), path.open("rb") as file:
-        image = _open(file, how.max_pixels)
+        image = _open(file, reading.max_pixels)
         if image is not None:
             _refuse_unsupported(image)
         if file_is_tiff(file):
-            return _tiff_header(file, how.max_pixels)
+            return _tiff_header(file, reading.max_pixels)
         width, height = image.size
         if _orientation(image, file) in SIDEWAYS:
             width, height = height, width
@@ -413,13 +414,13 @@ def _tiff_header(file: BinaryIO, max_pixels: int) -> Header:
         return Header(size, tiff.describe_pixels(page), early, tiff.count_pages(page))
 
 
-def image_size(path: Path, how: Reading = DEFAULT) -> tuple[int, int]:
+def image_size(path: Path, reading: ReadOptions = DEFAULT) -> tuple[int, int]:
     """(width, height) of an image in pixels, upright, without decoding it.
 
     Raises:
         WorkError: the header cannot be read; the message names the file.
     """
-    return read_header(path, how).size
+    return read_header(path, reading).size
 
 
 @contextmanager
@@ -442,8 +443,9 @@ def _what_it_is(path: Path) -> str:
         start = file.read(12)
     if not start:
         return "the file is empty"
-    if start[4:8] == b"ftyp" and not _has_heif():
-        return "HEIC is read where pillow-heif is installed (pip install pillow-heif)"
+    if start[4:8] == b"ftyp":
+        needed = "HEIC is read where pillow-heif is installed (pip install pillow-heif)"
+        return "a HEIC that pillow-heif does not know, or cut off within its header" if _has_heif() else needed
     return "no PNG, JPEG, BMP, TIFF or WebP, or cut off within its header"
 
 
@@ -539,6 +541,9 @@ def _decode_tiff(image: Image.Image | None, data: bytes, max_pixels: int) -> Dec
                 values = values[..., :3] if values.shape[2] > 2 else values[..., 0]
             top = (1 << depth) - 1 if 8 < depth < FULL_BITS else None
             return _turn(np.ascontiguousarray(values), tiff.orientation(page)), top, pages
+        if page.compression == JPEG_IN_TIFF:
+            for at, count in zip(page.dataoffsets, page.databytecounts, strict=True):
+                damage.read_structure(data[at : at + count])  # raises where one has no end
     image.info.pop("xmp", None)  # Pillow looks for an orientation there too, which other formats do not get
     image.load()
     return image, None, pages
@@ -603,9 +608,7 @@ def as_image(values: NDArray[Any], bits: int) -> Image.Image:
 
 
 def _scaled(values: NDArray[Any], top: int) -> NDArray[np.uint8]:
-    if values.dtype.kind == "f":
-        raise ValueError(f"neither 8 nor 16 bits a channel ({values.dtype}); save it as 8 or 16 bits")
-    if values.min() < 0 or values.max() > 65535:
+    if values.dtype.kind == "f" or values.min() < 0 or values.max() > 65535:
         raise ValueError("neither 8 nor 16 bits a channel")
     if top == (1 << FULL_BITS) - 1:
         return (values / 257 + 0.5).astype(np.uint8)  # convert() would cut everything above 255 to white
@@ -709,7 +712,7 @@ def _ends_early(file: BinaryIO) -> bool:
     if start.startswith(b"BM"):
         return _bmp_ends_early(start, size)
     if start[:4] == b"RIFF" and start[8:12] == b"WEBP":
-        return int.from_bytes(start[4:8], "little") + 8 > size
+        return int.from_bytes(start[4:8], "little") + 8 > size or not _tail(file, 16).strip(b"\0")
     if start[:4] in tiff.STARTS:
         try:
             with tiff.open_page(file) as page:

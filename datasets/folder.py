@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 
 from datasets.base import GOOD, Sample, is_good
-from datasets.files import list_folders, list_images
+from datasets.files import list_folders, list_images, what_else
 from datasets.masks import split_masks
 from datasets.mvtec import BESIDE, MVTecLayout, good_folder
 from errors import InputError
@@ -52,7 +52,9 @@ class FolderLayout(MVTecLayout):
         samples = [sample for sample in self._good(name) if sample.path not in held]
         if not samples:
             forms = "train/good, good, or images in the class folder itself"
-            raise InputError(f"class {name}: no good image in {self.root / name}; possible: {forms}")
+            raise InputError(
+                f"class {name}: no good image in {self.root / name}; possible: {forms}{what_else(self.root / name)}"
+            )
         return samples
 
     def test(self, name: str) -> list[Sample]:

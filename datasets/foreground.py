@@ -30,8 +30,9 @@ from scipy.ndimage import gaussian_filter
 from tqdm import tqdm
 
 from datasets import DATASETS, Sample
-from datasets.cli import CONTEXT, run_command
-from datasets.files import read_mask, read_rgb
+from datasets.cli import CONTEXT, bits_option, max_pixels_option, run_command
+from datasets.depth import read_as_found
+from datasets.files import DEFAULT, FULL_BITS, ReadOptions, read_mask, read_rgb
 from datasets.masks import read_mask_of
 from errors import InputError, WorkError
 from utils import LOGGER, setup_logging, write_bytes, write_text
@@ -265,7 +266,11 @@ def _resize(values: NDArray[Any], size: tuple[int, ...]) -> NDArray[np.float32]:
 
 
 def make_masks(
-    samples: Sequence[Sample], folder: Path, show_progress: bool = True, announce: bool = True
+    samples: Sequence[Sample],
+    folder: Path,
+    show_progress: bool = True,
+    announce: bool = True,
+    reading: ReadOptions = DEFAULT,
 ) -> list[Path]:
     """The foreground mask of each training image of a class, made where it is not there yet.
 
@@ -279,6 +284,7 @@ def make_masks(
         folder: where masks are kept, for this class alone.
         show_progress: show a bar while masks are made.
         announce: log where they are and what they keep.
+        reading: how the images are read.
 
     Returns:
         The masks' paths in the order of `samples`.
@@ -290,17 +296,17 @@ def make_masks(
     if not samples:
         raise InputError("foreground masks are asked for, but there is no image to make one for")
     paths = [folder / name for name in _mask_names(samples)]
-    digests = [_digest(sample.path) for sample in samples]
+    digests = [_digest(sample.path, reading) for sample in samples]
     record = _Record(folder)
     wanted = [i for i, path in enumerate(paths) if not record.has(path, digests[i])]
     if wanted:
-        foreground = fit_samples(samples)
+        foreground = fit_samples(samples, reading)
         if record.judge(foreground):
             wanted = list(range(len(paths)))
         interval = 0.5 if sys.stderr.isatty() else 30
         try:
             for i in tqdm(wanted, "foreground", unit="img", disable=not show_progress, mininterval=interval):
-                mask = foreground.mask(read_rgb(samples[i].path))
+                mask = foreground.mask(read_rgb(samples[i].path, reading))
                 _write_png(paths[i], mask.astype(np.uint8) * 255)
                 record.add(paths[i], digests[i], float(mask.mean()))
         finally:  # an interrupted run keeps what it made
@@ -311,14 +317,14 @@ def make_masks(
     return paths
 
 
-def fit_samples(samples: Sequence[Sample]) -> Foreground:
+def fit_samples(samples: Sequence[Sample], reading: ReadOptions = DEFAULT) -> Foreground:
     """Learn a class from up to LOOKED_AT of its good images, evenly chosen.
 
     Raises:
         InputError: there is no sample.
         WorkError: an image cannot be read.
     """
-    return Foreground.fit(read_rgb(samples[i].path) for i in _evenly(len(samples), LOOKED_AT))
+    return Foreground.fit(read_rgb(samples[i].path, reading) for i in _evenly(len(samples), LOOKED_AT))
 
 
 def _evenly(size: int, count: int) -> list[int]:
@@ -342,9 +348,11 @@ def _mask_names(samples: Sequence[Sample]) -> list[str]:
     return names
 
 
-def _digest(path: Path) -> str:
+def _digest(path: Path, reading: ReadOptions) -> str:
+    """Of a file, and of the depth that it is read with."""
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        found = hashlib.sha256(path.read_bytes()).hexdigest()
+        return found if reading.bits == FULL_BITS else f"{found} {reading.bits} bits"
     except OSError as error:
         raise WorkError(f"cannot read image {path}: {error}") from error
 
@@ -416,9 +424,13 @@ class _Record:
 @click.option("-d", "--subdatasets", multiple=True, help="Class, repeatable.  [default: all that are found]")
 @click.option("--out", required=True, type=click.Path(file_okay=False), help="Folder that gets a folder a class.")
 @click.option("--test", is_flag=True, help="Look at the test images too, and measure by their masks.  [default: no]")
+@bits_option
+@max_pixels_option
 @click.argument("name")
 @click.argument("data_path", type=click.Path())
-def main(name: str, data_path: str, subdatasets: tuple[str, ...], out: str, test: bool) -> None:
+def main(
+    name: str, data_path: str, subdatasets: tuple[str, ...], out: str, test: bool, bits: int | str, max_pixels: int
+) -> None:
     """Make the foreground masks of the training images, and a contact sheet to look at.
 
     NAME and DATA_PATH are those of main.py. With --out DATA_PATH/fg_mask a training finds the masks there.
@@ -429,22 +441,26 @@ def main(name: str, data_path: str, subdatasets: tuple[str, ...], out: str, test
     layout = DATASETS[name](data_path)
     for chosen in layout.choose(subdatasets):
         samples, folder = layout.train(chosen), Path(out) / chosen
-        paths = make_masks(samples, folder)
-        _write_sheet(samples, paths, folder / SHEET, f"{chosen}: {_Record(folder).reason}")
+        reading = read_as_found(chosen, bits, samples, ReadOptions(max_pixels=max_pixels))
+        paths = make_masks(samples, folder, reading=reading)
+        _write_sheet(samples, paths, folder / SHEET, f"{chosen}: {_Record(folder).reason}", reading)
         click.echo(f"{chosen}: {len(paths)} masks and {SHEET} in {folder}")
         if test:
-            click.echo(f"{chosen}: {_measure(fit_samples(samples), layout.test(chosen), folder / TEST_SHEET)}")
+            found = fit_samples(samples, reading)
+            click.echo(f"{chosen}: {_measure(found, layout.test(chosen), folder / TEST_SHEET, reading)}")
 
 
-def _write_sheet(samples: Sequence[Sample], masks: Sequence[Path], path: Path, title: str) -> None:
+def _write_sheet(
+    samples: Sequence[Sample], masks: Sequence[Path], path: Path, title: str, reading: ReadOptions
+) -> None:
     tiles = []
     for i in _evenly(len(samples), SHEET_COLUMNS * SHEET_ROWS):
-        image = read_rgb(samples[i].path)
-        tiles.append(_tile(image, read_mask(masks[i]) > 0, samples[i].path.stem))
+        image = read_rgb(samples[i].path, reading)
+        tiles.append(_tile(image, read_mask(masks[i], reading) > 0, samples[i].path.stem))
     _write_png(path, _contact_sheet(tiles, title))
 
 
-def _measure(foreground: Foreground, samples: Sequence[Sample], sheet: Path) -> str:
+def _measure(foreground: Foreground, samples: Sequence[Sample], sheet: Path, reading: ReadOptions) -> str:
     """How well masks found in test images hold their defects, as a line of text; writes a sheet of them."""
     defective = [sample for sample in samples if sample.mask is not None]
     if not defective:
@@ -452,7 +468,8 @@ def _measure(foreground: Foreground, samples: Sequence[Sample], sheet: Path) -> 
     shown = set(_evenly(len(defective), SHEET_COLUMNS * SHEET_ROWS))
     inside, defects, left_out, tiles = [], [], [], []
     for i, sample in enumerate(defective):
-        image, truth = read_rgb(sample.path), read_mask_of(sample.mask, sample.path) > 0
+        image = read_rgb(sample.path, reading)
+        truth = read_mask_of(sample.mask, sample.path, reading=reading) > 0
         mask = foreground.mask(image)
         if truth.shape != mask.shape:
             raise WorkError(f"{sample.mask}: a mask of another size than its image {sample.path}")

@@ -11,7 +11,7 @@ import json
 import re
 import sys
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,9 @@ from tqdm import tqdm
 
 import perlin
 from datasets import MVTecLayout, Sample, augment, open_textures
-from datasets.cli import CONTEXT, run_command
-from datasets.files import read_rgb
+from datasets.cli import CONTEXT, bits_option, max_pixels_option, run_command
+from datasets.depth import read_as_found
+from datasets.files import ReadOptions, read_rgb
 from datasets.textures import Textures
 from errors import InputError, WorkError
 from utils import write_atomically, write_text
@@ -98,10 +99,13 @@ def blend(
 
 
 class Maker:
-    """Writes one class's images at every β; what is there already is kept."""
+    """Writes one class's images, read by `readings` of the class, at every β; what is there already is kept."""
 
-    def __init__(self, out: Path, textures: Textures, betas: Sequence[float], seed: int) -> None:
+    def __init__(
+        self, out: Path, textures: Textures, betas: Sequence[float], seed: int, readings: Mapping[str, ReadOptions]
+    ) -> None:
         self.out, self.textures, self.betas, self.seed = out, textures, betas, seed
+        self.readings = readings
 
     def good(self, name: str, sample: Sample) -> None:
         """Copy a normal image as it is."""
@@ -122,7 +126,7 @@ class Maker:
         if not missing:
             return
         rng = np.random.default_rng([self.seed, zlib.crc32(name.encode()), index])
-        image = np.asarray(read_rgb(sample.path))
+        image = np.asarray(read_rgb(sample.path, self.readings[name]))
         mask, texture = make_anomaly(rng, image, self.textures.read(int(rng.integers(len(self.textures)))))
         for beta, (path, mask_path) in missing.items():
             self._write(mask_path, _png(mask.astype(np.uint8) * 255))
@@ -201,8 +205,18 @@ def _keep_settings(out: Path, settings: dict[str, Any]) -> None:
     type=click.IntRange(min=1),
     help="Anomalous images a class.  [default: 2.96 times its normal ones, as in MAD-sys]",
 )
+@bits_option
+@max_pixels_option
 def main(
-    mvtec: str, dtd: str, out: str, betas: tuple[float, ...], subdatasets: tuple[str, ...], seed: int, count: int | None
+    mvtec: str,
+    dtd: str,
+    out: str,
+    betas: tuple[float, ...],
+    subdatasets: tuple[str, ...],
+    seed: int,
+    count: int | None,
+    bits: int | str,
+    max_pixels: int,
 ) -> None:
     """Make test sets of weak defects: OUT/Beta_0.1/CLASS/test and so on, in MVTec AD's layout.
 
@@ -211,9 +225,12 @@ def main(
     if Path(out).resolve().is_relative_to(Path(mvtec).resolve()):
         raise InputError(f"OUT {out} lies in MVTEC {mvtec}, whose pictures it would join; give a folder elsewhere")
     chosen = _choose(MVTecLayout(mvtec), subdatasets)
-    textures = open_textures(dtd, seed)
+    textures = open_textures(dtd, seed, ReadOptions(max_pixels=max_pixels))
     _keep_settings(Path(out), {"source": str(mvtec), "textures": str(dtd), "seed": seed, "count": count})
-    maker = Maker(Path(out), textures, tuple(dict.fromkeys(betas)), seed)
+    reading = ReadOptions(max_pixels=max_pixels)
+    # what is made of a picture must look like its copy, which a test reads with its depth
+    readings = {name: read_as_found(name, bits, samples, reading) for name, samples in chosen.items()}
+    maker = Maker(Path(out), textures, tuple(dict.fromkeys(betas)), seed, readings)
     counts = {name: count or round(SHARE * len(samples)) for name, samples in chosen.items()}
     total = sum(len(samples) + counts[name] for name, samples in chosen.items())
     with tqdm(total=total, unit="img", dynamic_ncols=True, mininterval=0.5 if sys.stderr.isatty() else 30) as bar:

@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from datasets.files import (
+    DEFAULT,
     SIDEWAYS,
     UPRIGHT,
+    ReadOptions,
     image_size,
     list_images,
     read_mask,
@@ -105,42 +107,49 @@ def find_annotations(folders: Iterable[Path], pictures: Iterable[Path]) -> list[
 # ------------------------------------------------------------------------------------------ reading
 
 
-def read_mask_of(path: Path, picture: Path, scaled: bool = False) -> NDArray[np.uint8]:
+def read_mask_of(
+    path: Path, picture: Path, scaled: bool = False, reading: ReadOptions = DEFAULT
+) -> NDArray[np.uint8]:
     """A mask as `read_mask` gives it, turned with its picture where its size proves that it was drawn before.
 
     Args:
         path: of the mask.
         picture: what it belongs to.
         scaled: whether the mask may be larger or smaller than its picture.
+        reading: how files are read.
 
     Raises:
         WorkError: the mask cannot be read; the message names it.
     """
-    return _turn_with_picture(read_mask(path), path, picture, scaled)[0]
+    return _turn_with_picture(read_mask(path, reading), path, picture, scaled, reading)[0]
 
 
-def lies_on_stored_pixels(path: Path, shape: tuple[int, int], picture: Path) -> bool:
+def lies_on_stored_pixels(
+    path: Path, shape: tuple[int, int], picture: Path, reading: ReadOptions = DEFAULT
+) -> bool:
     """Whether a mask of `shape` (H, W) is to be turned with its picture."""
-    return _how_it_lies(path, shape, picture)[0] == TURNED
+    return _how_it_lies(path, shape, picture, False, reading)[0] == TURNED
 
 
 def _turn_with_picture(
-    marked: NDArray[np.uint8], path: Path, picture: Path, scaled: bool = False
+    marked: NDArray[np.uint8], path: Path, picture: Path, scaled: bool, reading: ReadOptions
 ) -> tuple[NDArray[np.uint8], str | None]:
     """The mask upright, and what is to be said of it."""
-    remark, orientation = _how_it_lies(path, marked.shape, picture, scaled)
+    remark, orientation = _how_it_lies(path, marked.shape, picture, scaled, reading)
     if remark == TURNED:
         marked = np.asarray(Image.fromarray(marked).transpose(UPRIGHT[orientation]))
     return marked, remark
 
 
-def _how_it_lies(path: Path, shape: tuple[int, int], picture: Path, scaled: bool = False) -> tuple[str | None, int]:
+def _how_it_lies(
+    path: Path, shape: tuple[int, int], picture: Path, scaled: bool, reading: ReadOptions
+) -> tuple[str | None, int]:
     """`TURNED`, `UNSURE` or None for a mask of `shape` (H, W), and the orientation of its picture."""
     try:
-        orientation = read_orientation(picture)
-        if orientation == 1 or any(read_orientation(one) != 1 for one in _files(path)):
+        orientation = read_orientation(picture, reading)
+        if orientation == 1 or any(read_orientation(one, reading) != 1 for one in _files(path)):
             return None, orientation
-        width, height = image_size(picture)
+        width, height = image_size(picture, reading)
     except WorkError:  # what cannot be read is said elsewhere
         return None, 1
     as_shown = _fits(shape, (height, width), scaled)
@@ -165,21 +174,21 @@ def _files(path: Path) -> list[Path]:
 # ----------------------------------------------------------------------------------- what is strange
 
 
-def examine(path: Path, picture: Path) -> tuple[NDArray[np.uint8], list[str]]:
+def examine(path: Path, picture: Path, reading: ReadOptions = DEFAULT) -> tuple[NDArray[np.uint8], list[str]]:
     """The mask of a defective picture as `read_mask_of`, and what is strange about it.
 
     Raises:
         WorkError: it cannot be read; the message names it.
     """
-    marked, values = read_mask_values(path)
+    marked, values = read_mask_values(path, reading)
     levels = _levels(values)
-    marked, remark = _turn_with_picture(marked, path, picture)
+    marked, remark = _turn_with_picture(marked, path, picture, False, reading)
     remarks = [remark] if remark else []
     covers = float(marked.mean()) > MOST
     unclear = len(levels) > 2 and not (levels[0] == 0 and levels[-1] <= KINDS)
     if not marked.any():
         remarks.append(EMPTY)
-    elif (covers or unclear) and _is_copy(path, picture):
+    elif (covers or unclear) and _is_copy(path, picture, reading):
         remarks.append(COPY)
     else:
         remarks += [COVERS] * covers + [LEVELS] * unclear
@@ -193,11 +202,11 @@ def _levels(values: NDArray) -> NDArray:
     return np.unique(values)
 
 
-def _is_copy(path: Path, picture: Path) -> bool:
+def _is_copy(path: Path, picture: Path, reading: ReadOptions) -> bool:
     """Whether a mask shows what its picture shows, saved with loss or without colours too."""
     if path.is_dir():
         return False
-    mask, image = (np.asarray(read_rgb(one).convert("L"), np.float32) for one in (path, picture))
+    mask, image = (np.asarray(read_rgb(one, reading).convert("L"), np.float32) for one in (path, picture))
     if mask.shape != image.shape or min(mask.std(), image.std()) < PLAIN or np.abs(mask - image).mean() > SAME_LEVELS:
         return False
     return float(np.corrcoef(mask.ravel(), image.ravel())[0, 1]) > ALIKE

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +24,20 @@ from datasets.check import (
     Problem,
     check_defects,
     check_foreground,
-    check_pictures,
     drop_bad,
     leave_out_small,
-    quick_check,
+    look_at_pictures,
+    quick_look,
 )
 from datasets.cli import CONTEXT, run_command
 from datasets.defects import Defects, list_defects, of_class, refuse_test_images
+from datasets.depth import Depth, find_depth, log_depth
+from datasets.files import ReadOptions
 from datasets.foreground import make_masks
 from datasets.textures import FileTextures, Textures, open_textures
 from datasets.tiles import refuse_small, tiles_of
 from errors import InputError, WorkError
-from geometry import Tiling
+from geometry import AUTO, Tiling
 from utils import IMAGENET_MEAN, IMAGENET_STD, setup_logging, write_atomically
 
 COLUMNS = ("image", "foreground", "mask", "texture or defect", "augmented")
@@ -57,7 +60,8 @@ def preview_class(layout: Layout, name: str, options: dict[str, Any], samples: i
         InputError, WorkError: as a run does.
     """
     settings = ImageSettings.of(options).for_class(layout, name)
-    train, sizes = _readable(layout, name, options["skip_bad"])
+    train, sizes, depth = _readable(layout, name, options, settings)
+    settings = replace(settings, bits=depth.bits)
     textures = _textures(options, seed)
     tiling = None if options["tile"] is None else Tiling.of(settings, options["tile"], options["overlap"])
     defects = _defects(layout, name, settings, options, sizes, tiling)
@@ -78,11 +82,16 @@ def preview_class(layout: Layout, name: str, options: dict[str, Any], samples: i
     return _sheet(f"{options['name']}_{name}", rows)
 
 
-def _readable(layout: Layout, name: str, skip_bad: bool) -> tuple[list[Sample], dict[Path, tuple[int, int]]]:
-    """The training images and their (width, height); with --skip_bad those that can be read."""
+def _readable(
+    layout: Layout, name: str, options: dict[str, Any], settings: ImageSettings
+) -> tuple[list[Sample], dict[Path, tuple[int, int]], Depth]:
+    """The training images, their (width, height) and depth; with --skip_bad those that can be read."""
     train = layout.train(name)
-    problems, sizes = quick_check(name, train, [])
-    return drop_bad(train, _stops(problems, skip_bad, name)), sizes
+    problems, headers = quick_look(name, train, [], settings.reading)
+    train = drop_bad(train, _stops(problems, options["skip_bad"], name))
+    depth = find_depth(options["bits"], [sample.path for sample in train], [], headers, settings.reading)
+    log_depth(name, depth)
+    return train, {path: header.size for path, header in headers.items()}, depth
 
 
 def _stops(problems: Sequence[Problem], skip_bad: bool, what: str) -> Sequence[Problem]:
@@ -94,11 +103,14 @@ def _stops(problems: Sequence[Problem], skip_bad: bool, what: str) -> Sequence[P
 
 
 def _textures(options: dict[str, Any], seed: int) -> Textures:
-    textures = open_textures(options["aug_path"], seed)
+    textures = open_textures(options["aug_path"], seed, ReadOptions(max_pixels=options["max_pixels"]))
     if not isinstance(textures, FileTextures):
         return textures
-    bad = {problem.path for problem in _stops(check_pictures(textures.paths), options["skip_bad"], "textures")}
-    return FileTextures([path for path in textures.paths if path not in bad])
+    problems, headers = look_at_pictures(textures.paths, None, textures.reading)
+    bad = {problem.path for problem in _stops(problems, options["skip_bad"], "textures")}
+    depth = find_depth(AUTO, textures.paths, [], headers, textures.reading)
+    kept = [path for path in textures.paths if path not in bad]
+    return FileTextures(kept, replace(textures.reading, bits=depth.bits))
 
 
 def _defects(
@@ -113,9 +125,9 @@ def _defects(
     if not options["defects"]:
         return None
     pairs = of_class(list_defects(options["defects"]), options["defects"], name, layout.classes())
-    bad = {problem.path for problem in _stops(check_defects(pairs), options["skip_bad"], "defects")}
+    bad = {problem.path for problem in _stops(check_defects(pairs, settings.reading), options["skip_bad"], "defects")}
     pairs = [pair for pair in pairs if bad.isdisjoint(pair)]
-    refuse_test_images(pairs, layout.test(name))
+    refuse_test_images(pairs, layout.test(name), settings.reading)
     size = tuple(np.median(list(sizes.values()), axis=0).round().astype(int).tolist())
     size = size if tiling is None else tiling.tile[::-1]
     return Defects(pairs, settings, options["defects_share"], size, tiling is not None) if pairs else None
@@ -133,9 +145,9 @@ def _foreground(
     """The foreground mask of each training image as a run takes it; those made lie in `folder`."""
     given = layout.foreground(name, train)
     if given:
-        _stops(check_foreground(given, train, sizes, name, settings, tiled), False, name)
+        _stops(check_foreground(given, train, sizes, name, settings, tiled, settings.reading), False, name)
         return given
-    made = make_masks(train, folder, announce=False)
+    made = make_masks(train, folder, announce=False, reading=settings.reading)
     return made if tiled else leave_out_small(made, train, sizes, settings)
 
 

@@ -16,7 +16,8 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 
 from datasets import augment
-from geometry import Geometry, pair
+from datasets.files import FULL_BITS, MAX_PIXELS, ReadOptions
+from geometry import AUTO, Geometry, pair
 from utils import IMAGENET_MEAN, IMAGENET_STD
 
 if TYPE_CHECKING:
@@ -38,7 +39,8 @@ class ImageSettings(Geometry):
     """Preprocessing of an image (resize, then centre crop to `imagesize`) and its random augmentation.
 
     rotate_degrees in degrees; translate, scale, brightness, contrast, saturation as ±shares; gray, hflip, vflip as
-    probabilities; rand_aug: augment textures by three of nine operations; mean, std: of β.
+    probabilities; rand_aug: augment textures by three of nine operations; mean, std: of β; bits, max_pixels: how the
+    image is read, see `datasets.files.ReadOptions`.
     """
 
     rotate_degrees: float = 0.0
@@ -53,14 +55,19 @@ class ImageSettings(Geometry):
     rand_aug: bool = True
     mean: float = 0.5
     std: float = 0.1
+    bits: int = FULL_BITS
+    max_pixels: int = MAX_PIXELS
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> ImageSettings:
-        """Preprocessing as the options of the command `dataset` ask for."""
+        """Preprocessing as the options of the command `dataset` ask for; `--bits auto` is 16 until files are read."""
         given = dict(options)
         if given["augment"]:
             given |= {key: value for key, value in LIGHT_AUGMENTATION.items() if not given[key]}
-        return cls(**{f.name: given[f.name] for f in fields(cls)} | {"rand_aug": bool(given["rand_aug"])})
+        given["rand_aug"] = bool(given["rand_aug"])
+        if given.get("bits") == AUTO:
+            given["bits"] = FULL_BITS
+        return cls(**{f.name: given[f.name] for f in fields(cls) if f.name in given})
 
     def for_class(self, layout: Layout, name: str) -> ImageSettings:
         """The settings of a class: toothbrush and wood of the MVTec layout are resized larger before the crop."""
@@ -76,6 +83,11 @@ class ImageSettings(Geometry):
             (self.rotate_degrees, self.translate, self.scale, self.brightness, self.contrast, self.saturation,
              self.gray, self.hflip, self.vflip)
         )  # fmt: skip
+
+    @property
+    def reading(self) -> ReadOptions:
+        """How an image is read from its file."""
+        return ReadOptions(self.bits, self.max_pixels)
 
     # ------------------------------------------------------------------------------------ geometry
 

@@ -11,8 +11,9 @@ import numpy as np
 from PIL import Image
 
 from datasets import procedural
-from datasets.files import image_size, list_images, read_rgb
+from datasets.files import DEFAULT, ReadOptions, image_size, look_through, read_rgb, what_else
 from errors import InputError
+from utils import LOGGER
 
 BUILTIN = "builtin"
 BUILTIN_COUNT = 530
@@ -46,10 +47,11 @@ class FileTextures:
 
     Args:
         paths: of the pictures, sorted; see `list_textures`.
+        reading: how they are read. Their depth is their own: they hardly come from the camera of the class's images.
     """
 
-    def __init__(self, paths: Sequence[Path]) -> None:
-        self.paths = list(paths)
+    def __init__(self, paths: Sequence[Path], reading: ReadOptions = DEFAULT) -> None:
+        self.paths, self.reading = list(paths), reading
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -64,7 +66,7 @@ class FileTextures:
         Raises:
             WorkError: the header cannot be read; the message names the file.
         """
-        return image_size(self.paths[index])
+        return image_size(self.paths[index], self.reading)
 
     def read(self, index: int) -> Image.Image:
         """The picture, the right way up.
@@ -72,7 +74,7 @@ class FileTextures:
         Raises:
             WorkError: it cannot be read; the message names the file.
         """
-        return read_rgb(self.paths[index])
+        return read_rgb(self.paths[index], self.reading)
 
     def digest(self) -> str:
         """Of names and lengths of the files, so that a folder may move."""
@@ -124,12 +126,13 @@ class BuiltinTextures:
         return index % len(procedural.KINDS)
 
 
-def open_textures(aug_path: str | Path, seed: int = 0) -> Textures:
+def open_textures(aug_path: str | Path, seed: int = 0, reading: ReadOptions = DEFAULT) -> Textures:
     """The textures that an AUG_PATH means.
 
     Args:
         aug_path: a folder, searched at any depth; or the word `builtin` (`./builtin` is a folder of that name).
         seed: of the built-in ones.
+        reading: how files are read.
 
     Raises:
         InputError: no such folder, or no picture in it.
@@ -138,7 +141,7 @@ def open_textures(aug_path: str | Path, seed: int = 0) -> Textures:
     # a Path has lost the "./" that tells the folder from the word; only the text still has it
     if aug_path == BUILTIN:
         return BuiltinTextures(seed)
-    return FileTextures(list_textures(aug_path))
+    return FileTextures(list_textures(aug_path), reading)
 
 
 def list_textures(path: str | Path) -> list[Path]:
@@ -150,7 +153,9 @@ def list_textures(path: str | Path) -> list[Path]:
     path = Path(path)
     if not path.is_dir():
         raise InputError(f"AUG_PATH {path}: no such folder; {HINT}")
-    found = list_images(path, recursive=True)
-    if not found:
-        raise InputError(f"AUG_PATH {path}: no picture in it at any depth; {HINT}")
-    return found
+    listing = look_through(path, recursive=True)
+    if not listing.images:
+        raise InputError(f"AUG_PATH {path}: no picture in it at any depth{what_else(path)}; {HINT}")
+    if left := listing.describe():
+        LOGGER.info("AUG_PATH %s: %s", path, left)
+    return listing.images

@@ -1,7 +1,7 @@
 """Judge pictures with an exported graph: `python onnx/ort.py MODEL INPUT… --out DIR`.
 
-Needs onnxruntime, numpy, OpenCV and Pillow, and of this project's modules those that need no more either. Says and
-writes what `python main.py predict` does.
+Needs onnxruntime, numpy, OpenCV and Pillow, for TIFF tifffile and imagecodecs, and of this project's modules those
+that need no more either. Says and writes what `python main.py predict` does.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import onnxruntime  # noqa: E402
 from numpy.typing import NDArray  # noqa: E402
 from PIL import Image  # noqa: E402
 
+from datasets.files import FULL_BITS, MAX_PIXELS, ReadOptions  # noqa: E402
 from errors import InputError, WorkError  # noqa: E402
 from geometry import Geometry  # noqa: E402
 from judgement import Judge, choose_tiling  # noqa: E402
@@ -41,6 +42,7 @@ class GraphJudge(Judge):
         provider: that runs it, by onnxruntime's name or its beginning (`cuda`); the CPU by default.
         tile, overlap: as `inference.load_checkpoint`.
         threads: of the CPU; 0 is what onnxruntime thinks best.
+        max_pixels: a file with more pixels is refused; by default as in the training, or 500 million.
 
     Raises:
         InputError: no such provider, or no such tiles.
@@ -54,6 +56,7 @@ class GraphJudge(Judge):
         tile: int | str | None = None,
         overlap: float | None = None,
         threads: int = 0,
+        max_pixels: int | None = None,
     ) -> None:
         chosen = choose_provider(provider)
         self._session = _open(path, chosen, threads)
@@ -64,6 +67,8 @@ class GraphJudge(Judge):
         given = {k: NAN if v is None else v for k, v in (self.about["thresholds"] or {}).items()}
         self.thresholds = Thresholds.of(given)
         self.tiling = choose_tiling(config, tile, overlap)
+        most = self.about.get("max_pixels", MAX_PIXELS) if max_pixels is None else max_pixels
+        self.reading = ReadOptions(self.about.get("bits", FULL_BITS), most)
         first = self._session.get_inputs()[0]
         self._floats, self._alone = "float" in first.type, first.shape[0] == 1
 
@@ -182,6 +187,10 @@ def _parser() -> _Parser:
     made.add_argument(
         "--overlap", metavar="0≤x≤0.75", type=float, help="Share of a tile that its neighbour covers too; likewise."
     )
+    made.add_argument(
+        "--max_pixels", "--max-pixels", metavar="1≤x", type=_count,
+        help="A picture with more pixels is refused; as trained, or 500000000, if not given.",
+    )  # fmt: skip
     return made
 
 
@@ -205,7 +214,7 @@ def work(given: argparse.Namespace) -> int:
         if getattr(given, name) and given.out is None:
             raise InputError(f"--{name.replace('go_on', 'continue')} needs --out DIR")
     pictures = find_pictures(given.inputs, listed() if "-" in given.inputs else (), given.out)
-    model = GraphJudge(given.model, given.provider, given.tile, given.overlap, given.threads)
+    model = GraphJudge(given.model, given.provider, given.tile, given.overlap, given.threads, given.max_pixels)
     if model.thresholds is None:
         LOGGER.warning("the graph has no threshold: scores without decisions")
     failed = predict(model, pictures, Wishes(given.out, given.maps if given.save else "", given.json, given.batch_size),

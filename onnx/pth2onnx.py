@@ -192,7 +192,7 @@ def describe(model: Inspector, names: Sequence[str], precision: str) -> dict[str
         "format": FORMAT, "project": "GLASS", "class_name": model.class_name, "backbone": model.config["backbone"],
         "layers": model.config["layers_to_extract_from"], "imagesize": settings.imagesize, "resize": settings.resize,
         "keep_all": settings.keep_all, "tile": model.config.get("tile"), "overlap": model.config.get("overlap"),
-        "image_size": model.config.get("image_size"),
+        "image_size": model.config.get("image_size"), "bits": settings.bits, "max_pixels": settings.max_pixels,
         "thresholds": model.thresholds.plain() if model.thresholds else None,
         "outputs": list(names), "precision": precision,
         "versions": {"torch": torch.__version__, "onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__},
@@ -232,7 +232,7 @@ class _Prepared(CalibrationDataReader):
         path = next(self._left, None)
         if path is None:
             return None
-        picture, tiling = read_rgb(path), self._model.tiling
+        picture, tiling = read_rgb(path, self._model.reading), self._model.tiling
         if tiling is not None:
             boxes = tiling.boxes(*picture.size)
             picture = Image.fromarray(tiling.cut(np.asarray(picture), boxes[len(boxes) // 2]))

@@ -102,7 +102,7 @@ def test_the_quick_check_decodes_only_what_is_suspect(data, monkeypatch):
     cut(train[1].path)
     decoded = []
     read_rgb = check.read_rgb
-    monkeypatch.setattr(check, "read_rgb", lambda path: decoded.append(path) or read_rgb(path))
+    monkeypatch.setattr(check, "read_rgb", lambda path, *how: decoded.append(path) or read_rgb(path, *how))
     monkeypatch.setattr(check, "read_mask", lambda path: decoded.append(path))
     assert [p.path for p in quick_check("disc", train, test)[0]] == [train[1].path]
     assert decoded == [train[1].path]
@@ -259,7 +259,7 @@ def test_an_interruption_does_not_wait_for_the_rest(tmp_path, monkeypatch, where
     paths = [tmp_path / f"{i}.png" for i in range(200)]
     seen = []
 
-    def look(path):
+    def look(path, *_):
         seen.append(path)
         if where == "work" and len(seen) == 3:
             raise KeyboardInterrupt
@@ -271,7 +271,7 @@ def test_an_interruption_does_not_wait_for_the_rest(tmp_path, monkeypatch, where
             raise KeyboardInterrupt
 
     monkeypatch.setattr(check, "read_header", look)
-    monkeypatch.setattr(check, "read_rgb", lambda path: Image.new("L", (1, 1)))
+    monkeypatch.setattr(check, "read_rgb", lambda path, *_: Image.new("L", (1, 1)))
     monkeypatch.setattr(check.tqdm, "update", update)
     with pytest.raises(KeyboardInterrupt):
         full_check("x", [Sample(p) for p in paths], [])

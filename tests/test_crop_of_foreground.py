@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 import pytest
-from helpers import DATASET, NET, cli_here, make_mvtec
+from helpers import DATASET, NET, cli, make_mvtec
 from PIL import Image
 
 from datasets import ImageSettings, MVTecLayout, TrainDataset, open_textures
@@ -80,7 +80,7 @@ def test_a_run_stops_before_it_trains_and_says_what_is_strange_about_masks(wide,
         Image.new("L", (192, 64), 255).save(data / f"disc/ground_truth/blot/{number:03d}_mask.png")
     (data / "disc/test/blot/000.json").write_text("{}")
     draw(data / "fg_mask/disc/001.png", (0, 0, 40, 64))
-    done = cli_here("--gpu", -1, "--results_path", tmp_path / "r", *NET, *DATASET, "--fg", 1, "mvtec", data, patterns)
+    done = cli("--gpu", -1, "--results_path", tmp_path / "r", *NET, *DATASET, "--fg", 1, "mvtec", data, patterns)
     assert done.returncode == 1
     last = done.stdout.strip().splitlines()[-1]
     assert re.match(r"Error: class mvtec_disc: .*001\.png: resizing and crop leave nothing of the foreground", last)

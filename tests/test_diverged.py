@@ -7,7 +7,7 @@ import pytest
 import safetensors.torch
 import torch
 import torch.nn.functional as F
-from helpers import cli_here
+from helpers import cli
 from PIL import Image
 from small import LAYERS, SIDE, small_batch, small_glass, small_network
 from torch import nn
@@ -146,7 +146,7 @@ def test_a_checkpoint_with_weights_that_are_no_numbers_is_refused(part, value, k
     spoil(kept, lambda state: state[part][key].view(-1)[1:2].fill_(value))
     with pytest.raises(WorkError, match=rf"not finite \({part}: {key}\)"):
         checkpoint.load(kept)
-    done = cli_here("predict", "--gpu", -1, "--checkpoint", kept, "--json", kept)
+    done = cli("predict", "--gpu", -1, "--checkpoint", kept, "--json", kept)
     assert done.returncode == 1
 
 

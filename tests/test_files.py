@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 
 from datasets.files import (
     Header,
-    Reading,
+    ReadOptions,
     image_size,
     list_folders,
     list_images,
@@ -499,8 +499,8 @@ def test_a_picture_of_too_many_pixels(put, monkeypatch):
         assert read_rgb(path).size == image_size(path) == (5, 7)
         for read in (read_rgb, image_size, read_mask):
             with pytest.raises(WorkError, match=r"cannot read image .*image\.(png|tif): .*35 pixels.*--max_pixels 35"):
-                read(path, Reading(max_pixels=34))
-            assert read(path, Reading(max_pixels=35)) is not None
+                read(path, ReadOptions(max_pixels=34))
+            assert read(path, ReadOptions(max_pixels=35)) is not None
     assert Image.MAX_IMAGE_PIXELS == 3
 
 

@@ -371,9 +371,9 @@ def test_checkpoint_without_thresholds_gives_scores_alone(folder, tiny, tmp_path
 
 
 def test_predict_stands_in_the_help_and_comes_first():
-    assert "predict" in cli_here("--help").stdout
-    assert "--checkpoint" in cli_here("predict", "--help").stdout
-    assert cli_here("--seed", 1, "predict").returncode == 2
+    assert "predict" in cli("--help").stdout
+    assert "--checkpoint" in cli("predict", "--help").stdout
+    assert cli("--seed", 1, "predict").returncode == 2
 
 
 def test_continuing_keeps_what_other_pictures_left_and_saves_what_was_not(folder, tiny, tmp_path):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import ROOT, cli_here, make_glass
+from helpers import ROOT, cli, make_glass
 from PIL import Image
 
 import predict
@@ -275,7 +275,7 @@ def test_no_pictures_have_no_results(inspector):
     ],
 )
 def test_options_before_predict_are_its_own(arguments, code, says):
-    done = cli_here(*arguments)
+    done = cli(*arguments)
     assert done.returncode == code, done.stdout
     assert says in done.stdout
     assert done.stdout.startswith("Error: " if code else "Usage: ")
