@@ -41,6 +41,13 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
         WorkError: it is damaged, or not a GLASS checkpoint.
     """
     try:
+        return _read(path, device)
+    except WorkError as error:
+        raise WorkError(f"{error}{_way_out(path)}") from error
+
+
+def _read(path: Path, device: torch.device | str) -> dict[str, Any]:
+    try:
         state = torch.load(path, map_location=device, weights_only=True)
     except FileNotFoundError as error:
         raise InputError(f"no checkpoint {path}") from error
@@ -51,6 +58,44 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     if not isinstance(state, dict) or not isinstance(state.get("discriminator"), dict):
         raise WorkError(f"{path} is not a GLASS checkpoint: it holds no discriminator")
     return state
+
+
+def _way_out(path: Path) -> str:
+    """What to do about a checkpoint that cannot be read, where it lies in a class's folder."""
+    best, folder = find_best(path.parent), path.parent
+    if path.name == LATEST and best is not None and _is_sound(best[0]):
+        return (
+            f"; {best[0].name} beside it is sound: --test test tests it, delete {path} to keep that model as it is, or "
+            f"delete {folder} to train anew"
+        )
+    if path.name == LATEST or (best is not None and path == best[0]):
+        return f"; delete {folder} to train anew"
+    return ""
+
+
+def _is_sound(path: Path) -> bool:
+    try:
+        return bool(_read(path, "cpu"))
+    except (InputError, WorkError):
+        return False
+
+
+def config_of(folder: Path, training: bool = True) -> dict[str, Any] | None:
+    """The settings that the checkpoints in a class's folder were trained with; None where there is no checkpoint.
+
+    Args:
+        folder: of the class.
+        training: read the checkpoint that a training goes on with, if there is one; else the chosen one.
+
+    Raises:
+        WorkError: the checkpoint is damaged.
+    """
+    latest, best = folder / LATEST, find_best(folder)
+    paths = [latest] if training and latest.exists() else [best[0]] if best else []
+    if not paths:
+        return None
+    config = load(paths[0]).get("config")
+    return config if isinstance(config, dict) else {}
 
 
 def _begins_otherwise(path: Path) -> bool:

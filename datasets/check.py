@@ -23,7 +23,7 @@ from datasets.files import Header, list_images, read_header, read_mask, read_rgb
 from datasets.textures import BUILTIN, list_textures
 from errors import InputError, WorkError
 from geometry import Geometry, describe_left_out
-from utils import cores
+from utils import cores, printable
 
 Kind = Literal["unreadable", "mask_size", "empty", "same_stem", "train_and_test", "layout"]
 Item, Result = TypeVar("Item"), TypeVar("Result")
@@ -320,7 +320,7 @@ def _check_class(layout: Layout, name: str) -> tuple[tuple[str, ...], list[Probl
     masks = sum(s.mask is not None for s in defective)
     counts = (len(train), len(test) - len(defective), len(defective))
     masked = f"{masks}/{len(defective)}"
-    row = (name, *map(str, counts), _sizes(images), channels or "-", masked, str(len(problems)))
+    row = (printable(name), *map(str, counts), _sizes(images), channels or "-", masked, str(len(problems)))
     bad = {problem.path for problem in problems}
     notes = [] if complaints else _notes(layout, name, [s for s in defective if s.mask and s.mask not in bad])
     if left_out := describe_left_out(Geometry(), [header.size for header in images]):

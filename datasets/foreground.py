@@ -32,7 +32,7 @@ from datasets import DATASETS, Sample
 from datasets.cli import CONTEXT, run_command
 from datasets.files import read_mask, read_rgb
 from errors import InputError, WorkError
-from utils import LOGGER, setup_logging, write_atomically, write_text
+from utils import LOGGER, printable, setup_logging, write_atomically, write_text
 
 # of the routine: masks of another version are made anew
 VERSION = 1
@@ -427,9 +427,10 @@ def main(name: str, data_path: str, subdatasets: tuple[str, ...], out: str, test
         samples, folder = layout.train(chosen), Path(out) / chosen
         paths = make_masks(samples, folder)
         _write_sheet(samples, paths, folder / SHEET, f"{chosen}: {_Record(folder).reason}")
-        click.echo(f"{chosen}: {len(paths)} masks and {SHEET} in {folder}")
+        click.echo(printable(f"{chosen}: {len(paths)} masks and {SHEET} in {folder}"))
         if test:
-            click.echo(f"{chosen}: {_measure(fit_samples(samples), layout.test(chosen), folder / TEST_SHEET)}")
+            measured = _measure(fit_samples(samples), layout.test(chosen), folder / TEST_SHEET)
+            click.echo(printable(f"{chosen}: {measured}"))
 
 
 def _write_sheet(samples: Sequence[Sample], masks: Sequence[Path], path: Path, title: str) -> None:
@@ -499,7 +500,7 @@ def _contact_sheet(tiles: Sequence[NDArray[np.uint8]], title: str) -> NDArray[np
 def _text(text: str, width: int) -> NDArray[np.uint8]:
     """(LABEL, width, 3): black on white."""
     strip = Image.new("RGB", (width, LABEL), "white")
-    ImageDraw.Draw(strip).text((4, 1), text, "black", ImageFont.load_default(LABEL - 6))
+    ImageDraw.Draw(strip).text((4, 1), printable(text), "black", ImageFont.load_default(LABEL - 6))
     return np.asarray(strip)
 
 

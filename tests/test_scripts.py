@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from helpers import NET, ROOT, excel_copy, make_mvtec
+from helpers import NET, ROOT, make_mvtec
 
 SCRIPTS = sorted(p.name for p in (ROOT / "shell").glob("run-*.sh"))
 
@@ -16,7 +16,6 @@ def script(name, *arguments, cwd, **variables):
         "PATH": os.environ["PATH"],
         "HOME": os.environ.get("HOME", "/"),
         "PYTHON": sys.executable,
-        "GLASS_EXCEL_DIR": str(excel_copy()),
     }
     return subprocess.run(
         ["bash", str(ROOT / "shell" / name), *arguments], cwd=cwd, env=base | {k: str(v) for k, v in variables.items()},
