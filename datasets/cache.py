@@ -148,7 +148,7 @@ def _control_groups(root: Path) -> Iterator[tuple[list[Path], tuple[Sequence[str
             path, of = own.get("memory"), VERSION_1
         else:
             continue
-        inside, mounted = fields.split(" ")[3:5]
+        inside, mounted = [*fields.split(" "), *[""] * 5][3:5]
         yield _upwards(root / _unescaped(mounted).lstrip("/"), _below(path or "/", _unescaped(inside))), of
 
 
