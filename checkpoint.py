@@ -75,6 +75,13 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
         WorkError: it is damaged, not a GLASS checkpoint, or holds NaN or infinity.
     """
     try:
+        return _read(path, device)
+    except WorkError as error:
+        raise WorkError(f"{error}{_way_out(path)}") from error
+
+
+def _read(path: Path, device: torch.device | str) -> dict[str, Any]:
+    try:
         state = torch.load(path, map_location=device, weights_only=True)
     except FileNotFoundError as error:
         raise InputError(f"no checkpoint {path}") from error
@@ -102,6 +109,44 @@ def not_finite(tensors: Mapping[str, Any]) -> list[str]:
     # types of 8 bits do not know `isfinite`; one wait for the device, not one for each tensor
     finite = torch.stack([(x if x.itemsize > 1 else x.float()).isfinite().all() for x in floats.values()])
     return [name for name, fine in zip(floats, finite.tolist(), strict=True) if not fine]
+
+
+def _way_out(path: Path) -> str:
+    """What to do about a checkpoint that cannot be read, where it lies in a class's folder."""
+    best, folder = find_best(path.parent), path.parent
+    if path.name == LATEST and best is not None and _is_sound(best[0]):
+        return (
+            f"; {best[0].name} beside it is sound: --test test tests it, delete {path} to keep that model as it is, or "
+            f"delete {folder} to train anew"
+        )
+    if path.name == LATEST or (best is not None and path == best[0]):
+        return f"; delete {folder} to train anew"
+    return ""
+
+
+def _is_sound(path: Path) -> bool:
+    try:
+        return bool(_read(path, "cpu"))
+    except (InputError, WorkError):
+        return False
+
+
+def config_of(folder: Path, training: bool = True) -> dict[str, Any] | None:
+    """The settings that the checkpoints in a class's folder were trained with; None where there is no checkpoint.
+
+    Args:
+        folder: of the class.
+        training: read the checkpoint that a training goes on with, if there is one; else the chosen one.
+
+    Raises:
+        WorkError: the checkpoint is damaged.
+    """
+    latest, best = folder / LATEST, find_best(folder)
+    paths = [latest] if training and latest.exists() else [best[0]] if best else []
+    if not paths:
+        return None
+    config = load(paths[0]).get("config")
+    return config if isinstance(config, dict) else {}
 
 
 def _begins_otherwise(path: Path) -> bool:

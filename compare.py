@@ -16,7 +16,7 @@ import page
 import report
 from errors import InputError, WorkError
 from evaluation import METRICS
-from utils import write_text
+from utils import printable, write_text
 
 COMPARED = (*METRICS, "image_f1", "false_alarms", "last_image_auroc", "last_pixel_auroc")
 
@@ -47,9 +47,10 @@ def read_run(folder: Path, taken: Sequence[str] = ()) -> RunTable:
     settings = report.read_settings(folder)
     for first in sorted(folder.glob("seed_*")) if not settings else ():  # several seeds: all but the seed is the same
         settings = settings or report.read_settings(first)
-    name, number = folder.resolve().name, 2
+    plain = printable(folder.resolve().name)
+    name, number = plain, 2
     while name in taken:
-        name, number = f"{folder.resolve().name} ({number})", number + 1
+        name, number = f"{plain} ({number})", number + 1
     return RunTable(name, folder, table, settings)
 
 
@@ -70,7 +71,7 @@ def differing_settings(runs: Sequence[RunTable]) -> list[tuple[str, list[str]]]:
     names = dict.fromkeys(
         name for one in flat for name in one if name.split()[-1] not in ("results_path", "models_path")
     )
-    values = {name: [str(one.get(name, "–")) for one in flat] for name in names}
+    values = {name: [printable(str(one.get(name, "–"))) for one in flat] for name in names}
     return [(name, given) for name, given in values.items() if len(set(given)) > 1]
 
 
@@ -174,4 +175,4 @@ def main(results: tuple[Path, ...], out: Path | None) -> None:
         click.echo(f"Error: {error}", err=True)
         raise SystemExit(2 if isinstance(error, InputError) else 1) from error
     click.echo(as_text(runs))
-    click.echo(f"written: {written}")
+    click.echo(printable(f"written: {written}"))

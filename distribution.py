@@ -1,9 +1,16 @@
-"""Manifold or hypersphere: the judge (paper section 3.2 and appendix) and the Excel file of its verdicts."""
+"""Manifold or hypersphere: the judge (paper section 3.2 and appendix) and the Excel files of its verdicts.
+
+The files that come with the project hold the published verdicts and are only read. What a run judges it writes under
+its results, and into the folder that `GLASS_EXCEL_DIR` names, where that is given: such a folder takes the place of the
+published files. The file under the results is never read again: the judge says the same of the same images, and
+`--distribution 4` would turn round a verdict that is read back.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,11 +21,14 @@ from numpy.typing import NDArray
 
 from cells import workbook
 from errors import InputError, WorkError
-from utils import ROOT, write_bytes
+from utils import LOGGER, ROOT, write_bytes
 
 MANIFOLD, HYPERSPHERE = 0, 1
 NAMES = {MANIFOLD: "manifold", HYPERSPHERE: "hypersphere"}
-EXCEL_DIR = Path(os.environ.get("GLASS_EXCEL_DIR", ROOT / "datasets" / "excel"))
+PUBLISHED_DIR = ROOT / "datasets" / "excel"
+EXCEL_DIR = Path(os.environ.get("GLASS_EXCEL_DIR") or PUBLISHED_DIR)  # read, and written to if it is another one
+VERDICTS = "distribution"  # folder below the results
+OPPOSITE = 4  # --distribution
 COLUMNS = ["Class", "Distribution", "Foreground"]
 
 SIZE = 289
@@ -80,9 +90,9 @@ def mean_image(images: Iterable[NDArray[np.uint8]]) -> NDArray[np.uint8]:
 # -------------------------------------------------------------------------------------- Excel file
 
 
-def excel_path(dataset: str) -> Path:
-    """The data set's file of verdicts."""
-    return EXCEL_DIR / f"{dataset}_distribution.xlsx"
+def excel_path(dataset: str, folder: Path | None = None) -> Path:
+    """The data set's file of verdicts in a folder, by default where verdicts are read from."""
+    return (EXCEL_DIR if folder is None else folder) / f"{dataset}_distribution.xlsx"
 
 
 def _read_table(path: Path) -> pd.DataFrame:
@@ -109,14 +119,58 @@ def read_flags(dataset: str, row: str) -> tuple[int, int] | None:
     return int(flags[0]), int(flags[1])
 
 
-def write_flag(dataset: str, row: str, flag: int) -> None:
-    """Put a verdict into the file beside the other rows; Foreground = Distribution, as published."""
-    path = excel_path(dataset)
-    table = _read_table(path)
-    table = table[table["Class"] != row][COLUMNS]
-    new = pd.DataFrame([[row, flag, flag]], columns=COLUMNS)
-    table = pd.concat([table, new], ignore_index=True) if len(table) else new
-    write_bytes(path, workbook(lambda book: table.to_excel(book, index=False)))
+def keep_verdict(results: Path, dataset: str, row: str, flag: int, mode: int) -> None:
+    """Write a verdict under the results, and into the folder that the user named; a warning where that fails.
+
+    Args:
+        results: the run's results folder.
+        flag: the verdict.
+        mode: `--distribution`. What 4 judges stays out of the user's folder, or the next run would turn it round.
+    """
+    folders = [results / VERDICTS]
+    if EXCEL_DIR.resolve() != PUBLISHED_DIR and mode != OPPOSITE:
+        folders.append(EXCEL_DIR)
+    for folder in folders:
+        try:
+            write_flag(dataset, row, flag, folder)
+        except WorkError as error:
+            LOGGER.warning("%s: the verdict (%s) is not kept: %s", row, NAMES[flag], error)
+
+
+def write_flag(dataset: str, row: str, flag: int, folder: Path | None = None) -> None:
+    """Put a verdict into a folder's file beside the other rows; Foreground = Distribution, as published.
+
+    Raises:
+        WorkError: the file is damaged, or cannot be written.
+    """
+    path = excel_path(dataset, folder)
+    with _alone(path):
+        table = _read_table(path)
+        table = table[table["Class"] != row][COLUMNS]
+        new = pd.DataFrame([[row, flag, flag]], columns=COLUMNS)
+        table = pd.concat([table, new], ignore_index=True) if len(table) else new
+        write_bytes(path, workbook(lambda book: table.to_excel(book, index=False)))
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Other processes that want to change the file wait outside: between reading and writing, a row would be lost."""
+    try:
+        import fcntl
+    except ImportError:  # not a Unix
+        yield
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path.parent, os.O_RDONLY)  # the folder itself: a file for the lock would have to stay there
+    except OSError as error:
+        raise WorkError(f"cannot write {path}: {error}") from error
+    try:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 # ---------------------------------------------------------------------------------------- decision
@@ -124,12 +178,16 @@ def write_flag(dataset: str, row: str, flag: int) -> None:
 
 @dataclass(frozen=True)
 class Decision:
-    """Variant, whether there are foreground masks, and why; the verdict where the class was judged for it."""
+    """Variant, whether there are foreground masks, and why; the verdict where the class was judged for it.
+
+    fresh: whether it is decided by this run, and not by an earlier one that is gone on with.
+    """
 
     svd: int
     foreground: bool
     reason: str
     verdict: int | None = None
+    fresh: bool = True
 
 
 def decide(

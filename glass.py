@@ -71,16 +71,20 @@ FREE_ON_RESUME = frozenset(
         "patience",
         "false_alarm",
         "image_size",
+        "data_path",
+        "data_images",
+        "verdict",
     }
 )
 READ_EVERY = 8  # steps, on CUDA: to read a figure waits for all that was started before it
 MOST_LR = 1e30  # Adam's first step is a multiple of it, and has to be a number in float32
 SELECTIONS = ("best", "last", "val")
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+# settings that choose the good images kept for the test: with other ones a test would hold images of the training
+OF_SPLIT = ("split_seed", "test_share")
 # settings that a test must share with the training, or its scores mean nothing
 NEEDED_ALIKE = (
-    "split_seed",
-    "test_share",
+    *OF_SPLIT,
     "backbone",
     "backbone_hash",
     "layers_to_extract_from",
@@ -804,7 +808,7 @@ class GLASS:
     def _refuse_other_settings(self, saved: Mapping[str, Any], anew: str) -> None:
         own = self.config
         other = [
-            f"{key} was {saved[key]}, is {own.get(key)}"
+            f"{key} was {saved[key]}, is {own.get(key)}{_hint(key, saved)}"
             for key in saved
             if key not in FREE_ON_RESUME and own.get(key) != saved[key]
         ]
@@ -1013,18 +1017,19 @@ class GLASS:
         return best
 
     @torch.no_grad()
-    def calibrate(self, loader: Iterable[Batch], name: str, source: str) -> Thresholds:
-        """Put thresholds into the chosen checkpoint, where it has none for this `false_alarm` yet.
+    def calibrate(self, loader: Iterable[Batch], name: str, source: str, data: str = "") -> Thresholds:
+        """Put thresholds into the chosen checkpoint, where it has none for this `false_alarm` and these images yet.
 
         Args:
             loader: good images, and with synthetic defects where there are any: batches as of a test set.
             name: of the class, for messages.
             source: what the good images are, `HELD_OUT` or `TRAINING`.
+            data: digest of the good images' files.
         """
         path, _ = self._chosen(name)
         state = self.load_weights(path)
         before = Thresholds.of(state.get("thresholds"))
-        if before is not None and (before.false_alarm, before.source) == (self.false_alarm, source):
+        if before is not None and (before.false_alarm, before.source, before.data) == (self.false_alarm, source, data):
             return before
         self._set_mode(False)
         head, scores, peaks, labels, paths = self._head(), [], [], [], []
@@ -1042,7 +1047,7 @@ class GLASS:
                 masks.append(np.asarray(batch["mask_gt"])[:, 0])
         good = [i for i, label in enumerate(labels) if not label]
         of_pictures = [_highest(values, paths, good) for values in (scores, peaks)]  # tiles of one make one
-        made = thresholds_of(*of_pictures, self.false_alarm, source)
+        made = replace(thresholds_of(*of_pictures, self.false_alarm, source), data=data)
         if any(labels):
             pixels = metrics.all_pixel_metrics(np.concatenate(defective), np.concatenate(masks), ())
             made = replace(made, image_f1=best_f1(scores, labels), pixel_f1=pixels["f1_max_threshold"])
@@ -1118,11 +1123,30 @@ def _shown(record: Mapping[str, Any]) -> str:
     return " ".join(parts)
 
 
-def _refuse_other_scores(saved: Mapping[str, Any], own: Mapping[str, Any], path: Path) -> None:
+def _refuse_other_scores(
+    saved: Mapping[str, Any], own: Mapping[str, Any], path: Path, keys: Sequence[str] = NEEDED_ALIKE
+) -> None:
     """Some of these settings would spoil a test unseen, the others only give a message of shapes."""
-    for key in NEEDED_ALIKE:
+    for key in keys:
         if key in saved and saved[key] != own.get(key):
-            raise InputError(f"{path} was trained with {key} {saved[key]}, given is {own.get(key)}")
+            raise InputError(f"{path} was trained with {key} {saved[key]}, given is {own.get(key)}{_hint(key, saved)}")
+
+
+def refuse_other_split(saved: Mapping[str, Any], own: Mapping[str, Any], path: Path) -> None:
+    """Stop where a checkpoint's training kept other good images for the test.
+
+    Args:
+        saved: settings of the checkpoint at `path`.
+        own: those of now, with the keys of `OF_SPLIT`.
+
+    Raises:
+        InputError: says which option to give.
+    """
+    _refuse_other_scores(saved, own, path, OF_SPLIT)
+
+
+def _hint(key: str, saved: Mapping[str, Any]) -> str:
+    return f" (give --{key} {saved[key]})" if key in OF_SPLIT else ""
 
 
 def load_checkpoint(path: str | Path, **how: Any) -> Inspector:

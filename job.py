@@ -103,6 +103,7 @@ class Run:
     kept_textures: KeptTextures | None = None
     rows: dict[str, dict[str, Any]] = field(default_factory=dict)
     configs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    fingerprints: dict[Path, str] = field(default_factory=dict)  # of files' contents, as far as they were read
     trained: bool = False  # whether this run trained anything
     begun: str = ""  # when it was noted in the settings
 

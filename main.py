@@ -415,6 +415,12 @@ def _not_missing(_context: click.Context, _parameter: click.Parameter, value: st
     help="NAME folder, where there are defects but no good test image: share of the good images kept for the test.",
 )
 @click.option(
+    "--split_seed",
+    default=0,
+    type=click.IntRange(0, 2**32 - 1),
+    help="Which good images --test_share takes; the same for all seeds of a run, so that all test on the same images.",
+)
+@click.option(
     "--val_share",
     default=None,
     type=Finite(0, 1, max_open=True),
@@ -444,7 +450,7 @@ def _not_missing(_context: click.Context, _parameter: click.Parameter, value: st
     "--distribution",
     default=0,
     type=click.IntRange(0, 4),
-    help="Variant: 0 from the Excel file, else judged; 1 judged; 2 manifold; 3 hypersphere; 4 opposite of the file.",
+    help="Variant: 0 from the Excel file, else judged; 1 judged; 2 manifold; 3 hypersphere; 4 opposite of the file, else judged.",
 )
 @click.option("--mean", default=0.5, type=SHARE, help="Mean of the transparency β of synthetic anomalies.")
 @click.option("--std", default=0.1, type=NOT_NEGATIVE, help="Standard deviation of β.")

@@ -20,7 +20,7 @@ import report
 from errors import WorkError
 from evaluation import Tested
 from thresholds import HELD_OUT, TRAINING, Thresholds
-from utils import write_text
+from utils import printable, write_text
 
 FILE = "report.html"
 FOLDER = "report"  # what is kept of each class, below the results
@@ -152,7 +152,7 @@ def _per_image(found: Tested) -> list[dict[str, Any]]:
         area = float((found.found.maps[i] > thresholds.pixel).mean()) if thresholds else None
         rows.append(
             {
-                "path": path,
+                "path": printable(path),
                 "label": int(label),
                 "score": float(scores[i]),
                 "normalised_score": normalised[i],

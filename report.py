@@ -33,6 +33,8 @@ MEAN = "Mean"
 SETTINGS = "settings.json"
 UNKNOWN_GRAY = 128
 LONGEST_NAME = 200  # bytes of a picture's; file systems take 255 with the suffix, some fewer
+# control characters, surrogates (bytes of a path that are not text), and what XML does not know
+NOT_FOR_EXCEL = re.compile(f"{ILLEGAL_CHARACTERS_RE.pattern}|[\ud800-\udfff\ufffe\uffff]")
 BAR_WIDTH = 36  # pixels of the heatmap's scale
 
 
@@ -109,8 +111,8 @@ def write_workbook(
 
 
 def _for_excel(value: Any) -> Any:
-    """Text without the control characters that Excel refuses."""
-    return ILLEGAL_CHARACTERS_RE.sub("?", value) if isinstance(value, str) else value
+    """Text without the characters that Excel refuses."""
+    return NOT_FOR_EXCEL.sub("?", value) if isinstance(value, str) else value
 
 
 def _sheet_name(name: str, taken: set[str]) -> str:

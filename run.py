@@ -23,6 +23,7 @@ import backbones
 import checkpoint
 import compare
 import distribution
+import earlier
 import embedded
 import page
 import reading
@@ -44,7 +45,17 @@ from geometry import Tiling, show_size
 from glass import GLASS, METRICS
 from job import ClassData, Net, Options, Run
 from thresholds import HELD_OUT, TRAINING
-from utils import LOGGER, choose_device, fix_seeds, make_folder, one_at_a_time, setup_logging, write_bytes
+from utils import (
+    LOGGER,
+    choose_device,
+    fix_seeds,
+    make_folder,
+    one_at_a_time,
+    printable,
+    row_name,
+    setup_logging,
+    write_bytes,
+)  # fmt: skip
 
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "scipy", "scikit-learn", "opencv-python-headless", "pillow")
 DIMENSIONS = ("pretrain_embed_dimension", "target_embed_dimension")
@@ -62,11 +73,7 @@ def run_seeds(main: Options, net: Options, dataset: Options) -> None:
     twice = [seed for seed in seeds if seeds.count(seed) > 1]
     if twice:
         raise InputError(f"--seed {twice[0]} is given twice")
-    if dataset["distribution"] == 4:
-        raise InputError(
-            "--distribution 4 with several seeds: what the first run judges, the second would turn round; give 2 or 3"
-        )
-    results = make_folder(Path(main["results_path"]), "--results_path")
+    results = _folder_of_results(main)
     if (results / "models").exists():
         raise InputError(f"{results} holds a run with a single seed; take another --results_path for several")
     for seed in seeds:
@@ -97,7 +104,7 @@ def run(main: Options, net: Options, dataset: Options) -> None:
     setup_logging()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a batch system's stop ends like Ctrl-C
     started = time.monotonic()
-    with one_at_a_time(make_folder(Path(main["results_path"]), "--results_path")):
+    with one_at_a_time(_folder_of_results(main)):
         _run(main, net, {**dataset, "val_share": _val_share(net, dataset)}, started)
 
 
@@ -110,6 +117,7 @@ def _run(main: Options, net: Options, dataset: Options, started: float) -> None:
         _check_class(this, data)
     for one_net in this.nets:
         _check_net(this, one_net)
+    classes = earlier.refuse_other_data(this, classes)
     classes, cache = reading.read_everything(this, classes)
     for data in classes:
         _write_split(this, data)
@@ -140,13 +148,24 @@ def _run(main: Options, net: Options, dataset: Options, started: float) -> None:
 # ---------------------------------------------------------------------------------------- checking
 
 
+def _folder_of_results(main: Options) -> Path:
+    """The folder of --results_path, made where it is not there."""
+    where_models_go = "models_path" if main["models_path"] else "results_path"
+    if main["test"] == "ckpt" and any("\ud800" <= c <= "\udfff" for c in main[where_models_go]):
+        raise InputError(
+            f"--{where_models_go} {printable(main[where_models_go])}: the name is not UTF-8, and TensorBoard cannot "
+            "write there; give another"
+        )
+    return make_folder(Path(main["results_path"]), "--results_path")
+
+
 def _prepare(main: Options, net: Options, dataset: Options) -> Run:
     if dataset["name"] not in DATASETS:
         raise InputError(f"unknown data set {dataset['name']!r}; possible: {', '.join(DATASETS)}")
-    results = make_folder(Path(main["results_path"]), "--results_path")
+    results = _folder_of_results(main)
     device = choose_device(main["gpu"])
     fix_seeds(main["seed"])
-    layout = DATASETS[dataset["name"]](dataset["data_path"], main["seed"], dataset["test_share"])
+    layout = DATASETS[dataset["name"]](dataset["data_path"], dataset["split_seed"], dataset["test_share"])
     classes = layout.choose(dataset["subdatasets"])
     ImageSettings.of(dataset)
     GLASS.check_settings({**net, **{key: net[key] or backbones.DEFAULT_DIMENSION for key in DIMENSIONS}})
@@ -155,7 +174,7 @@ def _prepare(main: Options, net: Options, dataset: Options) -> Run:
     defects = list_defects(dataset["defects"]) if training and dataset["defects"] else []
     models = Path(main["models_path"]) if main["models_path"] else results / "models"
     weights = _weights_of(net)
-    rows = [f"{dataset['name']}_{name}" for name in classes]
+    rows = _rows_of(dataset["name"], classes)
     chosen = [
         _name_of_auto(given, source, [models / f"backbone_{i}" / row for row in rows])
         for i, (given, source) in enumerate(zip(net["backbone_names"], weights, strict=True))
@@ -175,6 +194,17 @@ def _prepare(main: Options, net: Options, dataset: Options) -> Run:
     this = Run(main, net, dataset, device, results, models, layout, nets, textures, defects, budget)
     reading.glance_at_textures(this)
     return this
+
+
+def _rows_of(dataset: str, classes: Sequence[str]) -> list[str]:
+    """What tables and folders call the classes."""
+    rows = [row_name(dataset, name) for name in classes]
+    twice = [row for row in rows if rows.count(row) > 1]
+    if twice:
+        raise InputError(
+            f"two classes would both be called {twice[0]} in the results; rename the folder of one of them"
+        )
+    return rows
 
 
 def _weights_of(net: Options) -> list[str]:
@@ -238,7 +268,7 @@ def _class_data(this: Run, name: str) -> ClassData:
         raise InputError(f"class {name}: {this.layout.root} has no test image of it")
     train = this.layout.train(name) if this.training else []
     settings = ImageSettings.of(this.dataset).for_class(this.layout, name)
-    row, held_out = f"{this.dataset['name']}_{name}", this.layout.held_out(name)
+    row, held_out = row_name(this.dataset["name"], name), this.layout.held_out(name)
     if held_out and not this.training and not _trained_with_split(this, row):
         # what the layout would hold out here was trained on, or is nothing that anyone asked to be tested
         held = {sample.path for sample in held_out}
@@ -256,6 +286,7 @@ def _trained_with_split(this: Run, row: str) -> bool:
 
 def _check_class(this: Run, data: ClassData) -> None:
     """Find out before the first class what would stop the last."""
+    earlier.refuse_other_splits(this, data)
     if not this.training:
         for index in range(len(this.nets)):
             folder = this.models / f"backbone_{index}" / data.row
@@ -279,12 +310,14 @@ def _write_split(this: Run, data: ClassData) -> None:
     parts = (("test", data.held_out), ("validation", validation), ("train", train))
     rows = [(path_as_cell(str(sample.path)), part) for part, samples in parts for sample in samples]
     listed = this.results / "splits" / f"{data.row}.csv"
-    # a file name need not be text: written as it is
-    write_bytes(listed, csv_text([("path", "part"), *rows]).encode("utf-8", "surrogateescape"))
+    # the list of a finished class stays: a checkpoint of an earlier version does not tell whether the images changed
+    if not (listed.exists() and this.finished(data)):
+        # a file name need not be text: written as it is
+        write_bytes(listed, csv_text([("path", "part"), *rows]).encode("utf-8", "surrogateescape"))
     if data.held_out:
         LOGGER.info(
             "%s: no good test image is given: %d of the good images are kept out of the training for the test "
-            "(seed %d), listed in %s", data.row, len(data.held_out), this.main["seed"], listed,
+            "(--split_seed %d), listed in %s", data.row, len(data.held_out), this.dataset["split_seed"], listed,
         )  # fmt: skip
     if val:
         LOGGER.info(
@@ -333,8 +366,7 @@ def _foreground(this: Run, data: ClassData, decision: Decision | None) -> list[P
 
     None in place of one that was made, and of which the crop leaves nothing: anomalies may lie anywhere there.
     """
-    calibrated = this.finished(data) and not this.dataset["val_share"]
-    if decision is None or not decision.foreground or calibrated:
+    if decision is None or not decision.foreground or (this.finished(data) and not this.dataset["val_share"]):
         return None
     given = this.layout.foreground(data.name, data.train)
     if given is not None:
@@ -368,9 +400,11 @@ def _run_class(
     record, examples = None, None
     if decision is not None:
         _say_what_does_nothing(this, data)
-        if decision.verdict is not None:
-            model.start(data.row)  # from here on the training knows its variant by itself, whatever the file says
-            distribution.write_flag(this.dataset["name"], data.row, decision.verdict)
+        if decision.verdict is not None and decision.fresh:
+            model.start(data.row)  # from here on the training knows its variant by itself, whatever a file says
+            distribution.keep_verdict(
+                this.results, this.dataset["name"], data.row, decision.verdict, this.dataset["distribution"]
+            )
         record, examples = _train(this, data, net, model, test_loader, masks, cache)
     best = checkpoint.find_best(model.model_dir)
     state = checkpoint.load(best[0]) if best else {}
@@ -418,10 +452,14 @@ def _model(this: Run, data: ClassData, net: Net, folder: Path, decision: Decisio
         "val_share": this.dataset["val_share"], "image_size": list(data.median_size),
         "tile": this.dataset["tile"], "overlap": this.dataset["overlap"] if data.tiling else None,
     }  # fmt: skip
+    if decision is not None:
+        files = earlier.inventory_of(this, data, decision.foreground)
+        model.extra_config |= {"data": files.digest, "data_path": printable(files.root), "data_images": files.images}
+        model.extra_config["verdict"] = decision.verdict
     if this.textures is not None:
         model.extra_config["textures"] = this.textures.digest()
     if data.held_out:  # another choice would test on images of the training
-        model.extra_config |= {"split_seed": this.main["seed"], "test_share": this.dataset["test_share"]}
+        model.extra_config |= {"split_seed": this.dataset["split_seed"], "test_share": this.dataset["test_share"]}
     return model
 
 
@@ -446,13 +484,15 @@ def _in_order(this: Run, dataset: Dataset) -> DataLoader:
 def _decide(this: Run, data: ClassData) -> Decision:
     """The variant of a class.
 
-    A training under way with the same --distribution and --fg keeps the one it was started with: by now the file
-    holds the verdict that was written then, which `--distribution 4` would turn round and `--fg 2` would follow.
+    A training under way with the same --distribution and --fg keeps the one it was started with: a file that
+    GLASS_EXCEL_DIR names may hold the verdict that was written then, which `--fg 2` would follow.
     """
     dataset = this.dataset["name"]
     started = _started_with(this, this.models / "backbone_0" / data.row)
     if started is not None:
-        decision = Decision(started["svd"], started["foreground"], "as the training was started")
+        decision = Decision(
+            started["svd"], started["foreground"], "as the training was started", started.get("verdict"), fresh=False
+        )
         LOGGER.info("%s: %s (%s)", data.row, distribution.NAMES[decision.svd], decision.reason)
         return decision
     decision = distribution.decide(
@@ -525,7 +565,10 @@ def _train(
         CentreDataset(train_set), batch, workers, everything, keep_workers=False, pin_memory=pin
     )
     _label_board(this, model, data)
-    done_before = model.start(data.row)["epoch"]
+    begun = model.start(data.row)
+    done_before, files = begun["epoch"], earlier.inventory_of(this, data, model.extra_config["foreground"])
+    if not model.finished(begun):
+        files.save(model.model_dir)
     record = model.trainer(loader, test_loader, data.row, centre_loader, val_loader)
     this.trained |= record["epoch"] > done_before
     best = checkpoint.find_best(model.model_dir)
@@ -534,7 +577,8 @@ def _train(
     # of tiles all good ones count, and none with defects: their maps would be many
     whole = val_loader if data.tiling is None else _in_order(this, GoodImages(val_set))
     good = whole if held else _in_order(this, GoodImages(train_set))
-    model.calibrate(good, data.row, HELD_OUT if held else TRAINING)
+    used = files.only({sample.path for sample in (val_set if held else train_set).samples})
+    model.calibrate(good, data.row, HELD_OUT if held else TRAINING, used.digest)
     return record, (val_loader if held else good).dataset
 
 
@@ -567,7 +611,7 @@ def _label_board(this: Run, model: GLASS, data: ClassData) -> None:
     if labels and not (model.model_dir / checkpoint.LATEST).exists():
         folder = model.model_dir / "tb"
         with tensorboard_log.open_board(folder) as board, tensorboard_log.writing(folder):
-            board.add_text("run", ", ".join(f"{key} {value}" for key, value in labels.items()))
+            board.add_text("run", printable(", ".join(f"{key} {value}" for key, value in labels.items())))
 
 
 def _say_what_does_nothing(this: Run, data: ClassData) -> None:

@@ -16,7 +16,7 @@ from torch.utils.tensorboard import SummaryWriter
 import report
 from errors import WorkError
 from evaluation import METRICS, Predictions
-from utils import reason_of
+from utils import printable, reason_of
 
 EXAMPLES = 6  # images whose heatmaps are shown
 
@@ -112,7 +112,7 @@ def _examples(found: Predictions, dataset: Any) -> NDArray[np.uint8]:
 
 def write_settings(board: SummaryWriter, settings: Mapping[str, Any], record: Mapping[str, Any], val: bool) -> None:
     """Hyperparameters with the final metrics (of the validation set: `final_val`), for TensorBoard's comparison."""
-    plain = {k: v if isinstance(v, (int, float, str, bool)) else str(v) for k, v in settings.items()}
+    plain = {k: v if isinstance(v, (int, float, bool)) else printable(str(v)) for k, v in settings.items()}
     last = {f"final{'_val' if val else ''}/{name}": record["last"][name] for name in METRICS} if record["last"] else {}
     loss = record["history"][-1]["loss"]
     board.add_hparams(plain, {"final/loss": loss, **last}, run_name=".")

@@ -26,6 +26,7 @@ class Thresholds:
         reached: share of the good images above `image`.
         images: how many good images there were.
         source: which they were.
+        data: digest of these images' files; "" where it is not known.
     """
 
     image: float
@@ -36,6 +37,7 @@ class Thresholds:
     reached: float = 0.0
     images: int = 0
     source: str = HELD_OUT
+    data: str = ""
 
     def plain(self) -> dict[str, Any]:
         """As a checkpoint keeps it."""

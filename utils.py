@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import logging
 import os
 import random
 import secrets
 import sys
 import time
+import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -30,6 +32,10 @@ NO_ROOM = {
     errno.EROFS: "the file system is read-only",
     errno.EFBIG: "the file is larger than the file system or a limit of this process (ulimit -f) allows",
 }
+# control characters, surrogates (a byte that is not UTF-8), line and paragraph separators
+UNPRINTABLE = frozenset({"Cc", "Cs", "Zl", "Zp"})
+NONCHARACTERS = "\ufffe\uffff"  # not allowed in XML, and so not in Excel files
+LONGEST_ROW = 120  # bytes; files named after a row get further endings, and file systems allow 255
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -151,6 +157,38 @@ def cores() -> int:
     if hasattr(os, "sched_getaffinity"):  # neither Windows nor macOS has it
         return len(os.sched_getaffinity(0)) or 1
     return os.cpu_count() or 1
+
+
+def printable(text: str, further: str = "") -> str:
+    """The text in characters that any table, log or file format takes.
+
+    What is not text in a file name (bytes that are not UTF-8, control characters), and the characters of `further`,
+    become percent escapes of their bytes: `caf%E9`. All other text stays as it is.
+    """
+    return "".join(_escaped(c) if _is_unprintable(c) or c in further else c for c in text)
+
+
+def _is_unprintable(character: str) -> bool:
+    return unicodedata.category(character) in UNPRINTABLE or character in NONCHARACTERS
+
+
+def _escaped(character: str) -> str:
+    is_byte = "\udc80" <= character <= "\udcff"  # how Python keeps a byte of a file name that is not text
+    return "".join(
+        f"%{byte:02X}" for byte in character.encode("utf-8", "surrogateescape" if is_byte else "surrogatepass")
+    )
+
+
+def row_name(dataset: str, name: str) -> str:
+    """What tables, folders and checkpoints call a class: `<dataset>_<class>`, printable and without a slash.
+
+    A name that had to be escaped is cut where it became too long for a file, and told from others by a digest.
+    """
+    row = f"{dataset}_{name}"
+    escaped = printable(row, "/")
+    if escaped == row or len(escaped.encode()) <= LONGEST_ROW:
+        return escaped
+    return f"{escaped[: LONGEST_ROW // 4]}-{hashlib.sha256(row.encode('utf-8', 'surrogatepass')).hexdigest()[:16]}"
 
 
 def write_text(path: Path, text: str) -> None:

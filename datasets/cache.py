@@ -5,7 +5,8 @@ from __future__ import annotations
 import mmap
 import multiprocessing
 import os
-from collections.abc import Callable, Hashable
+import re
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,11 @@ from numpy.typing import NDArray
 
 GB = 1 << 30
 ASSUMED_FREE = 4 * GB  # where the system does not tell
-# of a container: the present and the older kind of control groups
-CGROUP_FILES = (
-    ("memory.max", "memory.current"),
-    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-)
 SHARE_OF_FREE = 0.25
+# of a control group: the files of its limits and its usage, and the entries of memory.stat that are page cache of
+# files, in version 1 those that include the groups below. Above memory.high the kernel slows processes down
+VERSION_2 = ("memory.max", "memory.high"), "memory.current", ("inactive_file", "active_file")
+VERSION_1 = ("memory.limit_in_bytes",), "memory.usage_in_bytes", ("total_inactive_file", "total_active_file")
 
 
 class SharedBytes:
@@ -104,14 +104,71 @@ def cache_budget(gigabytes: float | None) -> int:
     return int(gigabytes * GB) if gigabytes is not None else int(free_memory() * SHARE_OF_FREE)
 
 
-def free_memory() -> int:
-    """Bytes that this process could still take, a container's limit included."""
-    free = _system_free() or ASSUMED_FREE
-    for limit, usage in CGROUP_FILES:
-        most, used = _read_number(f"/sys/fs/cgroup/{limit}"), _read_number(f"/sys/fs/cgroup/{usage}")
-        if most is not None and used is not None:
-            free = min(free, max(0, most - used))
-    return free
+def free_memory(root: Path = Path("/")) -> int:
+    """Bytes that this process could still take, within the limits of the control groups it is in.
+
+    Args:
+        root: of the file system that /proc and /sys are read from.
+    """
+    left = [_left(group, *of) for groups, of in _control_groups(root) for group in groups]
+    return min([_system_free(root) or ASSUMED_FREE, *(one for one in left if one is not None)])
+
+
+def _left(group: Path, limits: Sequence[str], usage: str, page_cache: Sequence[str]) -> int | None:
+    """Bytes left below the limit of one control group; None where it has none.
+
+    Page cache of files counts as free, active or not: the kernel drops both kinds before a process is refused memory,
+    and MemAvailable counts both. What lies in a tmpfs is not among them, as it can only be swapped out.
+
+    Args:
+        group: its folder.
+        limits, usage: names of the files in it that hold the limits and what is used, in bytes.
+        page_cache: entries of its `memory.stat` that are page cache of files.
+    """
+    most = [one for one in (_read_number(group / name) for name in limits) if one is not None]
+    used = _read_number(group / usage)
+    if not most or used is None:
+        return None
+    return max(0, min(most) - max(0, used - sum(_read_entries(group / "memory.stat", page_cache))))
+
+
+def _control_groups(root: Path) -> Iterator[tuple[list[Path], tuple[Sequence[str], str, Sequence[str]]]]:
+    """The groups that limit this process, its own and those above it, in each kind of hierarchy; how to read them."""
+    own = {}  # path of this process's group in the hierarchy, "" is version 2
+    for line in _lines(root / "proc/self/cgroup"):
+        _, controllers, path = [*line.split(":", 2), "", ""][:3]
+        for controller in controllers.split(","):
+            own[controller] = path
+    for line in _lines(root / "proc/self/mountinfo"):
+        fields, _, rest = line.partition(" - ")
+        kind, _, options = [*rest.split(" ", 2), "", ""][:3]
+        if kind == "cgroup2":
+            path, of = own.get(""), VERSION_2
+        elif kind == "cgroup" and "memory" in options.split(","):
+            path, of = own.get("memory"), VERSION_1
+        else:
+            continue
+        inside, mounted = [*fields.split(" "), *[""] * 5][3:5]
+        yield _upwards(root / _unescaped(mounted).lstrip("/"), _below(path or "/", _unescaped(inside))), of
+
+
+def _below(group: str, mounted: str) -> str:
+    """The path of a group below what is mounted of its hierarchy; the mount itself where it lies elsewhere."""
+    if mounted != "/" and not f"{group}/".startswith(f"{mounted}/"):
+        return ""
+    below = group[len(mounted.rstrip("/")) :].strip("/")
+    return "" if ".." in below.split("/") else below  # a group above the root of this process's namespace
+
+
+def _upwards(mount: Path, below: str) -> list[Path]:
+    """The folder of a group, and those of all groups above it, up to where the hierarchy is mounted."""
+    parts = [part for part in below.split("/") if part]
+    return [mount.joinpath(*parts[:count]) for count in range(len(parts), -1, -1)]
+
+
+def _unescaped(path: str) -> str:
+    """A path of mountinfo, where blanks are octal escapes."""
+    return re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), path)
 
 
 def describe_budget(gigabytes: float | None, budget: int) -> str:
@@ -122,21 +179,31 @@ def describe_budget(gigabytes: float | None, budget: int) -> str:
     return f"at most {budget / GB:.2f} GB, a quarter of free memory{told}"
 
 
-def _system_free() -> int | None:
-    try:
-        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
+def _system_free(root: Path = Path("/")) -> int | None:
+    available = _read_entries(root / "proc/meminfo", ("MemAvailable:",))
+    if available:
+        return available[0] * 1024
     try:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):  # neither Windows nor macOS has both
         return None
 
 
-def _read_number(path: str) -> int | None:
+def _lines(path: Path) -> list[str]:
     try:
-        return int(Path(path).read_text(encoding="ascii"))
+        return path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    except OSError:
+        return []
+
+
+def _read_entries(path: Path, names: Sequence[str]) -> list[int]:
+    """The numbers of some entries in a file of lines `name number`."""
+    pairs = [line.split() for line in _lines(path)]
+    return [int(pair[1]) for pair in pairs if len(pair) > 1 and pair[0] in names]
+
+
+def _read_number(path: Path) -> int | None:
+    try:
+        return int(path.read_text(encoding="ascii"))
     except (OSError, ValueError):  # no such file, or "max"
         return None

@@ -39,7 +39,7 @@ from datasets.masks import (
 from datasets.textures import BUILTIN, list_textures
 from errors import InputError, WorkError
 from geometry import AUTO, Geometry, describe_left_out
-from utils import cores
+from utils import cores, printable
 
 Kind = Literal["unreadable", "mask_size", "empty", "same_stem", "train_and_test", "layout"]
 Item, Result = TypeVar("Item"), TypeVar("Result")
@@ -446,7 +446,7 @@ def _check_class(
     masks = sum(s.mask is not None for s in defective)
     counts = (len(train), len(test) - len(defective), len(defective))
     masked = f"{masks}/{len(defective)}"
-    row = (name, *map(str, counts), _sizes(images), channels or "-", masked, str(len(problems)))
+    row = (printable(name), *map(str, counts), _sizes(images), channels or "-", masked, str(len(problems)))
     bad = {problem.path for problem in problems}
     masked = [s for s in defective if s.mask and bad.isdisjoint((s.mask, s.path))]
     good = [s for s in (*train, *test) if not s.is_anomaly]

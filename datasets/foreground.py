@@ -35,7 +35,7 @@ from datasets.depth import read_as_found
 from datasets.files import DEFAULT, FULL_BITS, ReadOptions, read_mask, read_rgb
 from datasets.masks import read_mask_of
 from errors import InputError, WorkError
-from utils import LOGGER, setup_logging, write_bytes, write_text
+from utils import LOGGER, printable, setup_logging, write_bytes, write_text
 
 # of the routine: masks of another version are made anew
 VERSION = 1
@@ -444,10 +444,10 @@ def main(
         reading = read_as_found(chosen, bits, samples, ReadOptions(max_pixels=max_pixels))
         paths = make_masks(samples, folder, reading=reading)
         _write_sheet(samples, paths, folder / SHEET, f"{chosen}: {_Record(folder).reason}", reading)
-        click.echo(f"{chosen}: {len(paths)} masks and {SHEET} in {folder}")
+        click.echo(printable(f"{chosen}: {len(paths)} masks and {SHEET} in {folder}"))
         if test:
-            found = fit_samples(samples, reading)
-            click.echo(f"{chosen}: {_measure(found, layout.test(chosen), folder / TEST_SHEET, reading)}")
+            measured = _measure(fit_samples(samples, reading), layout.test(chosen), folder / TEST_SHEET, reading)
+            click.echo(printable(f"{chosen}: {measured}"))
 
 
 def _write_sheet(
@@ -520,7 +520,7 @@ def _contact_sheet(tiles: Sequence[NDArray[np.uint8]], title: str) -> NDArray[np
 def _text(text: str, width: int) -> NDArray[np.uint8]:
     """(LABEL, width, 3): black on white."""
     strip = Image.new("RGB", (width, LABEL), "white")
-    ImageDraw.Draw(strip).text((4, 1), text, "black", ImageFont.load_default(LABEL - 6))
+    ImageDraw.Draw(strip).text((4, 1), printable(text), "black", ImageFont.load_default(LABEL - 6))
     return np.asarray(strip)
 
 

@@ -28,7 +28,7 @@ from datasets.depth import read_as_found
 from datasets.files import ReadOptions, read_rgb
 from datasets.textures import Textures
 from errors import InputError, WorkError
-from utils import write_atomically, write_text
+from utils import printable, write_atomically, write_text
 
 BETAS = (0.1, 0.3, 0.5, 0.7, 0.9)
 CLASSES = ("carpet", "grid", "leather", "tile", "wood")
@@ -125,7 +125,7 @@ class Maker:
         missing = {beta: pair for beta, pair in places.items() if not all(path.exists() for path in pair)}
         if not missing:
             return
-        rng = np.random.default_rng([self.seed, zlib.crc32(name.encode()), index])
+        rng = np.random.default_rng([self.seed, zlib.crc32(name.encode("utf-8", "surrogateescape")), index])
         image = np.asarray(read_rgb(sample.path, self.readings[name]))
         mask, texture = make_anomaly(rng, image, self.textures.read(int(rng.integers(len(self.textures)))))
         for beta, (path, mask_path) in missing.items():
@@ -243,7 +243,7 @@ def main(
                 maker.anomalous(name, samples[index % len(samples)], index)
                 bar.update()
     subsets = ", ".join(f"Beta_{beta:g}" for beta in maker.betas)
-    click.echo(f"{out}: {subsets}, each with {total} test images of {', '.join(chosen)}")
+    click.echo(printable(f"{out}: {subsets}, each with {total} test images of {', '.join(chosen)}"))
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ from datasets.textures import FileTextures, Textures, open_textures
 from datasets.tiles import refuse_small, tiles_of
 from errors import InputError, WorkError
 from geometry import AUTO, Tiling
-from utils import IMAGENET_MEAN, IMAGENET_STD, setup_logging, write_atomically
+from utils import IMAGENET_MEAN, IMAGENET_STD, printable, row_name, setup_logging, write_atomically
 
 COLUMNS = ("image", "foreground", "mask", "texture or defect", "augmented")
 GAP, LABEL, SHOWN = 6, 18, 256
@@ -66,7 +66,7 @@ def preview_class(layout: Layout, name: str, options: dict[str, Any], samples: i
     tiling = None if options["tile"] is None else Tiling.of(settings, options["tile"], options["overlap"])
     defects = _defects(layout, name, settings, options, sizes, tiling)
     grid = tuple(max(1, side // STRIDE) for side in settings.size)
-    flags = distribution.read_flags(options["name"], f"{options['name']}_{name}")
+    flags = distribution.read_flags(options["name"], row_name(options["name"], name))
     with tempfile.TemporaryDirectory() as folder:
         masks = None
         if distribution.wants_foreground(options["fg"], flags):
@@ -79,7 +79,7 @@ def preview_class(layout: Layout, name: str, options: dict[str, Any], samples: i
         data = TrainDataset(train, settings, textures, grid, masks, seed, defects=defects)
         chosen = np.unique(np.linspace(0, len(train) - 1, samples).astype(int))
         rows = [_row(data, int(index)) for index in chosen]
-    return _sheet(f"{options['name']}_{name}", rows)
+    return _sheet(row_name(options["name"], name), rows)
 
 
 def _readable(
@@ -159,7 +159,7 @@ def _row(data: TrainDataset, index: int) -> tuple[str, list[NDArray[np.uint8]]]:
     foreground = data.foreground_of(index)
     allowed = np.ones_like(mask) if foreground is None else foreground
     pictures = [_visible(image), _visible(allowed), _visible(mask), _visible(texture), _visible(augmented)]
-    return f"{data.samples[index].path.name}  beta {beta:.2f}", pictures
+    return f"{printable(data.samples[index].path.name)}  beta {beta:.2f}", pictures
 
 
 def _visible(picture: Tensor | NDArray[np.bool_]) -> NDArray[np.uint8]:
@@ -201,11 +201,11 @@ def _preview(out: str, samples: int, seed: int, **options: Any) -> None:
     setup_logging()
     if options["name"] not in DATASETS:
         raise InputError(f"unknown data set {options['name']!r}; possible: {', '.join(DATASETS)}")
-    layout = DATASETS[options["name"]](options["data_path"], seed, options["test_share"])
+    layout = DATASETS[options["name"]](options["data_path"], options["split_seed"], options["test_share"])
     for name in layout.choose(options["subdatasets"]):
-        path = Path(out) / f"{options['name']}_{name}.png"
+        path = Path(out) / f"{row_name(options['name'], name)}.png"
         _save(preview_class(layout, name, options, samples, seed), path)
-        click.echo(path)
+        click.echo(printable(str(path)))
 
 
 OWN_OPTIONS = [

@@ -26,7 +26,9 @@ def hold_out(samples: Sequence[Sample], share: float, seed: int, name: str) -> l
     Args:
         samples: the good images.
         share: in [0, 1); 0 holds none out.
-        seed: another one holds out others.
+        seed: another one holds out others. It is the run's own, not that of the split into training and test: what is
+            held out here is a random part of the training, and belongs into the deviation over seeds, while all of
+            them are tested on the same images.
         name: of the class, for messages.
 
     Raises:

@@ -1,7 +1,7 @@
 # Sourced by the scripts beside it: the Python environment, and one way to run a benchmark.
 set -euo pipefail
 
-ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+ROOT=$(cd -P "$(dirname "${BASH_SOURCE[0]}")/.." && pwd) # -P: the folder may be a link, too
 SCRIPT=$(basename "$0")
 
 fail() { # message: say it in one line and end as for wrong usage
@@ -52,17 +52,50 @@ need_folder() { # NAME what-it-is: the variable must name a folder
     [ -d "$value" ] || fail "$1=$value is no folder: $2"
 }
 
+# class_names DATA TEXT: into the array `names`. With a line break in it, TEXT holds one name a line. Otherwise it holds
+# words, of which quotes or a backslash make one; words that are no folder of DATA by themselves, but are one together, are
+# one name: "metal nut".
+class_names() {
+    local data=$1 text=${2//$'\r'/} words=() word missing=0 longest i j
+    names=()
+    case $text in
+        *$'\n'*)
+            while read -r word; do # without the blanks around it
+                [ -z "$word" ] || names+=("$word")
+            done <<<"$text"
+            return
+            ;;
+    esac
+    if word=$(printf '%s\n' "$text" | xargs -n 1 printf '%s\n' 2>/dev/null); then
+        while IFS= read -r word; do
+            [ -z "$word" ] || words+=("$word")
+        done <<<"$word"
+    else # a quote that is not closed is a part of a name
+        read -r -a words <<<"$text"
+    fi
+    for word in ${words[@]+"${words[@]}"}; do [ -d "$data/$word" ] || missing=1; done
+    for ((i = 0; i < ${#words[@]}; i = longest)); do
+        longest=$((i + 1)) word=${words[i]}
+        for ((j = i + 1; missing && j < ${#words[@]}; j++)); do
+            word="$word ${words[j]}"
+            [ ! -d "$data/$word" ] || longest=$((j + 1))
+        done
+        names+=("${words[*]:i:longest-i}")
+    done
+}
+
 # benchmark NAME RESULTS DATA TEST DISTRIBUTION FG DEFAULT_CLASSES [flags of main.py]
 # The settings are the published ones. The backbone and -le are left to the defaults where NET_FLAGS names others, which
 # would only be added to given ones. BACKBONE="" leaves the backbone to the default in any case.
 benchmark() {
     local name=$1 results=$2 data=$3 test=$4 distribution=$5 fg=$6 classes=$7 class
     shift 7
+    class_names "$data" "${CLASSES:-$classes}"
     local network=(-b wideresnet50 --pretrain_embed_dimension 1536 --target_embed_dimension 1536)
     [ -n "${BACKBONE-published}" ] || network=()
     case " ${NET_FLAGS:-} " in *" -b "* | *" --backbone"*) network=("${network[@]:2}") ;; esac
     local chosen=()
-    for class in ${CLASSES:-$classes}; do chosen+=(-d "$class"); done
+    for class in ${names[@]+"${names[@]}"}; do chosen+=(-d "$class"); done
     # NET_FLAGS and DATASET_FLAGS are meant to be split into words
     # shellcheck disable=SC2086
     "$PYTHON" "$ROOT/main.py" --seed 0 --test "$test" --results_path "$results" "$@" \

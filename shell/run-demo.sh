@@ -4,7 +4,12 @@
 #   bash shell/run-demo.sh [options of main.py, e.g. --seed 1]
 # Run again, it reuses what is there. DEMO_DATA and RESULTS say where, other seeds want other RESULTS; NET_FLAGS and
 # DATASET_FLAGS hold further options.
-source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+self=${BASH_SOURCE[0]}
+while [ -L "$self" ]; do # called by a link; macOS has no readlink -f
+    link=$(readlink "$self")
+    case $link in /*) self=$link ;; *) self=$(dirname "$self")/$link ;; esac
+done
+source "$(dirname "$self")/common.sh"
 
 ensure_env requirements.txt
 DEMO_DATA=$(absolute "${DEMO_DATA:-$ROOT/results/demo-data}")

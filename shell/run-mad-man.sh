@@ -3,7 +3,12 @@
 #   DATAPATH=/data/MAD-man AUGPATH=/data/dtd/images bash shell/run-mad-man.sh [options of main.py]
 # Scored with checkpoints trained on MVTec AD: MODELS, by default those of run-mvtec.sh.
 # CLASSES, NET_FLAGS, DATASET_FLAGS and RESULTS as in run-mvtec.sh; each subset gets a folder of results of its own.
-source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+self=${BASH_SOURCE[0]}
+while [ -L "$self" ]; do # called by a link; macOS has no readlink -f
+    link=$(readlink "$self")
+    case $link in /*) self=$link ;; *) self=$(dirname "$self")/$link ;; esac
+done
+source "$(dirname "$self")/common.sh"
 
 need_folder DATAPATH "the folder of MAD-man with Person_* folders in it"
 MODELS=${MODELS:-$ROOT/results/mvtec/models}

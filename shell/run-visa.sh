@@ -1,9 +1,14 @@
 #!/usr/bin/env bash
 # VisA, all 12 classes, published settings.
 #   DATAPATH=/data/visa AUGPATH=/data/dtd/images bash shell/run-visa.sh [options of main.py, e.g. --gpu 1]
-# CLASSES="a b" takes these classes alone; NET_FLAGS and DATASET_FLAGS hold further options of net and dataset;
+# CLASSES="a b" takes these classes alone (or one name a line); NET_FLAGS and DATASET_FLAGS hold options of net and dataset;
 # RESULTS is where the results go.
-source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+self=${BASH_SOURCE[0]}
+while [ -L "$self" ]; do # called by a link; macOS has no readlink -f
+    link=$(readlink "$self")
+    case $link in /*) self=$link ;; *) self=$(dirname "$self")/$link ;; esac
+done
+source "$(dirname "$self")/common.sh"
 
 need_folder DATAPATH "the folder of VisA with split_csv in it"
 need_folder AUGPATH "a folder of texture pictures, e.g. DTD's images"

@@ -1,6 +1,11 @@
 #!/usr/bin/env bash
 # Make .venv, install what the tests need, run them. Further arguments go to pytest.
-source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+self=${BASH_SOURCE[0]}
+while [ -L "$self" ]; do # called by a link; macOS has no readlink -f
+    link=$(readlink "$self")
+    case $link in /*) self=$link ;; *) self=$(dirname "$self")/$link ;; esac
+done
+source "$(dirname "$self")/common.sh"
 
 ensure_env requirements-dev.txt
 cd "$ROOT"

@@ -1,13 +1,9 @@
 """What several tests use: weights and inputs that can be made again anywhere, small data sets, the command line."""
 
-import atexit
-import functools
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import warnings
 from pathlib import Path
 
@@ -135,18 +131,9 @@ DATASET = [
 ]
 
 
-@functools.cache
-def excel_copy():
-    """A copy of the folder of verdicts: a run that judges a class must not write into the repository."""
-    folder = Path(tempfile.mkdtemp(prefix="glass-excel-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    shutil.copytree(ROOT / "datasets" / "excel", folder, dirs_exist_ok=True)
-    return folder
-
-
 def cli_process(*arguments, cwd=ROOT, **kwargs):
     """Run the command line as a user does, as a process of its own; standard output and error together."""
-    env = {**os.environ, "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1", "GLASS_EXCEL_DIR": str(excel_copy())}
+    env = {**os.environ, "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
     return subprocess.run(
         [sys.executable, str(ROOT / "main.py"), *map(str, arguments)],
         cwd=cwd, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=300, **kwargs,
@@ -166,7 +153,7 @@ def run_here(command, name, *arguments, input=None):
 
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        patch.setattr(distribution, "EXCEL_DIR", excel_copy())
+        patch.setattr(distribution, "EXCEL_DIR", distribution.PUBLISHED_DIR)
         patch.setattr(sys, "argv", [name, *map(str, arguments)])  # settings.json notes the command
         before = signal.getsignal(signal.SIGTERM)
         try:

@@ -12,6 +12,7 @@ import time
 import click
 import cv2
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from click.testing import CliRunner
@@ -355,15 +356,15 @@ def test_without_network_or_weights(tiny, tmp_path, monkeypatch):
 
 def test_resumed_class_keeps_its_variant(tiny, tmp_path):
     """The first run judges and writes a row; --distribution 4 would turn it round in the second."""
-    import distribution
-
     for epochs in (1, 2):  # as if killed after one
         arguments = ["--gpu", -1, "--results_path", tmp_path / "r", *NET, "--meta_epochs", epochs, *DATASET]
         arguments += ["--distribution", 4, "-d", "disc", "custom", *tiny]
         done = CliRunner().invoke(command.main, [str(a) for a in arguments])
         assert done.exit_code == 0, done.output
     config = torch.load(tmp_path / "r/models/backbone_0/custom_disc/ckpt.pth", weights_only=True)["config"]
-    assert config["svd"] == distribution.read_flags("custom", "custom_disc")[0]
+    table = pd.read_excel(tmp_path / "r/distribution/custom_distribution.xlsx")
+    assert table.to_numpy().tolist() == [["custom_disc", config["svd"], config["svd"]]]
+    assert config["verdict"] == config["svd"]
 
 
 def test_every_kind_of_augmentation_with_masks_and_a_trained_backbone_resumes_exactly(tmp_path):

@@ -427,10 +427,3 @@ def test_files_that_no_run_wrote(trained, tmp_path, file, text):
     assert done.returncode == 1
     assert len(done.stdout.strip().splitlines()) == 1
     assert file in done.stdout
-
-
-def test_variant_turned_round_by_the_next_seed_is_refused(tmp_path):
-    data, textures = make_mvtec(tmp_path)
-    done = run(data, textures, tmp_path / "r", "--distribution", 4, main=("--seed", 0, "--seed", 1))
-    assert done.exit_code == 2
-    assert "the second would turn round" in done.output

@@ -79,10 +79,15 @@ def test_test_of_a_split_with_another_seed_is_refused(tmp_path, textures):
     own = shaped(tmp_path / "x", "good")
     assert run(own, textures, tmp_path / "r").exit_code == 0
     done = run(
-        own, textures, tmp_path / "t", main=("--test", "test", "--models_path", tmp_path / "r/models", "--seed", 5)
+        own,
+        textures,
+        tmp_path / "t",
+        "--split_seed",
+        5,
+        main=("--test", "test", "--models_path", tmp_path / "r/models"),
     )
     assert done.exit_code == 2
-    assert "split_seed 0, given is 5" in done.output
+    assert "split_seed 0, given is 5 (give --split_seed 0)" in done.output
 
 
 def test_new_pictures_are_scored_without_images_of_the_training(tmp_path, textures):

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from helpers import NET, ROOT, excel_copy, make_mvtec
+from helpers import NET, ROOT, make_mvtec
 
 SCRIPTS = sorted(p.name for p in (ROOT / "shell").glob("run-*.sh"))
 
@@ -16,7 +16,6 @@ def script(name, *arguments, cwd, **variables):
         "PATH": os.environ["PATH"],
         "HOME": os.environ.get("HOME", "/"),
         "PYTHON": sys.executable,
-        "GLASS_EXCEL_DIR": str(excel_copy()),
     }
     return subprocess.run(
         ["bash", str(ROOT / "shell" / name), *arguments], cwd=cwd, env=base | {k: str(v) for k, v in variables.items()},
@@ -143,3 +142,45 @@ def test_an_interpreter_that_is_none(tiny, tmp_path):
     assert done.stdout.strip() == (
         f"run-custom.sh: PYTHON={tmp_path / 'nope'} is no program; name a Python interpreter, or leave it out"
     )
+
+
+# ------------------------------------------------------------------------------- names of classes
+
+
+def class_names(data, text):
+    code = f'source "{ROOT}/shell/common.sh"; class_names "$1" "$2"; printf "%s\\n" ${{names[@]+"${{names[@]}}"}}'
+    done = subprocess.run(
+        ["bash", "-c", code, "x", str(data), text], cwd=data, text=True, capture_output=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.removesuffix("\n").split("\n")
+
+
+def test_names_of_classes(tmp_path):
+    for name in ("metal nut", "cap", "[x]*", "bob's", "a  b"):
+        (tmp_path / name).mkdir()
+    for text, names in (
+        ("cap zip", ["cap", "zip"]), (" cap ", ["cap"]), ("", [""]),
+        ("metal nut", ["metal nut"]), ("cap metal nut zip", ["cap", "metal nut", "zip"]),
+        ("'metal nut' cap", ["metal nut", "cap"]), ('"a  b"', ["a  b"]), ("metal\\ nut", ["metal nut"]),
+        ("metal nut\ncap\r\n \n[x]*\n", ["metal nut", "cap", "[x]*"]), ("[x]* cap", ["[x]*", "cap"]),
+        ("bob's", ["bob's"]), ("bob's metal nut", ["bob's", "metal nut"]),
+    ):  # fmt: skip
+        assert class_names(tmp_path, text) == names, text
+    (tmp_path / "metal").mkdir()
+    (tmp_path / "nut").mkdir()
+    assert class_names(tmp_path, "metal nut") == ["metal", "nut"]  # as it always was
+    assert class_names(tmp_path, "metal nut\n") == ["metal nut"]
+
+
+def test_scripts_called_through_links(tmp_path):
+    (tmp_path / "real").symlink_to(ROOT / "shell")
+    (tmp_path / "a b").mkdir()
+    (tmp_path / "a b" / "to.sh").symlink_to("../real/run-custom.sh")  # relative, through a folder that is a link
+    (tmp_path / "by.sh").symlink_to(tmp_path / "a b" / "to.sh")
+    for name in ("by.sh", "real/run-custom.sh", "a b/to.sh"):
+        done = subprocess.run(["bash", str(tmp_path / name)], text=True, capture_output=True, timeout=60)
+        assert done.returncode == 2
+        assert done.stderr.startswith(f"{name.split('/')[-1]}: DATAPATH is not set")
+    code = f'source "{tmp_path}/real/common.sh"; echo "$ROOT"'
+    assert subprocess.run(["bash", "-c", code], text=True, capture_output=True).stdout == f"{ROOT}\n"
