@@ -71,15 +71,27 @@ class GraphJudge(Judge):
         self.reading = ReadOptions(self.about.get("bits", FULL_BITS), most)
         first = self._session.get_inputs()[0]
         self._floats, self._alone = "float" in first.type, first.shape[0] == 1
+        sides = first.shape[1:3]
+        self._picture_size = tuple(sides) if all(isinstance(side, int) for side in sides) else None
 
     def score_pictures(self, pictures: Sequence[Image.Image]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """RGB pictures → scores (B,) and maps (B, H, W) of what the network saw of them."""
         if not len(pictures):
             return np.zeros(0, np.float32), np.zeros((0, *self.geometry.size), np.float32)
         arrays = [np.asarray(picture) for picture in pictures]
+        for one in arrays:
+            self._refuse_other_size(one.shape[:2])
         together = not self._alone and len({one.shape for one in arrays}) == 1
         found = [self._run(np.stack(arrays))] if together else [self._run(one[None]) for one in arrays]
         return tuple(np.concatenate(parts) for parts in zip(*found, strict=True))
+
+    def _refuse_other_size(self, size: tuple[int, ...]) -> None:
+        if self._picture_size not in (None, size):
+            wanted, given = ("x".join(map(str, sides)) for sides in (self._picture_size, size))
+            raise WorkError(
+                f"the graph takes pictures of {wanted} pixels (height x width) alone, this one has {given}; export it "
+                "without --picture_size"
+            )
 
     def _run(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         given = images.astype(np.float32) / 255 if self._floats else images

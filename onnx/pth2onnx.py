@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -29,7 +30,7 @@ import onnx  # noqa: E402
 import onnxruntime  # noqa: E402
 import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
-from onnx import TensorProto, compose, helper, numpy_helper  # noqa: E402
+from onnx import TensorProto, compose, helper  # noqa: E402
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static  # noqa: E402
 from onnxruntime.quantization.shape_inference import quant_pre_process  # noqa: E402
 from PIL import Image  # noqa: E402
@@ -39,16 +40,31 @@ from tqdm import tqdm  # noqa: E402
 import metrics  # noqa: E402
 from datasets.base import is_good  # noqa: E402
 from datasets.files import list_images, read_rgb  # noqa: E402
+from datasets.settings import ImageSettings  # noqa: E402
 from errors import InputError, WorkError  # noqa: E402
+from geometry import pair  # noqa: E402
 from inference import Inspector, load_checkpoint  # noqa: E402
 from judgement import open_picture  # noqa: E402
-from main import CONTEXT, OneLine  # noqa: E402
+from main import CONTEXT, OneLine, SizeType  # noqa: E402
 from thresholds import TINY  # noqa: E402
 from utils import IMAGENET_MEAN, IMAGENET_STD, LOGGER, reason_of, setup_logging, write_atomically  # noqa: E402
 
+
+def _beside(name: str) -> ModuleType:
+    """A module beside this one; their folder is no package, which would hide the one of that name."""
+    place = f"glass_onnx_{name}"
+    if place not in sys.modules:
+        spec = importlib.util.spec_from_file_location(place, Path(__file__).with_name(f"{name}.py"))
+        sys.modules[place] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[place])
+    return sys.modules[place]
+
+
+resampling = _beside("resampling")
+
 FORMAT = 1  # of the metadata
 CALIBRATED = 100  # pictures
-MUCH = 2e-2  # of a difference between the graph and torch: an antialiased resize rounds a little otherwise
+MUCH = 1e-3  # of a difference between the graph and torch
 SMOOTHING_PRODUCTS = 2
 OUTPUTS = ("score", "normalised", "map")
 
@@ -115,11 +131,19 @@ def _pooling_matrix(length: int, out: int) -> Tensor:
 
 
 def export(
-    model: Inspector, opset: int, dynamic: bool, postprocess: bool, change: Change | None = None, floats: bool = False
-) -> onnx.ModelProto:
+    model: Inspector, opset: int, dynamic: bool, postprocess: bool, change: Change | None = None, floats: bool = False,
+    picture_size: tuple[int, int] | None = None,
+) -> onnx.ModelProto:  # fmt: skip
     """The whole graph, from pictures on, uint8 or `floats` in [0, 1].
 
-    `change` is made to the network in it, before the pictures' part is added.
+    Args:
+        model: a trained one.
+        opset: version of the operators.
+        dynamic: whether there may be any number of pictures at once.
+        postprocess: as `Network`.
+        change: is made to the network in the graph, before the pictures' part is added.
+        floats: whether pictures come as float32.
+        picture_size: (h, w) of every picture, where it is known; None takes any.
     """
     size = model.settings.size
     network = Network(model, postprocess).eval()
@@ -134,55 +158,47 @@ def export(
         )  # fmt: skip
     made = onnx.load_from_string(buffer.getvalue())
     made = made if change is None else change(made)
-    before = _preparation(model, opset, dynamic, floats)
+    before = _preparation(model, opset, dynamic, floats, picture_size)
     before.ir_version = made.ir_version
     return compose.merge_models(before, made, io_map=[("prepared", "normalised_image")])
 
 
-def _preparation(model: Inspector, opset: int, dynamic: bool, floats: bool) -> onnx.ModelProto:
-    """Pictures (B, h, w, 3) of any one size → prepared (B, 3, H, W) float32, as `ImageSettings` does it."""
+def _preparation(
+    model: Inspector, opset: int, dynamic: bool, floats: bool, size: tuple[int, int] | None
+) -> onnx.ModelProto:
+    """Pictures (B, h, w, 3) of any one size, or of `size`, → prepared (B, 3, H, W) float32, as `ImageSettings` does it.
+
+    Every step gives the same number in every runtime: 8-bit values are whole numbers, as Pillow rounds them.
+    """
     settings, (height, width) = model.settings, model.settings.size
-    constants: list[onnx.TensorProto] = []
-    nodes: list[onnx.NodeProto] = []
-
-    def constant(name: str, values: Any, kind: type = np.int64) -> str:
-        constants.append(numpy_helper.from_array(np.asarray(values, kind), f"prep_{name}"))
-        return f"prep_{name}"
-
-    def node(kind: str, inputs: Sequence[str], output: str, **attributes: Any) -> str:
-        nodes.append(helper.make_node(kind, list(inputs), [f"prep_{output}"], **attributes))
-        return f"prep_{output}"
-
-    planes = node("Transpose", ["image"], "planes", perm=[0, 3, 1, 2])
-    shape = node("Shape", [planes], "shape")
-    batch = node("Slice", [shape, constant("0", [0]), constant("2", [2])], "batch_and_channels")
-    if isinstance(settings.resize, int) and not settings.keep_all:
-        sides = node("Slice", [shape, "prep_2", constant("4", [4])], "sides")
-        shorter = node("ReduceMin", [sides], "shorter", keepdims=1)
-        scaled = node("Mul", [sides, constant("resize", [settings.resize])], "scaled")
-        resized_size = node("Div", [scaled, shorter], "resized_size")
+    g = resampling.Nodes("prep")
+    planes = g.add("Transpose", "image", perm=[0, 3, 1, 2])
+    if floats:  # back to the 8 bits that they come from
+        planes = g.add("Floor", g.add("Add", g.add("Mul", planes, g.constant(255.0)), g.constant(0.5)))
+    if size is None:
+        pixels = _resized_any(g, planes, settings)
     else:
-        resized_size = constant("resized_size", settings.resized_size(1, 1))
-    sizes = node("Concat", [batch, resized_size], "sizes", axis=0)
-    resized = node("Resize", [planes, "", "", sizes], "resized", mode="linear", antialias=1,
-                   coordinate_transformation_mode="half_pixel")  # fmt: skip
-    # torchvision rounds half of what is left over to even
-    left_over = node("Sub", [resized_size, constant("size", [height, width])], "left_over")
-    as_float = node("Cast", [left_over], "left_over_float", to=TensorProto.FLOAT)
-    half = node("Mul", [as_float, constant("half", 0.5, np.float32)], "half_of_it")
-    start = node("Cast", [node("Round", [half], "start_float")], "start", to=TensorProto.INT64)
-    end = node("Add", [start, "prep_size"], "end")
-    cropped = node("Slice", [resized, start, end, constant("axes", [2, 3])], "cropped")
-    numbers = node("Cast", [cropped], "numbers", to=TensorProto.FLOAT)
-    kind, white = (TensorProto.FLOAT, 1) if floats else (TensorProto.UINT8, 255)
-    mean = constant("mean", np.reshape(IMAGENET_MEAN, (1, 3, 1, 1)) * white, np.float32)
-    std = constant("std", np.reshape(IMAGENET_STD, (1, 3, 1, 1)) * white, np.float32)
-    nodes.append(helper.make_node("Div", [node("Sub", [numbers, mean], "centred"), std], ["prepared"]))
+        pixels = resampling.resize_fixed(g, planes, size, settings.resized_size(*size[::-1]), (height, width))
+    mean, std = (g.constant(np.reshape(values, (1, 3, 1, 1)) * 255) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    g.nodes.append(helper.make_node("Div", [g.add("Sub", pixels, mean), std], ["prepared"]))
     first = "batch" if dynamic else 1
-    image = helper.make_tensor_value_info("image", kind, [first, "height", "width", 3])
+    kind = TensorProto.FLOAT if floats else TensorProto.UINT8
+    image = helper.make_tensor_value_info("image", kind, [first, *(size or ("height", "width")), 3])
     prepared = helper.make_tensor_value_info("prepared", TensorProto.FLOAT, [first, 3, height, width])
-    graph = helper.make_graph(nodes, "preparation", [image], [prepared], constants)
+    graph = helper.make_graph(g.nodes, "preparation", [image], [prepared], g.constants)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
+
+
+def _resized_any(g: resampling.Nodes, planes: str, settings: ImageSettings) -> str:
+    """The name of pictures of any size, (B, 3, h, w), resized and cropped."""
+    shape = g.add("Shape", planes)
+    sides = tuple(g.slice(shape, *(g.constant([k], np.int64) for k in (i, i + 1)), 0) for i in (2, 3))
+    if isinstance(settings.resize, int) and not settings.keep_all:
+        shorter, wanted = g.add("Min", *sides), g.constant([settings.resize], np.int64)
+        resized = tuple(g.add("Div", g.add("Mul", side, wanted), shorter) for side in sides)
+    else:
+        resized = tuple(g.constant([side], np.int64) for side in settings.resized_size(1, 1))
+    return resampling.resize_any(g, planes, sides, resized, settings.size)
 
 
 def describe(model: Inspector, names: Sequence[str], precision: str) -> dict[str, Any]:
@@ -304,24 +320,17 @@ def _is_defective(file: Path, folder: Path) -> bool:
     return not is_good(file.relative_to(folder).parts[0])
 
 
-def _ort() -> Any:
-    """The script beside this one; their folder is no package."""
-    spec = importlib.util.spec_from_file_location("ort", Path(__file__).with_name("ort.py"))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def _trial_pictures(model: Inspector) -> list[np.ndarray]:
-    """Smooth colours of a few sizes, where no pictures are given."""
+def _trial_pictures(model: Inspector, picture_size: tuple[int, int] | None) -> list[np.ndarray]:
+    """Smooth colours of a few sizes, or of the one that the graph takes."""
     rng, (height, width) = np.random.default_rng(0), model.settings.size
     sizes = ((height, width), (2 * height, 3 * width), (height + 37, width + 11))
+    sizes = sizes if picture_size is None else (picture_size,) * 3
     return [cv2.resize(rng.integers(0, 256, (9, 9, 3)).astype(np.uint8), (w, h)) for h, w in sizes]
 
 
 def auroc(path: Path, folder: Path) -> float:
     """Image AUROC of a graph on a folder with good/ and other folders in it, as `ort.py` judges."""
-    judge = _ort().GraphJudge(path)
+    judge = _beside("ort").GraphJudge(path)
     files = list_images(folder, recursive=True)
     labels = [_is_defective(file, folder) for file in files]
     scores = [judge.predict_image(file).score for file in tqdm(files, unit="img")]
@@ -352,9 +361,15 @@ def _choose(given: str | None) -> Path:
     "--opset",
     default=18,
     type=click.IntRange(18, 22),
-    help="Version of ONNX's operators; antialiased resizing needs 18.",
+    help="Version of ONNX's operators.",
 )
 @click.option("--dynamic/--static", default=True, help="Any number of pictures at once, or one.")
+@click.option(
+    "--picture_size",
+    default=None,
+    type=SizeType(),
+    help="Side, or height x width, that every picture has: its resizing is then built in.  [default: any size]",
+)
 @click.option(
     "--input",
     "kind",
@@ -405,17 +420,18 @@ def main(checkpoint: str | None, **options: Any) -> None:
     out = Path(options["out"]) if options["out"] else beside / f"{model.class_name or 'model'}{_suffix(options)}.onnx"
     names = OUTPUTS if not options["plain"] else ("score", "patch_scores")
     wanted = model, options["opset"], options["dynamic"], not options["plain"]
+    picture_size = None if options["picture_size"] is None else pair(options["picture_size"])
     change: Change | None = to_half if options["half"] else None
     if options["quantize"]:
         change = functools.partial(to_int8, model=model, good=_spread(good, CALIBRATED))
     precision = options["quantize"] or ("fp16" if options["half"] else "fp32")
     floats = options["kind"] == "float"
-    finish(export(*wanted, change, floats), describe(model, names, precision), out)
+    finish(export(*wanted, change, floats, picture_size), describe(model, names, precision), out)
     if options["quantize"] and not options["plain"]:
         _say_false_alarms(out, _spread(good, CALIBRATED))
     if options["measure"]:
         _measure(wanted, names, out, Path(options["measure"]))
-    score, of_map = difference(out, model, _trial_pictures(model))
+    score, of_map = difference(out, model, _trial_pictures(model, picture_size))
     if precision == "fp32" and max(score, of_map) > MUCH:
         LOGGER.warning("%s does not say what torch says: do not use it before you know why", out)
     LOGGER.info("%s: %s, %.1f MB; largest difference to torch: score %.2g, map %.2g", out, precision,
@@ -442,6 +458,7 @@ def _suffix(options: dict[str, Any]) -> str:
     kinds = {
         "int8": options["quantize"], "fp16": options["half"], "plain": options["plain"],
         "static": not options["dynamic"], "float": options["kind"] == "float",
+        "x".join(map(str, pair(options["picture_size"] or 0))): options["picture_size"],
     }  # fmt: skip
     return "".join(f"_{kind}" for kind, given in kinds.items() if given)
 
@@ -454,7 +471,7 @@ def _spread(paths: Sequence[Path], count: int) -> list[Path]:
 
 def _say_false_alarms(path: Path, good: Sequence[Path]) -> None:
     """Rounding shifts scores, and the threshold is the float model's: whether good pictures are still below it."""
-    judge = _ort().GraphJudge(path)
+    judge = _beside("ort").GraphJudge(path)
     if judge.thresholds is None:
         return
     above = sum(bool(judge.predict_image(file).decision) for file in good)
