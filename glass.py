@@ -584,7 +584,7 @@ class GLASS:
                     mean_embedding = self._mean_embedding(centre_loader, kept, epoch)
                 self._set_centre(mean_embedding)
                 figures = self._train_discriminator(train_loader, epoch, bar, _shown(record), kept)
-                self._refuse_diverged(epoch)
+                self._refuse_diverged(epoch, mean_embedding)
                 figures["samples_per_second"] = (bar.n - before) / (time.monotonic() - started)
                 is_best, found = self._end_epoch(epoch, judged_loader, name, record, memory)
                 remember(record, {name: figures[name] for name in STEP_FIGURES})  # how fast it was is no result
@@ -601,13 +601,18 @@ class GLASS:
         return record
 
     @torch.no_grad()
-    def _refuse_diverged(self, epoch: int) -> None:
+    def _refuse_diverged(self, epoch: int, features: Tensor) -> None:
         """Nothing is to be evaluated or kept of a model that has become useless in an epoch's last step.
+
+        Args:
+            epoch: from 0.
+            features: of an image, (P, C), to be scored where the backbone is frozen.
 
         Raises:
             WorkError: a weight, or the score of an image, is not finite.
         """
-        parts = {"discriminator": self.discriminator, "pre_projection": self.pre_projection, "head": self._head()}
+        head = self._head()
+        parts = {"discriminator": self.discriminator, "pre_projection": self.pre_projection, "head": head}
         if self.train_backbone:
             parts["backbone"] = self.feature_aggregator
         state = {f"{part}.{key}": x for part, m in parts.items() if m is not None for key, x in m.state_dict().items()}
@@ -617,7 +622,10 @@ class GLASS:
                 f"{names[0]} is not finite (NaN or infinity) after epoch {epoch}: the training diverged; try a smaller "
                 "--lr or --noise"
             )
-        self._predict(torch.ones(1, *self.input_shape))
+        if self.train_backbone:
+            self._predict(torch.ones(1, *self.input_shape))
+        else:
+            _on_host(self._score(head, features))
 
     def _progress(self, loader: Iterable[Batch], record: Mapping[str, Any], name: str) -> tqdm:
         """A bar of the samples of all epochs, as far as the loader tells them."""
