@@ -119,9 +119,9 @@ class Run:
         """Whether a class is trained already, with every backbone."""
         for index in range(len(self.nets)):
             folder = self.models / f"backbone_{index}" / data.row
-            latest = folder / checkpoint.LATEST
-            if latest.exists():
-                record = checkpoint.load(latest).get("record")
+            latest = checkpoint.read_latest(folder)
+            if latest is not None:
+                record = latest.get("record")
                 if not isinstance(record, dict) or not ended(record, self.net["meta_epochs"], self.net["patience"]):
                     return False
             elif checkpoint.find_best(folder) is None:

@@ -31,7 +31,7 @@ import page
 import reading
 import report
 from datasets import DATASETS, EpochSampler, ImageSettings, TrainDataset, make_loader
-from datasets.base import CentreDataset
+from datasets.base import CentreDataset, end_workers
 from datasets.cache import ImageCache, cache_budget
 from datasets.defects import Defects, digest, list_defects
 from datasets.foreground import make_masks
@@ -201,7 +201,7 @@ def _name_of_auto(given: str, weights: str, folders: Sequence[Path]) -> str:
 def _begun_with(folders: Sequence[Path]) -> tuple[str, str] | None:
     for path in (path for folder in folders for path in sorted(folder.glob("ckpt*.pth"))):
         try:
-            config = checkpoint.load(path).get("config")
+            config = checkpoint.read_plain(path).get("config")
         except WorkError:  # a damaged one is spoken of where it is to be gone on with
             continue
         name = config.get("backbone") if isinstance(config, dict) else None
@@ -250,8 +250,8 @@ def _class_data(this: Run, name: str) -> ClassData:
 
 def _trained_with_split(this: Run, row: str) -> bool:
     """Whether the checkpoint to be tested is of a training that held out good images."""
-    best = checkpoint.find_best(this.models / "backbone_0" / row)
-    return bool(best) and "split_seed" in checkpoint.load(best[0]).get("config", {})
+    chosen = checkpoint.find_chosen(this.models / "backbone_0" / row)
+    return bool(chosen) and "split_seed" in checkpoint.read_plain(chosen[0]).get("config", {})
 
 
 def _check_class(this: Run, data: ClassData) -> None:
@@ -259,7 +259,7 @@ def _check_class(this: Run, data: ClassData) -> None:
     if not this.training:
         for index in range(len(this.nets)):
             folder = this.models / f"backbone_{index}" / data.row
-            if checkpoint.find_best(folder) is None:
+            if checkpoint.find_chosen(folder) is None:
                 raise InputError(f"no ckpt_best_*.pth in {folder}: train the class first, or give --models_path")
         return
     flags = distribution.read_flags(this.dataset["name"], data.row)
@@ -362,8 +362,8 @@ def _run_class(
             model.start(data.row)  # from here on the training knows its variant by itself, whatever the file says
             distribution.write_flag(this.dataset["name"], data.row, decision.verdict)
         record, examples = _train(this, data, net, model, test_loader, masks, cache)
-    best = checkpoint.find_best(model.model_dir)
-    state = checkpoint.load(best[0]) if best else {}
+    best = checkpoint.find_chosen(model.model_dir)
+    state = checkpoint.read_plain(best[0]) if best else {}
     this.configs[f"{folder.name}/{data.row}"] = state.get("config") or model.config
     before = {} if record else page.read_history(this.results, row) or {}
     history = (record or before).get("history", [])
@@ -418,7 +418,7 @@ def _test_loader(this: Run, data: ClassData, cache: ImageCache) -> DataLoader | 
     if not data.test:
         return None
     _say_what_lacks(data)
-    return _in_order(this, data.test_set(cache))
+    return _in_order(this, data.test_set(cache), keep_workers=True)
 
 
 def _shown_of(loader: DataLoader) -> Dataset:
@@ -426,10 +426,12 @@ def _shown_of(loader: DataLoader) -> Dataset:
     return getattr(loader.dataset, "whole", loader.dataset)
 
 
-def _in_order(this: Run, dataset: Dataset) -> DataLoader:
-    """A loader of images to be scored."""
+def _in_order(this: Run, dataset: Dataset, keep_workers: bool = False) -> DataLoader:
+    """A loader of images to be scored; `keep_workers` where it is read more than once."""
     pin = this.device.type == "cuda"
-    return make_loader(dataset, this.dataset["batch_size"], this.dataset["num_workers"], pin_memory=pin)
+    return make_loader(
+        dataset, this.dataset["batch_size"], this.dataset["num_workers"], keep_workers=keep_workers, pin_memory=pin
+    )
 
 
 def _decide(this: Run, data: ClassData) -> Decision:
@@ -461,8 +463,7 @@ def _decide(this: Run, data: ClassData) -> Decision:
 
 def _started_with(this: Run, model_dir: Path) -> dict[str, Any] | None:
     """The settings of the training in a class's folder, where there is one asked for in the same way."""
-    latest = model_dir / checkpoint.LATEST
-    config = checkpoint.load(latest).get("config", {}) if latest.exists() else {}
+    config = (checkpoint.read_latest(model_dir) or {}).get("config", {})
     asked = {key: this.dataset[key] for key in ("distribution", "fg")}
     same = {key: config.get(key) for key in asked} == asked and this.net["svd"] in (None, config["svd"])
     return config if same else None
@@ -503,7 +504,7 @@ def _train(
     val = hold_out(data.train, this.dataset["val_share"], this.main["seed"], data.name)
     train_set = good_images([i for i in range(len(data.train)) if i not in set(val)])
     val_set = good_images(val)
-    val_loader = _in_order(this, ValidationDataset(_thinned(val_set))) if val else None
+    val_loader = _in_order(this, ValidationDataset(_thinned(val_set)), this.net["select"] == "val") if val else None
     # an epoch ends once more than `limit` samples were used
     sampler = EpochSampler(len(train_set), net.seed, (this.net["limit"] // batch + 1) * batch)
     pin = this.device.type == "cuda"
@@ -515,10 +516,12 @@ def _train(
     _label_board(this, model, data)
     done_before = model.start(data.row)["epoch"]
     record = model.trainer(loader, test_loader, data.row, centre_loader, val_loader)
+    for one in (loader, test_loader, val_loader):
+        end_workers(one)
     this.trained |= record["epoch"] > done_before
     best = checkpoint.find_best(model.model_dir)
     # a checkpoint that lay there without its training's state may have been trained on any of the images
-    held = bool(val) and checkpoint.load(best[0]).get("config", {}).get("val_share") == this.dataset["val_share"]
+    held = bool(val) and checkpoint.read_plain(best[0]).get("config", {}).get("val_share") == this.dataset["val_share"]
     # of tiles all good ones count, and none with defects: their maps would be many
     whole = val_loader if data.tiling is None else _in_order(this, GoodImages(val_set))
     good = whole if held else _in_order(this, GoodImages(train_set))
