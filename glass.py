@@ -787,7 +787,7 @@ class GLASS:
             raise InputError("set_model_dir comes before trainer")
         fresh = {"epoch": 0, "best": None, "last": None, "history": [], "stale": 0}
         best = checkpoint.find_best(self.model_dir)
-        anew = f"delete {self.model_dir} to train anew"
+        anew = self._anew
         if not self._latest.exists():
             if best is None:
                 return fresh
@@ -811,6 +811,23 @@ class GLASS:
         if record["epoch"]:
             self._say_once("%s: resumed after %d of %d epochs", name, record["epoch"], self.meta_epochs)
         return record
+
+    @property
+    def _anew(self) -> str:
+        return f"delete {self.model_dir} to train anew"
+
+    def check_settings_of_before(self, test: bool) -> None:
+        """Whether a training in the model's folder can be gone on with, or its checkpoint tested, with these settings.
+
+        Raises:
+            InputError: they are not those of the training.
+            WorkError: a checkpoint is damaged.
+        """
+        if test:
+            path, _ = self._chosen(self.model_dir.name)
+            _refuse_other_scores(checkpoint.read_plain(path).get("config", {}), self.config, path)
+        elif latest := checkpoint.read_latest(self.model_dir):
+            self._refuse_other_settings(latest.get("config", {}), self._anew)
 
     def _say_once(self, *message: object) -> None:
         """To the log, but not again when the state is loaded again."""

@@ -26,6 +26,7 @@ import backbones
 import checkpoint
 import compare
 import distribution
+import earlier
 import embedded
 import page
 import reading
@@ -67,6 +68,9 @@ def run_seeds(main: Options, net: Options, dataset: Options) -> None:
             "--distribution 4 with several seeds: what the first run judges, the second would turn round; give 2 or 3"
         )
     results = make_folder(Path(main["results_path"]), "--results_path")
+    for seed in seeds:  # what is damaged of the last one is known before the first one trains
+        report.read_rows(results / f"seed_{seed}" / "results.csv")
+        report.read_settings(results / f"seed_{seed}")
     if (results / "models").exists():
         raise InputError(f"{results} holds a run with a single seed; take another --results_path for several")
     for seed in seeds:
@@ -106,11 +110,15 @@ def _run(main: Options, net: Options, dataset: Options, started: float) -> None:
     net, dataset = this.net, this.dataset
     names = this.layout.choose(dataset["subdatasets"])
     classes = [reading.glance(this, _class_data(this, name)) for name in names]
+    rows = [_row_of(this, data, one_net) for data in classes for one_net in this.nets]
+    report_page = earlier.check_results(this.results, rows if this.training else ())
     for data in classes:
         _check_class(this, data)
-    for one_net in this.nets:
-        _check_net(this, one_net)
+    models = [_check_net(this, one_net) for one_net in this.nets]
     classes, cache = reading.read_everything(this, classes)
+    for data in classes:
+        _check_settings_of_before(this, data, models)
+    del models
     for data in classes:
         _write_split(this, data)
     if not (this.results / report.SETTINGS).exists():  # that of an earlier run stays until this one has done something
@@ -122,13 +130,13 @@ def _run(main: Options, net: Options, dataset: Options, started: float) -> None:
         decision = _decide(this, data) if this.training else None
         masks = _foreground(this, data, decision)
         for index, one_net in enumerate(this.nets):
-            row = data.row if len(this.nets) == 1 else f"{data.row} {one_net.name}"
+            row = _row_of(this, data, one_net)
             figures = _run_class(this, data, one_net, index, row, decision, masks, cache)
             if figures is not None:
                 this.rows[row] = figures
                 table = report.write_results(this.results, this.rows)
             _write_settings(this, started)
-            page.write(this.results)
+            report_page.write()
     if this.rows:
         LOGGER.info("results in %s\n%s", this.results, report.format_table(table))
     if this.rows and this.training:
@@ -256,15 +264,41 @@ def _trained_with_split(this: Run, row: str) -> bool:
 
 def _check_class(this: Run, data: ClassData) -> None:
     """Find out before the first class what would stop the last."""
+    for index in range(len(this.nets)):
+        _check_folder(this, data, this.models / f"backbone_{index}" / data.row)
     if not this.training:
-        for index in range(len(this.nets)):
-            folder = this.models / f"backbone_{index}" / data.row
-            if checkpoint.find_chosen(folder) is None:
-                raise InputError(f"no ckpt_best_*.pth in {folder}: train the class first, or give --models_path")
         return
     flags = distribution.read_flags(this.dataset["name"], data.row)
     if distribution.wants_foreground(this.dataset["fg"], flags):
         this.layout.foreground(data.name, data.train)
+
+
+def _check_folder(this: Run, data: ClassData, folder: Path) -> None:
+    """Find out whether a class's checkpoints can be read and written."""
+    if this.training:
+        earlier.check_place(folder)
+    elif checkpoint.find_chosen(folder) is None:
+        raise InputError(f"no ckpt_best_*.pth in {folder}: train the class first, or give --models_path")
+    try:
+        trained = not this.training or this.is_trained(folder)
+    except WorkError:  # it says what to do about it
+        trained = False
+    earlier.check_checkpoints(folder, data.row, trained)
+
+
+def _row_of(this: Run, data: ClassData, net: Net) -> str:
+    """What a class is called in the results, with one of several backbones."""
+    return data.row if len(this.nets) == 1 else f"{data.row} {net.name}"
+
+
+def _check_settings_of_before(this: Run, data: ClassData, models: Sequence[GLASS]) -> None:
+    """Refuse to go on with, or to test, what was trained with other settings, before the first class is begun."""
+    for index, model in enumerate(models):
+        folder = this.models / f"backbone_{index}"
+        saved = (checkpoint.read_latest(folder / data.row) or {}).get("config", {})
+        svd = saved.get("svd", 0) if this.net["svd"] is None else this.net["svd"]  # else as decided when it was begun
+        _describe(this, data, model, folder, Decision(svd, bool(saved.get("foreground")), ""))
+        model.check_settings_of_before(test=not this.training)
 
 
 def _write_split(this: Run, data: ClassData) -> None:
@@ -297,7 +331,7 @@ def _write_split(this: Run, data: ClassData) -> None:
         )  # fmt: skip
 
 
-def _check_net(this: Run, net: Net) -> None:
+def _check_net(this: Run, net: Net) -> GLASS:
     """Build the model once before the first class, so that what cannot work is said at once."""
     model = _build(this, net, svd=0)
     size, stride = ImageSettings.of(this.dataset).size, this.dataset["downsampling"]
@@ -308,6 +342,7 @@ def _check_net(this: Run, net: Net) -> None:
             f"{model.grid[0]}x{model.grid[1]} at --imagesize {show_size(this.dataset['imagesize'])}; "
             "leave the option out"
         )
+    return model
 
 
 def _build(this: Run, net: Net, svd: int) -> GLASS:
@@ -396,6 +431,13 @@ def _look_at(this: Run, data: ClassData, model: GLASS, examples: Dataset) -> dic
 def _model(this: Run, data: ClassData, net: Net, folder: Path, decision: Decision | None) -> GLASS:
     """The model of a class, with all that its checkpoints are to tell."""
     model = _build(this, net, decision.svd if decision else 0)
+    _describe(this, data, model, folder, decision)
+    return model
+
+
+def _describe(this: Run, data: ClassData, model: GLASS, folder: Path, decision: Decision | None) -> None:
+    """Give a model everything of a class but its weights."""
+    model.svd = decision.svd if decision else 0
     model.set_model_dir(folder, data.row)
     model.results_path = this.results if len(this.nets) == 1 else this.results / folder.name
     model.pictures = this.main["pictures"]
@@ -411,7 +453,6 @@ def _model(this: Run, data: ClassData, net: Net, folder: Path, decision: Decisio
         model.extra_config["textures"] = this.textures.digest()
     if data.held_out:  # another choice would test on images of the training
         model.extra_config |= {"split_seed": this.main["seed"], "test_share": this.dataset["test_share"]}
-    return model
 
 
 def _test_loader(this: Run, data: ClassData, cache: ImageCache) -> DataLoader | None:
