@@ -255,8 +255,8 @@ def _load_file(backbone: nn.Module, name: str, path: Path) -> frozenset[str]:
     damaged = not_finite({key: state[key] for key in sorted(shared)})
     if damaged:
         raise InputError(
-            f"--weights {path} holds values that are not finite (NaN or infinity) in {', '.join(damaged[:3])}: the file "
-            "is damaged, or the training that wrote it diverged; give another"
+            f"--weights {path} holds values that are not finite (NaN or infinity) in {', '.join(damaged[:3])}: the "
+            "file is damaged, or the training that wrote it diverged; give another"
         )
     backbone.load_state_dict({key: state[key] for key in shared}, strict=False)
     # a count that only matters to a training batch norm without momentum

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+import hashlib
+import json
+import math
 import os
 import re
+import time
+import zipfile
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -12,9 +18,12 @@ from typing import Any, BinaryIO
 import torch
 
 from errors import InputError, WorkError
-from utils import reason_of, temporary_beside
+from utils import reason_of, temporary_beside, write_text
 
 LATEST = "ckpt.pth"
+RECORD = "record.json"  # beside LATEST: the part of it that is plain values
+PLAIN = ("config", "record", "metrics", "thresholds")
+SAVE_EVERY = 30.0  # seconds between two writings of a training's state; a process that is killed loses at most that
 
 
 def save(state: dict[str, Any], path: Path) -> None:
@@ -141,12 +150,47 @@ def config_of(folder: Path, training: bool = True) -> dict[str, Any] | None:
     Raises:
         WorkError: the checkpoint is damaged.
     """
-    latest, best = folder / LATEST, find_best(folder)
-    paths = [latest] if training and latest.exists() else [best[0]] if best else []
-    if not paths:
-        return None
-    config = load(paths[0]).get("config")
+    state, best = read_latest(folder) if training else None, find_best(folder)
+    if state is None:
+        if best is None:
+            return None
+        state = read_plain(best[0])
+    config = state.get("config")
     return config if isinstance(config, dict) else {}
+
+
+def read_plain(path: Path) -> dict[str, Any]:
+    """What a checkpoint says in plain values; its tensors stay on the disk.
+
+    Raises:
+        InputError: no such file.
+        WorkError: it is damaged, or not a GLASS checkpoint.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception:  # a file of the format before archives cannot be mapped; what is wrong with others, `load` says
+        state = load(path)
+    if not isinstance(state, dict) or not isinstance(state.get("discriminator"), dict):
+        state = load(path)
+    return {key: state[key] for key in PLAIN if key in state}
+
+
+def verify(path: Path) -> None:
+    """Read all of a checkpoint and compare it with the checksums in it, at which torch does not look.
+
+    Raises:
+        WorkError: it is damaged, or not a GLASS checkpoint.
+    """
+    load(path)
+    if not zipfile.is_zipfile(path):  # of the format before archives, which has no checksums
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            part = archive.testzip()
+    except (OSError, zipfile.BadZipFile) as error:
+        raise WorkError(f"{path} is damaged: {error}{_way_out(path)}") from error
+    if part is not None:
+        raise WorkError(f"{path} is damaged: the checksum of {part} does not fit{_way_out(path)}")
 
 
 def _begins_otherwise(path: Path) -> bool:
@@ -164,6 +208,158 @@ def unreadable(error: Exception) -> str:
     if "nsupported" in str(error):  # "Unsupported global", "Unsupported operand": an object other than tensors
         return "it holds more than tensors and plain values"
     return f"damaged, or of another kind ({type(error).__name__})"
+
+
+# ------------------------------------------------------------------------------- a training's folder
+
+
+def save_latest(state: dict[str, Any], folder: Path) -> None:
+    """Write a training's state, and its record beside.
+
+    Raises:
+        WorkError: as `save`.
+    """
+    path = folder / LATEST
+    save(state, path)
+    small = {"checkpoint": _fingerprint(path), **{key: state[key] for key in PLAIN if key in state}}
+    write_text(folder / RECORD, json.dumps(small) + "\n")
+
+
+def read_latest(folder: Path) -> dict[str, Any] | None:
+    """The plain values of a training's state, from the record beside it where that is of this very state.
+
+    Lists may stand where the state has tuples.
+
+    Returns:
+        `config`, `record` and so on; None where there is no `LATEST`.
+
+    Raises:
+        WorkError: it is damaged, or not a GLASS checkpoint.
+    """
+    path = folder / LATEST
+    if not path.exists():
+        return None
+    try:
+        small = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        if small.pop("checkpoint") == _fingerprint(path):
+            return small
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile):
+        pass  # no record beside, as before there were any, or one of another state: a process was killed in between
+    return read_plain(path)
+
+
+def _fingerprint(path: Path) -> str:
+    """Of what a checkpoint holds, without reading it: an archive ends with a list of its parts and their checksums."""
+    with zipfile.ZipFile(path) as archive:
+        parts = [(part.filename, part.file_size, part.CRC) for part in archive.infolist()]
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+class Saver:
+    """Writes a training's state at most every `SAVE_EVERY` seconds; what is not due yet waits in memory."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._written = -math.inf
+        self._waiting: tuple[dict[str, Any], dict[str, Any] | None] | None = None
+
+    def put(self, latest: dict[str, Any], best: dict[str, Any] | None = None) -> None:
+        """Write the state at the end of an epoch, or keep a copy of it until that is due.
+
+        Args:
+            latest: everything that a resume needs; its `record` names the epoch of `best`.
+            best: the checkpoint to be kept, where this epoch is the best so far.
+
+        Raises:
+            WorkError: as `save`.
+        """
+        due = time.monotonic() - self._written >= SAVE_EVERY
+        if best is None and self._waiting is not None:
+            best = self._waiting[1]
+        elif not due:
+            best = _copied(best)
+        if due:
+            self._write(latest, best)
+        else:
+            self._waiting = _copied(latest), best
+
+    def flush(self) -> None:
+        """Write what waits.
+
+        Raises:
+            WorkError: as `save`.
+        """
+        if self._waiting is not None:
+            self._write(*self._waiting)
+
+    def _write(self, latest: dict[str, Any], best: dict[str, Any] | None) -> None:
+        chosen = latest["record"]["best"]
+        if best is not None:
+            save(best, best_path(self.folder, chosen["epoch"]))
+        save_latest(latest, self.folder)
+        self._waiting, self._written = None, time.monotonic()
+        # the older best goes last: a run killed before this line still has the one its record names
+        remove_other_bests(self.folder, chosen["epoch"] if chosen else None)
+
+
+def _copied(value: Any) -> Any:
+    """The same with tensors of its own, in the computer's memory."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        made = copy.copy(value)  # a state dict has its version beside its keys
+        made.update((key, _copied(one)) for key, one in value.items())
+        return made
+    return [_copied(one) for one in value] if isinstance(value, list) else value
+
+
+def find_chosen(folder: Path) -> tuple[Path, int] | None:
+    """What a class is to be tested with, and its epoch: the chosen checkpoint, or the latest state of a training that
+    ended before it had one; None where nothing was trained.
+
+    With `select` `last` it is the latest epoch that was saved, wherever that is.
+    """
+    best = find_best(folder)
+    try:
+        latest = read_latest(folder)
+    except WorkError:  # a damaged state is said where it is to be gone on with
+        if best is None:
+            raise
+        return best
+    return (folder / LATEST, epochs_of(latest) - 1) if _without_choice(latest, best) else best
+
+
+def keep_latest(folder: Path) -> tuple[Path, int] | None:
+    """Make a chosen checkpoint of the latest state, where a training ended before it had one.
+
+    Returns:
+        It and its epoch; None where there was nothing to be done.
+
+    Raises:
+        WorkError: as `save` and `load`.
+    """
+    if not _without_choice(read_latest(folder), find_best(folder)):
+        return None
+    state = load(folder / LATEST)
+    epoch = epochs_of(state) - 1
+    kept = {key: state[key] for key in state if key not in ("optimisers", "random_state", "record")}
+    save(kept, best_path(folder, epoch))
+    return best_path(folder, epoch), epoch
+
+
+def _without_choice(latest: Mapping[str, Any] | None, best: tuple[Path, int] | None) -> bool:
+    """Whether a training has done epochs, but none of them is kept, or with `select` `last` an earlier one."""
+    done = epochs_of(latest)
+    if not done:
+        return False
+    selects_last = latest.get("config", {}).get("select") == "last"
+    return best is None or (selects_last and best[1] < done - 1)
+
+
+def epochs_of(state: Mapping[str, Any] | None) -> int:
+    """How many epochs a training has done; 0 where there is none, or weights alone."""
+    record = state.get("record") if state else None
+    return record.get("epoch", 0) if isinstance(record, dict) else 0
 
 
 def best_path(folder: Path, epoch: int) -> Path:

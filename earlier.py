@@ -1,19 +1,28 @@
-"""What an earlier run left of a class, and whether it goes together with what is given now."""
+"""What earlier runs left, looked at before anything is trained.
+
+What is damaged, or does not go together with what is given now, stops a run at once.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 import checkpoint
+import page
+import report
 from datasets import inventory
 from datasets.check import check_pictures
 from datasets.inventory import Inventory
-from errors import InputError
+from errors import InputError, WorkError
 from glass import refuse_other_split
 from job import ClassData, Run
 from utils import LOGGER, printable
+
+FILES = ("results.csv", "results.xlsx", "per_image.csv", page.FILE, report.SETTINGS)
+FOLDERS = ("models", "training", "eval", page.FOLDER, "judge", "foreground", "splits", "skipped")
 
 
 def inventory_of(this: Run, data: ClassData, foreground: bool) -> Inventory:
@@ -106,3 +115,66 @@ def _without_unreadable(this: Run, data: ClassData, before: Inventory | None) ->
 def _both_sides(config: dict[str, Any], before: Inventory | None, now: Inventory) -> str:
     then = f"{config['data_images']} then in {config['data_path']}, {now.images} now in {printable(now.root)}"
     return then if before is None else f"{then}, {before.differences(now)}"
+
+
+def check_results(results: Path, own: Collection[str] = ()) -> page.Page:
+    """Look at the tables, the settings and what is kept for the report.
+
+    Args:
+        results: the results folder.
+        own: rows that the run writes anew before they are read.
+
+    Returns:
+        The page, with what earlier runs kept.
+
+    Raises:
+        WorkError: a file is damaged, or cannot be written; says which, and what to do.
+    """
+    for name in FILES:
+        if (results / name).is_dir():
+            raise WorkError(f"{results / name} is a folder, but a run writes a file of that name; move it away")
+    for name in FOLDERS:
+        folder = results / name
+        if folder.exists() and not folder.is_dir():
+            raise WorkError(f"{folder} is a file, but a run writes a folder of that name; move it away")
+        _refuse_read_only(folder, "--results_path")
+    report.read_rows(results / "results.csv")
+    report.read_settings(results)
+    made = page.Page(results)
+    made.check(own)
+    return made
+
+
+def _refuse_read_only(folder: Path, option: str) -> None:
+    if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
+        raise WorkError(f"{folder} cannot be written to; change its permissions, or give another {option}")
+
+
+def check_checkpoints(folder: Path, trained: bool) -> None:
+    """Read the checkpoints in the folder of a class that are going to be used.
+
+    Args:
+        folder: of the class's checkpoints.
+        trained: whether there is nothing left to train.
+
+    Raises:
+        WorkError: one is damaged; says which, and what to do.
+    """
+    if not folder.is_dir():
+        return
+    latest, best = folder / checkpoint.LATEST, checkpoint.find_best(folder)
+    if latest.exists() and not trained:
+        checkpoint.verify(latest)
+    if best is not None and trained:
+        checkpoint.verify(best[0])
+
+
+def check_place(folder: Path) -> None:
+    """Whether a training can write to the folder of its class.
+
+    Raises:
+        WorkError: it cannot.
+    """
+    _refuse_read_only(folder, "--models_path")
+    if (folder / "tb").exists() and not (folder / "tb").is_dir():
+        raise WorkError(f"{folder / 'tb'} is a file, but a training writes a folder of that name; move it away")

@@ -34,6 +34,10 @@ class Predictions:
     paths: list[str]
     truth: device_metrics.DeviceTruth | None = None
 
+    def without_scores(self) -> Predictions:
+        """What does not depend on the model alone. No view of the maps, which would keep the whole of them alive."""
+        return replace(self, maps=np.empty((0, *self.maps.shape[1:]), np.float32), scores=np.empty(0, np.float32))
+
     def on_host(self) -> Predictions:
         """The same with the maps in an array."""
         return replace(self, maps=self.maps.cpu().numpy(), truth=None) if isinstance(self.maps, Tensor) else self

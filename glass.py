@@ -7,6 +7,7 @@ import math
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,7 @@ import metrics
 import report
 import tensorboard_log as tensorboard
 from common import Aggregator, FusedPooling, NetworkFeatureAggregator, Preprocessing, RescaleSegmentor
+from datasets.base import end_workers
 from datasets.cache import GB
 from device_metrics import DeviceTruth
 from errors import InputError, WorkError
@@ -76,6 +78,7 @@ FREE_ON_RESUME = frozenset(
         "verdict",
     }
 )
+SHOW_EVERY = 10  # evaluations: after so many without pictures TensorBoard gets those of a new best one
 READ_EVERY = 8  # steps, on CUDA: to read a figure waits for all that was started before it
 MOST_LR = 1e30  # Adam's first step is a multiple of it, and has to be a number in float32
 SELECTIONS = ("best", "last", "val")
@@ -142,6 +145,8 @@ class GLASS:
         self.model_dir: Path | None = None
         self.c: Tensor | None = None
         self._said: set[tuple[object, ...]] = set()
+        self._unshown = SHOW_EVERY  # evaluations since TensorBoard last got pictures: the first one shows some
+        self._started: dict[str, Any] | None = None  # record of a training whose state is loaded
 
     # ------------------------------------------------------------------------------------- building
 
@@ -295,6 +300,8 @@ class GLASS:
     def set_model_dir(self, model_dir: str | Path, name: str) -> None:
         """Checkpoints and TensorBoard go to `model_dir`/`name`."""
         self.model_dir = Path(model_dir) / name
+        self._saver = checkpoint.Saver(self.model_dir)
+        self._started = None
 
     @property
     def config(self) -> dict[str, Any]:
@@ -362,7 +369,7 @@ class GLASS:
     # ------------------------------------------------------------------------------------- training
 
     def train_step(
-        self, image: Tensor, aug: Tensor, mask_s: Tensor, features: Tensor | None = None
+        self, image: Tensor | None, aug: Tensor, mask_s: Tensor, features: Tensor | None = None
     ) -> dict[str, Tensor]:
         """One optimiser step (method of paper section 3, losses of section 3.4). Nothing waits for the device.
 
@@ -475,8 +482,11 @@ class GLASS:
             return None
         if not missing:
             return kept.take(indices)
+        images = batch["image"]
+        if len(images) == len(indices):  # else the loader has left out those whose features are known
+            images = images[missing]
         with torch.no_grad():
-            computed = self._embed(batch["image"][missing])[0].unflatten(0, (len(missing), -1))
+            computed = self._embed(images)[0].unflatten(0, (len(missing), -1))
             rows = [None if i in missing else kept.take([index]) for i, index in enumerate(indices)]
             for i, own in zip(missing, computed, strict=True):
                 rows[i] = own
@@ -515,13 +525,16 @@ class GLASS:
         """
         found, unread, samples = [], [], 0
         every = READ_EVERY if self.device.type == "cuda" else 1
-        if hasattr(getattr(loader, "sampler", None), "set_epoch"):
-            loader.sampler.set_epoch(epoch)
+        sampler = getattr(loader, "sampler", None)
+        if hasattr(sampler, "set_epoch"):
+            sampler.set_epoch(epoch)
+        if kept is not None and hasattr(sampler, "known"):
+            sampler.known = kept.knows
         for batch in loader:
             features = self._known_features(batch, kept)
-            figures = self.train_step(batch["image"], batch["aug"], batch["mask_s"], features)
+            figures = self.train_step(batch.get("image"), batch["aug"], batch["mask_s"], features)
             unread.append(torch.stack([figures[name].float() for name in STEP_FIGURES]))
-            samples += len(batch["image"])
+            samples += len(batch["aug"])
             if len(unread) == every:
                 found += _read_figures(unread, epoch)
                 unread = []
@@ -530,7 +543,7 @@ class GLASS:
                     values = dict(zip(STEP_FIGURES, found[-1], strict=True))
                     line = "loss {loss:.3f} p {p_true:.2f}/{p_fake:.2f} r {r_t:.2f}/{r_g:.2f}/{r_f:.2f} "
                     progress.set_postfix_str(line.format(**values) + shown, refresh=False)
-                progress.update(len(batch["image"]))
+                progress.update(len(batch["aug"]))
             if samples > self.limit:
                 break
         found += _read_figures(unread, epoch)
@@ -563,6 +576,7 @@ class GLASS:
         record = self.start(name)
         if self.finished(record):
             return record
+        self._started = None  # from here on the model moves away from it
         judged_loader = val_loader if self.select == "val" else test_loader
         if self.select == "val" and val_loader is None:
             raise InputError("select 'val' needs a validation set")
@@ -573,7 +587,8 @@ class GLASS:
         mean_embedding = None
         kept, memory = (None, None) if moving else self._memories(centre_loader, judged_loader, name)
         bar = self._progress(train_loader, record, name)
-        with bar, tensorboard.open_board(self.model_dir / "tb", record["epoch"]) as board:
+        board_folder = self.model_dir / "tb"
+        with self._ending(name), bar, tensorboard.open_board(board_folder, record["epoch"]) as board:
             for epoch in range(record["epoch"], self.meta_epochs):
                 started = time.monotonic()
                 if self.train_backbone:  # it may have dropout, which knows no generator but the global one
@@ -588,8 +603,9 @@ class GLASS:
                 figures["samples_per_second"] = (bar.n - before) / (time.monotonic() - started)
                 is_best, found = self._end_epoch(epoch, judged_loader, name, record, memory)
                 remember(record, {name: figures[name] for name in STEP_FIGURES})  # how fast it was is no result
-                with tensorboard.writing(self.model_dir / "tb"):
-                    self._write_board(board, figures, record, found, getattr(judged_loader, "dataset", None))
+                judged = getattr(judged_loader, "dataset", None)
+                with tensorboard.writing(board_folder):
+                    self._write_board(board, figures, record, found, judged, is_best)
                 self._save_epoch(record, is_best)
                 if self.finished(record):
                     break
@@ -637,13 +653,18 @@ class GLASS:
 
     def _write_board(
         self, board: SummaryWriter, figures: Mapping[str, float], record: Mapping[str, Any],
-        found: Predictions | None, judged: Any,
+        found: Predictions | None, judged: Any, is_best: bool,
     ) -> None:  # fmt: skip
         """What TensorBoard shows of an epoch, and of its evaluation on the data set `judged` where there was one."""
         val = self.select == "val"
         tensorboard.write_epoch(board, figures, record, "val" if val else "test")
         if found is not None:
-            tensorboard.write_evaluation(board, record["epoch"] - 1, found, getattr(judged, "whole", judged))
+            self._unshown += 1
+            every = self.pictures == "every_eval"
+            show = every or self.finished(record) or (is_best and self._unshown >= SHOW_EVERY)
+            self._unshown = 0 if show else self._unshown
+            shown = getattr(judged, "whole", judged) if show else None
+            tensorboard.write_evaluation(board, record["epoch"] - 1, found, shown)
         if self.finished(record):
             tensorboard.write_settings(board, self.settings, record, val)
         board.flush()
@@ -657,9 +678,15 @@ class GLASS:
     ) -> tuple[FeatureCache | None, TestMemory | None]:
         """Room for the features of the training and of the test images, within `feature_cache`."""
         room = feature_budget(self.feature_cache, self.device)
-        kept = self._kept_features(train_loader, name, room)
-        room -= kept.bytes if kept else 0
-        tested = None if test_loader is None else self._kept_features(test_loader, name, room)
+        # an epoch takes `used` of the training images, an evaluation takes all of its own: what is asked for more often
+        # gets the room first
+        used = _samples_per_epoch(train_loader, self.limit)
+        rarely = used is not None and used * self.eval_epochs < _count(train_loader)
+        loaders, caches = (train_loader, test_loader), [None, None]
+        for i in (1, 0) if rarely else (0, 1):
+            caches[i] = None if loaders[i] is None else self._kept_features(loaders[i], name, room)
+            room -= caches[i].bytes if caches[i] else 0
+        kept, tested = caches
         if self.feature_cache != OFF:
             kind = "validation (good, and with synthetic defects)" if self.select == "val" else "test"
             of_test = f", {tested.capacity if tested else 0} of {_count(test_loader)} {kind}" if test_loader else ""
@@ -677,10 +704,32 @@ class GLASS:
         Returns:
             The record as `trainer` does.
         """
-        record = self._resume(name)
-        if not self._latest.exists() and not self.finished(record):
-            self._save_epoch(record, False)
-        return record
+        if self._started is None:
+            record = self._resume(name)
+            if not self._latest.exists() and not self.finished(record):
+                self._save_epoch(record, False)
+            self._started = record
+        return dict(self._started)
+
+    @contextmanager
+    def _ending(self, name: str) -> Iterator[None]:
+        """However the training within ends: its last epoch is saved, and there is a checkpoint to be tested with."""
+        try:
+            yield
+        except BaseException:
+            try:
+                self._conclude(name)
+            except (InputError, WorkError) as error:  # it must not hide what ended the training
+                LOGGER.warning("%s: %s", name, error)
+            raise
+        self._conclude(name)
+
+    def _conclude(self, name: str) -> None:
+        """Save what waits; where no epoch has been chosen, keep the latest."""
+        self._saver.flush()
+        kept = checkpoint.keep_latest(self.model_dir)
+        if kept is not None and self.select != "last":
+            LOGGER.info("%s: there is no checkpoint of a chosen epoch: the latest, %d, is kept", name, kept[1])
 
     def _end_epoch(
         self,
@@ -721,14 +770,9 @@ class GLASS:
         return folder / f"epoch_{epoch}" if self.pictures == "every_eval" else None
 
     def _save_epoch(self, record: Mapping[str, Any], is_best: bool) -> None:
-        """Keep the best, save what a resume needs."""
-        if is_best:
-            checkpoint.save(
-                self._weights(record["best"]), checkpoint.best_path(self.model_dir, record["best"]["epoch"])
-            )
-        checkpoint.save({**self._weights(record["last"] or {}), **self._training_state(record)}, self._latest)
-        # the older best goes last: a run killed before this line still has the one its record names
-        checkpoint.remove_other_bests(self.model_dir, record["best"]["epoch"] if record["best"] else None)
+        """Keep the best, save what a resume needs; not on the disk before that is due, see `checkpoint.Saver`."""
+        best = self._weights(record["best"]) if is_best else None
+        self._saver.put({**self._weights(record["last"] or {}), **self._training_state(record)}, best)
 
     # ------------------------------------------------------------------------------ saving, resuming
 
@@ -751,8 +795,12 @@ class GLASS:
             "record": dict(record),
         }
 
-    def load_weights(self, path: Path) -> dict[str, Any]:
+    def load_weights(self, path: Path, state: dict[str, Any] | None = None) -> dict[str, Any]:
         """Load A and D (and a trained backbone) from a checkpoint of ours or of the published code.
+
+        Args:
+            path: the checkpoint.
+            state: what it holds, where it has been read already.
 
         Returns:
             The checkpoint.
@@ -760,7 +808,8 @@ class GLASS:
         Raises:
             WorkError: no checkpoint, or one of a model of another shape.
         """
-        state = checkpoint.load(path, self.device)
+        self._started = None
+        state = checkpoint.load(path, self.device) if state is None else state
         parts = {"discriminator": self.discriminator, "pre_projection": self.pre_projection}
         if self.train_backbone:
             parts["backbone"] = self.feature_aggregator.backbone
@@ -784,21 +833,23 @@ class GLASS:
             raise InputError("set_model_dir comes before trainer")
         fresh = {"epoch": 0, "best": None, "last": None, "history": [], "stale": 0}
         best = checkpoint.find_best(self.model_dir)
-        anew = f"delete {self.model_dir} to train anew"
+        anew = self._anew
         if not self._latest.exists():
             if best is None:
                 return fresh
             self._say_once("%s: %s is already trained (no %s beside it); %s", name, best[0], checkpoint.LATEST, anew)
             return {**fresh, "epoch": self.meta_epochs, "best": {"epoch": best[1]}}
-        state = checkpoint.load(self._latest, self.device)
+        state = checkpoint.read_latest(self.model_dir)
         if not isinstance(state.get("record"), dict):
             raise WorkError(f"{self._latest} cannot be resumed, it holds weights alone; {anew}")
         self._refuse_other_settings(state.get("config", {}), anew)
         record = {**fresh, **state["record"]}
         if self.finished(record):
             self._say_once("%s: training finished before (epochs: %d), skipped; %s", name, record["epoch"], anew)
+            self._conclude(name)
             return record
-        self.load_weights(self._latest)
+        state = self.load_weights(self._latest)
+        record = {**fresh, **state["record"]}
         for key, optimiser in self.optimisers.items():
             optimiser.load_state_dict(state["optimisers"][key])
         self.generator.set_state(state["random_state"].cpu())
@@ -806,6 +857,23 @@ class GLASS:
         if record["epoch"]:
             self._say_once("%s: resumed after %d of %d epochs", name, record["epoch"], self.meta_epochs)
         return record
+
+    @property
+    def _anew(self) -> str:
+        return f"delete {self.model_dir} to train anew"
+
+    def check_settings_of_before(self, test: bool) -> None:
+        """Whether a training in the model's folder can be gone on with, or its checkpoint tested, with these settings.
+
+        Raises:
+            InputError: they are not those of the training.
+            WorkError: a checkpoint is damaged.
+        """
+        if test:
+            path, _ = self._chosen(self.model_dir.name)
+            _refuse_other_scores(checkpoint.read_plain(path).get("config", {}), self.config, path)
+        elif latest := checkpoint.read_latest(self.model_dir):
+            self._refuse_other_settings(latest.get("config", {}), self._anew)
 
     def _say_once(self, *message: object) -> None:
         """To the log, but not again when the state is loaded again."""
@@ -818,7 +886,7 @@ class GLASS:
         other = [
             f"{key} was {saved[key]}, is {own.get(key)}{_hint(key, saved)}"
             for key in saved
-            if key not in FREE_ON_RESUME and own.get(key) != saved[key]
+            if key not in FREE_ON_RESUME and _as_lists(own.get(key)) != _as_lists(saved[key])
         ]
         if other:
             raise InputError(f"{self._latest} was made with other settings ({'; '.join(other)}); {anew}")
@@ -920,7 +988,9 @@ class GLASS:
         if on_device:
             found.truth = DeviceTruth(found.masks, size, self.device)
         if memory is not None:
-            memory.found = replace(found, maps=found.maps[:0], scores=found.scores[:0])
+            memory.found = found.without_scores()
+        if memory is not None and memory.complete:
+            end_workers(loader)
         return found
 
     def _predict_tiles(self, loader: DataLoader, pictures: Path | None, memory: TestMemory | None) -> Predictions:
@@ -928,10 +998,11 @@ class GLASS:
         self._set_mode(False)
         dataset, whole, names = loader.dataset, loader.dataset.whole, set()
         count, size = len(whole), whole.settings.size
-        found = Predictions(
-            np.zeros(count, np.float32), np.empty((count, *size), np.float32), np.zeros(count, bool),
-            metrics.PackedMasks(count, size), [],
+        known = memory.found if memory else None
+        truth = (known.labels, known.masks, known.paths) if known else (
+            np.zeros(count, bool), metrics.PackedMasks(count, size), [],
         )  # fmt: skip
+        found = Predictions(np.zeros(count, np.float32), np.empty((count, *size), np.float32), *truth)
         blend = None
         for index, score, one_map in self._scored_tiles(loader, memory):
             at, box = dataset.picture_of(index), dataset.box(index)
@@ -940,14 +1011,18 @@ class GLASS:
             found.scores[at] = max(found.scores[at], score)
             if index + 1 < len(dataset) and dataset.picture_of(index + 1) == at:
                 continue
-            item = whole[at]
             found.maps[at] = cv2.resize(blend.finish(), size[::-1], interpolation=cv2.INTER_AREA)
-            found.masks[at], found.labels[at] = item["mask_gt"][0].numpy(), item["is_anomaly"]
-            found.paths.append(item["image_path"])
+            if known is None:
+                found.masks[at], found.labels[at], path = whole.truth(at)
+                found.paths.append(path)
             if pictures is not None:
-                file = pictures / report.picture_name(item["image_path"], names)
-                report.save_picture(file, item["image"].numpy(), found.masks[at], found.maps[at])
+                file = pictures / report.picture_name(found.paths[at], names)
+                report.save_picture(file, whole[at]["image"].numpy(), found.masks[at], found.maps[at])
             blend = None
+        if memory is not None:
+            memory.found = found.without_scores()
+            if memory.complete:
+                end_workers(loader)
         return found
 
     def _scored_tiles(
@@ -1005,8 +1080,9 @@ class GLASS:
     def look_at(self, loader: Iterable[Batch], name: str, pictures: Path | None = None) -> Tested:
         """What the chosen checkpoint says of any images, of figures its epoch alone; `pictures` as for `predict`."""
         path, epoch = self._chosen(name)
-        _refuse_other_scores(checkpoint.load(path).get("config", {}), self.config, path)
-        thresholds = Thresholds.of(self.load_weights(path).get("thresholds"))
+        state = checkpoint.load(path, self.device)
+        _refuse_other_scores(state.get("config", {}), self.config, path)
+        thresholds = Thresholds.of(self.load_weights(path, state).get("thresholds"))
         return Tested({"best_epoch": epoch}, self.predict(loader, pictures).on_host(), thresholds)
 
     def last_figures(self, test_loader: Iterable[Batch], record: Mapping[str, Any]) -> dict[str, float]:
@@ -1019,10 +1095,12 @@ class GLASS:
         return self.evaluate(self.predict(test_loader))
 
     def _chosen(self, name: str) -> tuple[Path, int]:
-        best = checkpoint.find_best(self.model_dir) if self.model_dir else None
-        if best is None:
+        chosen = checkpoint.find_chosen(self.model_dir) if self.model_dir else None
+        if chosen is None:
             raise WorkError(f"{name}: no ckpt_best_*.pth in {self.model_dir}; train it first, or give --models_path")
-        return best
+        if chosen[0] == self._latest:
+            self._say_once("%s: the training has not ended: its latest epoch, %d, is taken", name, chosen[1])
+        return chosen
 
     @torch.no_grad()
     def calibrate(self, loader: Iterable[Batch], name: str, source: str, data: str = "") -> Thresholds:
@@ -1034,6 +1112,7 @@ class GLASS:
             source: what the good images are, `HELD_OUT` or `TRAINING`.
             data: digest of the good images' files.
         """
+        checkpoint.keep_latest(self.model_dir)
         path, _ = self._chosen(name)
         state = self.load_weights(path)
         before = Thresholds.of(state.get("thresholds"))
@@ -1076,8 +1155,8 @@ def _on_host(scores: Tensor) -> NDArray[np.float32]:
     found = scores.cpu().numpy()
     if not np.isfinite(found).all():
         raise WorkError(
-            "the model gives a score that is not finite (NaN or infinity): its training diverged (try a smaller --lr or "
-            "--noise), or its weights are damaged"
+            "the model gives a score that is not finite (NaN or infinity): its training diverged (try a smaller --lr "
+            "or --noise), or its weights are damaged"
         )
     return found
 
@@ -1131,12 +1210,17 @@ def _shown(record: Mapping[str, Any]) -> str:
     return " ".join(parts)
 
 
+def _as_lists(value: Any) -> Any:
+    """A value of the settings as JSON has it, which knows no tuples."""
+    return [_as_lists(one) for one in value] if isinstance(value, (list, tuple)) else value
+
+
 def _refuse_other_scores(
     saved: Mapping[str, Any], own: Mapping[str, Any], path: Path, keys: Sequence[str] = NEEDED_ALIKE
 ) -> None:
     """Some of these settings would spoil a test unseen, the others only give a message of shapes."""
     for key in keys:
-        if key in saved and saved[key] != own.get(key):
+        if key in saved and _as_lists(saved[key]) != _as_lists(own.get(key)):
             raise InputError(f"{path} was trained with {key} {saved[key]}, given is {own.get(key)}{_hint(key, saved)}")
 
 

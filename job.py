@@ -118,16 +118,15 @@ class Run:
 
     def finished(self, data: ClassData) -> bool:
         """Whether a class is trained already, with every backbone."""
-        for index in range(len(self.nets)):
-            folder = self.models / f"backbone_{index}" / data.row
-            latest = folder / checkpoint.LATEST
-            if latest.exists():
-                record = checkpoint.load(latest).get("record")
-                if not isinstance(record, dict) or not ended(record, self.net["meta_epochs"], self.net["patience"]):
-                    return False
-            elif checkpoint.find_best(folder) is None:
-                return False
-        return True
+        return all(self.is_trained(self.models / f"backbone_{i}" / data.row) for i in range(len(self.nets)))
+
+    def is_trained(self, folder: Path) -> bool:
+        """Whether the training of a class's folder is over."""
+        latest = checkpoint.read_latest(folder)
+        if latest is None:
+            return checkpoint.find_best(folder) is not None
+        record = latest.get("record")
+        return isinstance(record, dict) and ended(record, self.net["meta_epochs"], self.net["patience"])
 
     def trains(self, data: ClassData) -> bool:
         """Whether there is anything left to train of a class."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -125,9 +127,12 @@ def read_history(results: Path, row: str) -> dict[str, Any] | None:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise WorkError(f"cannot read {path} of an earlier run: {error}; move it away") from error
+    if not isinstance(data, dict) or not isinstance(data.get("row"), str):
+        raise WorkError(f"{path} is not what a run writes; move it away")
+    return data
 
 
 def _plain(value: Any) -> Any:
@@ -206,44 +211,152 @@ def _pixel_counts(found: Tested) -> tuple[np.ndarray | None, np.ndarray | None]:
 # ---------------------------------------------------------------------------------------------- the page
 
 
+@dataclass(frozen=True)
+class Part:
+    """A class's part of the page, and what else is made of its file.
+
+    source: what it was made from; it holds as long as that is the same.
+    """
+
+    source: tuple[Any, ...]
+    row: str
+    select: str | None
+    section: str
+    images: list[dict[str, Any]]
+
+
+class Page:
+    """The page of a results folder. A class's part is rendered once, however often the page is written.
+
+    Args:
+        results: the folder.
+    """
+
+    def __init__(self, results: Path) -> None:
+        self.results = results
+        self._parts: dict[Path, Part] = {}
+
+    def check(self, own: Collection[str] = ()) -> None:
+        """Render what earlier runs kept of classes, but for `own`, rows that are written anew before they are read.
+
+        Raises:
+            WorkError: something that is kept is damaged; names the file.
+        """
+        leave_out = {_file_of(self.results, row) for row in own}
+        table = report.read_rows(self.results / "results.csv")
+        for path in sorted((self.results / FOLDER).glob("*.json")):
+            if path in leave_out:
+                continue
+            try:
+                _check_images(self._part(path, table, True).images)
+            except (LookupError, TypeError, ValueError, AttributeError, jinja2.TemplateError) as error:
+                raise WorkError(f"{path} is not what a run writes ({_short(error)}); move it away") from error
+
+    def write(self) -> None:
+        """Write report.html, per_image.csv and the sheets of results.xlsx from what lies below the results.
+
+        Raises:
+            WorkError: a file cannot be read or written.
+        """
+        results = self.results
+        table = report.read_rows(results / "results.csv")
+        settings = report.read_settings(results)
+        paths = sorted((results / FOLDER).glob("*.json"))
+        one_choice = len({self._part(path, table, None).select for path in paths}) == 1
+        parts = [self._part(path, table, one_choice) for path in paths]
+        order = {name: i for i, name in enumerate(table.index)}
+        parts.sort(key=lambda part: (order.get(part.row, len(order)), part.row))
+        per_image = {part.row: part.images for part in parts if part.images}
+        report.write_per_image(results, per_image)
+        if len(table):
+            report.write_workbook(results, table, settings, per_image)
+        write_text(results / FILE, _plain(render(results, table, parts, settings)))
+
+    def _part(self, path: Path, table: pd.DataFrame, one_choice: bool | None) -> Part:
+        """What a file makes of its class, anew only where something of it has changed.
+
+        Args:
+            path: of what was kept of the class.
+            table: of the results.
+            one_choice: whether all classes' epochs were chosen alike, which is then said once; None where only what
+                does not depend on it is wanted.
+        """
+        status, known = path.stat(), self._parts.get(path)
+        stamp = status.st_mtime_ns, status.st_size, status.st_ino
+        if known is not None and known.source[0] == stamp:
+            said_once = known.source[1] if one_choice is None else one_choice
+            if known.source[1:] == (said_once, repr(_last_figures(table, known.row))):
+                return known
+        data = _read(path)
+        said_once = one_choice in (None, True)
+        note = CHOSEN.get(data.get("select"), "") if said_once else ""
+        section = environment().get_template("class.html").render(c=_class_view(data, table), note=note, chosen=CHOSEN)
+        source = stamp, said_once, repr(_last_figures(table, data["row"]))
+        self._parts[path] = Part(source, data["row"], data.get("select"), section, data["images"])
+        return self._parts[path]
+
+
 def write(results: Path) -> None:
-    """Write report.html, per_image.csv and the sheets of results.xlsx from what lies below the results."""
-    table = report.read_rows(results / "results.csv")
-    classes = [_read(path) for path in sorted((results / FOLDER).glob("*.json"))]
-    order = {name: i for i, name in enumerate(table.index)}
-    classes.sort(key=lambda data: (order.get(data["row"], len(order)), data["row"]))
-    settings = report.read_settings(results)
-    per_image = {data["row"]: data["images"] for data in classes if data["images"]}
-    report.write_per_image(results, per_image)
-    if len(table):
-        report.write_workbook(results, table, settings, per_image)
-    text = render(results, table, classes, settings)
-    write_text(results / FILE, _plain(text))
+    """Write report.html and the tables beside it from what lies below the results.
+
+    Raises:
+        WorkError: a file is damaged, or cannot be written.
+    """
+    page = Page(results)
+    page.check()
+    page.write()
 
 
-def render(results: Path, table: pd.DataFrame, classes: list[dict[str, Any]], settings: Mapping[str, Any]) -> str:
+def _check_images(images: Sequence[Mapping[str, Any]]) -> None:
+    """Whether the rows about images are as `_per_image` makes them.
+
+    Raises:
+        LookupError, TypeError, ValueError: they are not.
+    """
+    for row in images:
+        if not isinstance(row["path"], str) or row["label"] not in (0, 1) or row["decision"] not in (None, 0, 1):
+            raise ValueError(f"the image {row['path']!r} has the label {row['label']}, the decision {row['decision']}")
+        for key in ("score", "normalised_score", "mask_area"):
+            if row[key] is not None:
+                float(row[key])
+
+
+def _short(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:80]}"
+
+
+def render(results: Path, table: pd.DataFrame, parts: Sequence[Part], settings: Mapping[str, Any]) -> str:
     """The page's HTML."""
     arguments = settings.get("arguments", {})
-    selected = {data.get("select") for data in classes}
+    selected = {part.select for part in parts}
     return environment().get_template("report.html").render(
         title=results.resolve().name,
-        note=_sentence(CHOSEN.get(selected.pop(), "")) if len(selected) == 1 else "", chosen=CHOSEN,
+        note=_sentence(CHOSEN.get(selected.pop(), "")) if len(selected) == 1 else "",
         columns=[(key, heading) for key, heading in SHOWN if key in table.columns],
         rows=[(name, table.loc[name].to_dict()) for name in table.index],
         mean=report.MEAN,
-        classes=[_class_view(i, data, table) for i, data in enumerate(classes)],
+        classes=[(_id_of(part.row), part.row, part.section) for part in parts],
         settings=settings,
         arguments=[(part, sorted(values.items())) for part, values in arguments.items()],
     )  # fmt: skip
 
 
-def _class_view(index: int, data: dict[str, Any], table: pd.DataFrame) -> dict[str, Any]:
+def _id_of(row: str) -> str:
+    """What a class is called within the page; whichever other classes there are, so that its part stays the same."""
+    return f"class-{hashlib.sha256(row.encode('utf-8', 'surrogateescape')).hexdigest()[:12]}"
+
+
+def _last_figures(table: pd.DataFrame, row: str) -> dict[str, float]:
+    """Of the last epoch: a test alone does not know of it, the table does."""
+    figures = table.loc[row].to_dict() if row in table.index else {}
+    return {k: v for k, v in figures.items() if k.startswith("last_") and not math.isnan(v)}
+
+
+def _class_view(data: dict[str, Any], table: pd.DataFrame) -> dict[str, Any]:
     """What the template shows of a class."""
-    row = table.loc[data["row"]].to_dict() if data["row"] in table.index else {}
-    # a test alone does not know of the last epoch, the table does
-    figures = {k: v for k, v in row.items() if k.startswith("last_") and not math.isnan(v)} | data["figures"]
+    figures = _last_figures(table, data["row"]) | data["figures"]
     thresholds = Thresholds.of({k: math.nan if v is None else v for k, v in (data["thresholds"] or {}).items()})
-    name = f"class-{index}"
+    name = _id_of(data["row"])
     instead = data.get("looked_at") or {}
     images = data["images"] or instead.get("images", [])
     key = "normalised_score" if thresholds else "score"
@@ -271,6 +384,7 @@ def _sentence(text: str) -> str:
     return text[:1].upper() + text[1:] + "." if text else ""
 
 
+@functools.cache
 def environment() -> jinja2.Environment:
     """Where the templates are found."""
     environment = jinja2.Environment(

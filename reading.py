@@ -167,7 +167,7 @@ def stop_or_skip(this: Run, what: str, problems: Sequence[Problem], may_skip: bo
         raise WorkError(f"{what}: {stops[0]}{more}{hint}")
     if bad:
         listed = this.results / "skipped" / f"{what.removeprefix('class ')}.txt"
-        before = listed.read_text(encoding="utf-8").splitlines() if listed.exists() else []
+        before = listed.read_text(encoding="utf-8", errors="replace").splitlines() if listed.exists() else []
         lines = list(dict.fromkeys([*before, *(click.format_filename(str(problem)) for problem in bad)]))
         write_text(listed, "".join(f"{line}\n" for line in lines))
         LOGGER.warning("%s: %d unreadable files left out, listed in %s", what, len(bad), listed)

@@ -182,12 +182,35 @@ def read_rows(path: Path) -> pd.DataFrame:
     if not path.exists():
         return pd.DataFrame()
     try:
-        table = pd.read_csv(path, index_col=ROW_NAMES).apply(pd.to_numeric)
+        _check_csv(path)
+        # a class may be called 7 or NA
+        table = pd.read_csv(path, converters={ROW_NAMES: str}).set_index(ROW_NAMES).apply(pd.to_numeric)
         if table.index.has_duplicates:
             raise ValueError(f"two rows {table.index[table.index.duplicated()][0]!r}")
         return table.rename(index=lambda name: from_cell(name) if isinstance(name, str) else name)
-    except (ValueError, OSError, KeyError) as error:
-        raise WorkError(f"cannot read {path} of an earlier run: {error}; move it away") from error
+    except (ValueError, TypeError, OSError, KeyError, csv.Error) as error:
+        reason = " ".join(str(error).split())
+        raise WorkError(f"cannot read {path} of an earlier run: {reason}; move it away") from error
+
+
+def _check_csv(path: Path) -> None:
+    """Whether a file has the shape of a results.csv.
+
+    Raises:
+        ValueError: it has not.
+    """
+    with path.open(encoding="utf-8", newline="") as file:
+        header, *rows = [row for row in csv.reader(file, strict=True) if row] or [[]]
+    missing = [column for column in (ROW_NAMES, *COLUMNS) if column not in header]
+    if missing:
+        raise ValueError(f"it has no column {missing[0]!r}")
+    if len(set(header)) < len(header):
+        raise ValueError("two columns have the same name")
+    for row in rows:
+        if len(row) != len(header):
+            raise ValueError(f"the row {row[0]!r} has {len(row)} values, the header has {len(header)}")
+        if not row[header.index(ROW_NAMES)]:
+            raise ValueError("a row has no name")
 
 
 def format_table(table: pd.DataFrame) -> str:
@@ -206,12 +229,31 @@ def read_settings(folder: Path) -> dict[str, Any]:
     path = folder / SETTINGS
     try:
         settings = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise WorkError(f"cannot read {path}: {error}; move it away") from error
-    parts = settings.get("arguments", {}) if isinstance(settings, dict) else None
-    if not isinstance(parts, dict) or not all(isinstance(values, dict) for values in parts.values()):
+    if not _are_settings(settings):
         raise WorkError(f"{path} is not what a run writes; move it away")
     return settings
+
+
+def _are_settings(settings: Any) -> bool:
+    """Whether everything that is read of a settings.json, where it is there at all, is of its kind."""
+    if not isinstance(settings, dict):
+        return False
+    kinds = {"arguments": dict, "models": dict, "versions": dict, "device": dict, "written": str, "command": list}
+    if not all(isinstance(settings.get(key, kind()), kind) for key, kind in kinds.items()):
+        return False
+    calls, duration = settings.get("later_calls", []), settings.get("duration_seconds")
+    if "written" in settings and not {"kind", "name", "threads"} <= set(settings.get("device", {})):
+        return False
+    return (
+        all(isinstance(values, dict) for values in settings.get("arguments", {}).values())
+        and all(isinstance(word, str) for word in settings.get("command", []))
+        and isinstance(calls, list)
+        and all(isinstance(call, dict) and isinstance(call.get("written"), str) for call in calls)
+        and (duration is None or (isinstance(duration, (int, float)) and math.isfinite(duration)))
+        and ("written" not in settings or "duration_seconds" in settings)
+    )
 
 
 def write_settings(folder: Path, settings: Mapping[str, Any]) -> None:

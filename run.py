@@ -31,7 +31,7 @@ import report
 import tensorboard_log
 from cells import csv_text, path_as_cell
 from datasets import DATASETS, EpochSampler, ImageSettings, TrainDataset, make_loader
-from datasets.base import CentreDataset
+from datasets.base import CentreDataset, end_workers
 from datasets.cache import ImageCache, cache_budget
 from datasets.check import leave_out_small
 from datasets.defects import Defects, digest, list_defects
@@ -74,6 +74,9 @@ def run_seeds(main: Options, net: Options, dataset: Options) -> None:
     if twice:
         raise InputError(f"--seed {twice[0]} is given twice")
     results = _folder_of_results(main)
+    for seed in seeds:  # what is damaged of the last one is known before the first one trains
+        report.read_rows(results / f"seed_{seed}" / "results.csv")
+        report.read_settings(results / f"seed_{seed}")
     if (results / "models").exists():
         raise InputError(f"{results} holds a run with a single seed; take another --results_path for several")
     for seed in seeds:
@@ -113,12 +116,16 @@ def _run(main: Options, net: Options, dataset: Options, started: float) -> None:
     net, dataset = this.net, this.dataset
     names = this.layout.choose(dataset["subdatasets"])
     classes = [reading.glance(this, _class_data(this, name)) for name in names]
+    rows = [_row_of(this, data, one_net) for data in classes for one_net in this.nets]
+    report_page = earlier.check_results(this.results, rows if this.training else ())
     for data in classes:
         _check_class(this, data)
-    for one_net in this.nets:
-        _check_net(this, one_net)
+    models = [_check_net(this, one_net) for one_net in this.nets]
     classes = earlier.refuse_other_data(this, classes)
     classes, cache = reading.read_everything(this, classes)
+    for data in classes:
+        _check_settings_of_before(this, data, models)
+    del models
     for data in classes:
         _write_split(this, data)
     if not (this.results / report.SETTINGS).exists():  # that of an earlier run stays until this one has done something
@@ -130,13 +137,13 @@ def _run(main: Options, net: Options, dataset: Options, started: float) -> None:
         decision = _decide(this, data) if this.training else None
         masks = _foreground(this, data, decision)
         for index, one_net in enumerate(this.nets):
-            row = data.row if len(this.nets) == 1 else f"{data.row} {one_net.name}"
+            row = _row_of(this, data, one_net)
             figures = _run_class(this, data, one_net, index, row, decision, masks, cache)
             if figures is not None:
                 this.rows[row] = figures
                 table = report.write_results(this.results, this.rows)
             _write_settings(this, started)
-            page.write(this.results)
+            report_page.write()
     if this.rows:
         LOGGER.info("results in %s\n%s", this.results, report.format_table(table))
     if this.rows and this.training:
@@ -231,7 +238,7 @@ def _name_of_auto(given: str, weights: str, folders: Sequence[Path]) -> str:
 def _begun_with(folders: Sequence[Path]) -> tuple[str, str] | None:
     for path in (path for folder in folders for path in sorted(folder.glob("ckpt*.pth"))):
         try:
-            config = checkpoint.load(path).get("config")
+            config = checkpoint.read_plain(path).get("config")
         except WorkError:  # a damaged one is spoken of where it is to be gone on with
             continue
         name = config.get("backbone") if isinstance(config, dict) else None
@@ -280,22 +287,48 @@ def _class_data(this: Run, name: str) -> ClassData:
 
 def _trained_with_split(this: Run, row: str) -> bool:
     """Whether the checkpoint to be tested is of a training that held out good images."""
-    best = checkpoint.find_best(this.models / "backbone_0" / row)
-    return bool(best) and "split_seed" in checkpoint.load(best[0]).get("config", {})
+    chosen = checkpoint.find_chosen(this.models / "backbone_0" / row)
+    return bool(chosen) and "split_seed" in checkpoint.read_plain(chosen[0]).get("config", {})
 
 
 def _check_class(this: Run, data: ClassData) -> None:
     """Find out before the first class what would stop the last."""
     earlier.refuse_other_splits(this, data)
+    for index in range(len(this.nets)):
+        _check_folder(this, data, this.models / f"backbone_{index}" / data.row)
     if not this.training:
-        for index in range(len(this.nets)):
-            folder = this.models / f"backbone_{index}" / data.row
-            if checkpoint.find_best(folder) is None:
-                raise InputError(f"no ckpt_best_*.pth in {folder}: train the class first, or give --models_path")
         return
     flags = distribution.read_flags(this.dataset["name"], data.row)
     if distribution.wants_foreground(this.dataset["fg"], flags):
         this.layout.foreground(data.name, data.train)
+
+
+def _check_folder(this: Run, data: ClassData, folder: Path) -> None:
+    """Find out whether a class's checkpoints can be read and written."""
+    if this.training:
+        earlier.check_place(folder)
+    elif checkpoint.find_chosen(folder) is None:
+        raise InputError(f"no ckpt_best_*.pth in {folder}: train the class first, or give --models_path")
+    try:
+        trained = not this.training or this.is_trained(folder)
+    except WorkError:  # it says what to do about it
+        trained = False
+    earlier.check_checkpoints(folder, trained)
+
+
+def _row_of(this: Run, data: ClassData, net: Net) -> str:
+    """What a class is called in the results, with one of several backbones."""
+    return data.row if len(this.nets) == 1 else f"{data.row} {net.name}"
+
+
+def _check_settings_of_before(this: Run, data: ClassData, models: Sequence[GLASS]) -> None:
+    """Refuse to go on with, or to test, what was trained with other settings, before the first class is begun."""
+    for index, model in enumerate(models):
+        folder = this.models / f"backbone_{index}"
+        saved = (checkpoint.read_latest(folder / data.row) or {}).get("config", {})
+        svd = saved.get("svd", 0) if this.net["svd"] is None else this.net["svd"]  # else as decided when it was begun
+        _describe(this, data, model, folder, Decision(svd, bool(saved.get("foreground")), ""))
+        model.check_settings_of_before(test=not this.training)
 
 
 def _write_split(this: Run, data: ClassData) -> None:
@@ -326,7 +359,7 @@ def _write_split(this: Run, data: ClassData) -> None:
         )  # fmt: skip
 
 
-def _check_net(this: Run, net: Net) -> None:
+def _check_net(this: Run, net: Net) -> GLASS:
     """Build the model once before the first class, so that what cannot work is said at once."""
     model = _build(this, net, svd=0)
     size, stride = ImageSettings.of(this.dataset).size, this.dataset["downsampling"]
@@ -337,6 +370,7 @@ def _check_net(this: Run, net: Net) -> None:
             f"{model.grid[0]}x{model.grid[1]} at --imagesize {show_size(this.dataset['imagesize'])}; "
             "leave the option out"
         )
+    return model
 
 
 def _build(this: Run, net: Net, svd: int) -> GLASS:
@@ -406,8 +440,8 @@ def _run_class(
                 this.results, this.dataset["name"], data.row, decision.verdict, this.dataset["distribution"]
             )
         record, examples = _train(this, data, net, model, test_loader, masks, cache)
-    best = checkpoint.find_best(model.model_dir)
-    state = checkpoint.load(best[0]) if best else {}
+    best = checkpoint.find_chosen(model.model_dir)
+    state = checkpoint.read_plain(best[0]) if best else {}
     this.configs[f"{folder.name}/{data.row}"] = state.get("config") or model.config
     before = {} if record else page.read_history(this.results, row) or {}
     history = (record or before).get("history", [])
@@ -440,6 +474,13 @@ def _look_at(this: Run, data: ClassData, model: GLASS, examples: Dataset) -> dic
 def _model(this: Run, data: ClassData, net: Net, folder: Path, decision: Decision | None) -> GLASS:
     """The model of a class, with all that its checkpoints are to tell."""
     model = _build(this, net, decision.svd if decision else 0)
+    _describe(this, data, model, folder, decision)
+    return model
+
+
+def _describe(this: Run, data: ClassData, model: GLASS, folder: Path, decision: Decision | None) -> None:
+    """Give a model everything of a class but its weights."""
+    model.svd = decision.svd if decision else 0
     model.set_model_dir(folder, data.row)
     model.results_path = this.results if len(this.nets) == 1 else this.results / folder.name
     model.pictures = this.main["pictures"]
@@ -460,14 +501,13 @@ def _model(this: Run, data: ClassData, net: Net, folder: Path, decision: Decisio
         model.extra_config["textures"] = this.textures.digest()
     if data.held_out:  # another choice would test on images of the training
         model.extra_config |= {"split_seed": this.dataset["split_seed"], "test_share": this.dataset["test_share"]}
-    return model
 
 
 def _test_loader(this: Run, data: ClassData, cache: ImageCache) -> DataLoader | None:
     if not data.test:
         return None
     _say_what_lacks(data)
-    return _in_order(this, data.test_set(cache))
+    return _in_order(this, data.test_set(cache), keep_workers=True)
 
 
 def _shown_of(loader: DataLoader) -> Dataset:
@@ -475,10 +515,12 @@ def _shown_of(loader: DataLoader) -> Dataset:
     return getattr(loader.dataset, "whole", loader.dataset)
 
 
-def _in_order(this: Run, dataset: Dataset) -> DataLoader:
-    """A loader of images to be scored."""
+def _in_order(this: Run, dataset: Dataset, keep_workers: bool = False) -> DataLoader:
+    """A loader of images to be scored; `keep_workers` where it is read more than once."""
     pin = this.device.type == "cuda"
-    return make_loader(dataset, this.dataset["batch_size"], this.dataset["num_workers"], pin_memory=pin)
+    return make_loader(
+        dataset, this.dataset["batch_size"], this.dataset["num_workers"], keep_workers=keep_workers, pin_memory=pin
+    )
 
 
 def _decide(this: Run, data: ClassData) -> Decision:
@@ -512,8 +554,7 @@ def _decide(this: Run, data: ClassData) -> Decision:
 
 def _started_with(this: Run, model_dir: Path) -> dict[str, Any] | None:
     """The settings of the training in a class's folder, where there is one asked for in the same way."""
-    latest = model_dir / checkpoint.LATEST
-    config = checkpoint.load(latest).get("config", {}) if latest.exists() else {}
+    config = (checkpoint.read_latest(model_dir) or {}).get("config", {})
     asked = {key: this.dataset[key] for key in ("distribution", "fg")}
     same = {key: config.get(key) for key in asked} == asked and this.net["svd"] in (None, config["svd"])
     return config if same else None
@@ -555,7 +596,7 @@ def _train(
     val = hold_out(data.train, this.dataset["val_share"], this.main["seed"], data.name)
     train_set = good_images([i for i in range(len(data.train)) if i not in set(val)])
     val_set = good_images(val)
-    val_loader = _in_order(this, ValidationDataset(_thinned(val_set))) if val else None
+    val_loader = _in_order(this, ValidationDataset(_thinned(val_set)), this.net["select"] == "val") if val else None
     # an epoch ends once more than `limit` samples were used
     sampler = EpochSampler(len(train_set), net.seed, (this.net["limit"] // batch + 1) * batch)
     pin = this.device.type == "cuda"
@@ -570,10 +611,12 @@ def _train(
     if not model.finished(begun):
         files.save(model.model_dir)
     record = model.trainer(loader, test_loader, data.row, centre_loader, val_loader)
+    for one in (loader, test_loader, val_loader):
+        end_workers(one)
     this.trained |= record["epoch"] > done_before
     best = checkpoint.find_best(model.model_dir)
     # a checkpoint that lay there without its training's state may have been trained on any of the images
-    held = bool(val) and checkpoint.load(best[0]).get("config", {}).get("val_share") == this.dataset["val_share"]
+    held = bool(val) and checkpoint.read_plain(best[0]).get("config", {}).get("val_share") == this.dataset["val_share"]
     # of tiles all good ones count, and none with defects: their maps would be many
     whole = val_loader if data.tiling is None else _in_order(this, GoodImages(val_set))
     good = whole if held else _in_order(this, GoodImages(train_set))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 from tqdm import tqdm
 
 import synthesis
@@ -279,8 +279,9 @@ def prepare_foreground(path: Path, sample: Sample, settings: ImageSettings) -> N
 class TrainDataset(Dataset):
     """Good images with a synthetic local anomaly each.
 
-    An item's key is (epoch, index): every draw comes from `seed`, epoch and index alone, so that an image is
-    the same whichever worker makes it, in a run that was resumed as in one that was not.
+    An item's key is (epoch, index), or (epoch, index, whether its image is wanted): every draw comes from `seed`,
+    epoch and index alone, so that an image is the same whichever worker makes it, in a run that was resumed as in one
+    that was not.
 
     Args:
         samples: the good images.
@@ -380,11 +381,11 @@ class TrainDataset(Dataset):
             raise InputError(f"{self.masks[index] if self.masks else self.samples[index].path}: {error}") from error
         return texture, mask, mask_s, synthesis.draw_beta(rng, self.settings.mean, self.settings.std)
 
-    def __getitem__(self, key: tuple[int, int] | int) -> dict[str, Any]:
-        epoch, index = key if isinstance(key, tuple) else (0, key)
+    def __getitem__(self, key: tuple[int, int] | tuple[int, int, bool] | int) -> dict[str, Any]:
+        epoch, index, *wanted = key if isinstance(key, tuple) else (0, key)
         image, rng = self.image(epoch, index)
         texture, mask, mask_s, beta = self.anomaly(rng, index)
-        return {
+        item = {
             "image": image,
             "aug": synthesis.blend(image, texture, torch.from_numpy(mask).float(), beta),
             "mask_s": torch.from_numpy(mask_s),
@@ -393,6 +394,9 @@ class TrainDataset(Dataset):
             "image_path": str(self.samples[index].path),
             "index": index,
         }
+        # who says which images are wanted trains, and has no use for the ground truth of good ones
+        left_out = ({"mask_gt"} if wanted[0] else {"mask_gt", "image"}) if wanted else set()
+        return {name: value for name, value in item.items() if name not in left_out}
 
 
 class CentreDataset(Dataset):
@@ -461,6 +465,11 @@ class TestDataset(Dataset):
         if sample.is_anomaly and not made.any():
             return np.full(self.settings.size, NO_PIXEL_LEFT, np.int8)
         return made.copy()
+
+    def truth(self, index: int) -> tuple[NDArray[np.int8], bool, str]:
+        """(H, W) mask, whether the image shows a defect, and its path; the image is not read."""
+        sample = self.samples[index]
+        return self._mask(index), sample.is_anomaly, str(sample.path)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return {
@@ -542,7 +551,12 @@ class EpochSampler(Sampler):
         seed: of the shuffle.
         count: how many of them; all by default.
         shuffle: else in order.
+
+    Attributes:
+        known: tells images whose features are known; with it, keys are (epoch, index, whether the image is wanted).
     """
+
+    known: Callable[[int], bool] | None = None
 
     def __init__(self, size: int, seed: int, count: int | None = None, shuffle: bool = True) -> None:
         self.size, self.seed, self.shuffle = size, seed, shuffle
@@ -560,11 +574,35 @@ class EpochSampler(Sampler):
         order = np.arange(self.size)
         if self.shuffle:
             np.random.default_rng([self.seed, self.epoch]).shuffle(order)
-        return iter([(self.epoch, int(i)) for i in order[: self.count]])
+        keys = [(self.epoch, int(i)) for i in order[: self.count]]
+        known = self.known
+        return iter(keys if known is None else [(epoch, i, not known(i)) for epoch, i in keys])
 
 
 def _quiet_worker(_: int) -> None:
     cv2.setNumThreads(0)  # the workers are the parallelism
+
+
+def _collate(items: list[Any]) -> Any:
+    """A batch; what some items lack is of the others alone."""
+    if not isinstance(items[0], dict):
+        return default_collate(items)
+    names = dict.fromkeys(name for item in items for name in item)
+    return {name: default_collate([item[name] for item in items if name in item]) for name in names}
+
+
+class Loader(DataLoader):
+    """A loader whose workers can be ended before it is."""
+
+    def end_workers(self) -> None:
+        """End the workers that wait for another reading; it would start new ones."""
+        self._iterator = None
+
+
+def end_workers(loader: Any) -> None:
+    """End the waiting workers of a loader, where it has any."""
+    if isinstance(loader, Loader):
+        loader.end_workers()
 
 
 def make_loader(
@@ -574,15 +612,16 @@ def make_loader(
     sampler: Sampler | None = None,
     keep_workers: bool = True,
     pin_memory: bool = False,
-) -> DataLoader:
-    """A loader whose workers, never more than the machine has cores, live on between epochs."""
+) -> Loader:
+    """A loader whose workers, never more than the machine has cores, live on between epochs with `keep_workers`."""
     workers = min(num_workers, cores(), -(-len(dataset) // batch_size))
-    return DataLoader(
+    return Loader(
         dataset,
         batch_size=batch_size,
         sampler=sampler,
         num_workers=workers,
         persistent_workers=keep_workers and workers > 0,
         worker_init_fn=_quiet_worker,
+        collate_fn=_collate,
         pin_memory=pin_memory,
     )

@@ -60,6 +60,7 @@ def assert_same_weights(a, b):
 def test_killed_and_resumed_ends_bit_for_bit_as_if_never_killed(tmp_path, monkeypatch, at):
     # every epoch is a new best one, so that both files are written at each end
     monkeypatch.setattr("glass.selection_value", lambda figures: figures["epoch"])
+    monkeypatch.setattr("checkpoint.SAVE_EVERY", 0)
     whole = model(tmp_path / "whole", train_backbone=at == "step")
     record = whole.trainer(batches(), test_batches(), "class")
 
