@@ -134,6 +134,7 @@ def read_mask_values(path: Path) -> tuple[NDArray[np.uint8], NDArray[Any]]:
     with _naming(path):
         data = path.read_bytes()
         image = _decode(data)
+        opaque = isinstance(image, Image.Image) and not image.has_transparency_data
         if isinstance(image, Image.Image) and image.mode == "CMYK":
             image = image.convert("RGB")  # ink, of which there is none where a mask is white
         if isinstance(image, Image.Image) and image.mode in ("P", "PA"):
@@ -142,7 +143,7 @@ def read_mask_values(path: Path) -> tuple[NDArray[np.uint8], NDArray[Any]]:
             values = colours if (colours == 0).all(2).any() else indices.reshape(*colours.shape[:2], -1)[..., 0]
         else:
             values = np.asarray(image)
-        opacity = _opacity(data)
+        opacity = None if opaque else _opacity(data)
     if values.ndim == 3:
         values = values[..., : 1 if values.shape[2] == 2 else 3]
         marked, values = values.any(2), values.max(2)
