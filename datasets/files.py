@@ -302,6 +302,7 @@ def read_mask_values(path: Path, reading: ReadOptions = DEFAULT) -> tuple[NDArra
     with _naming(path):
         data = path.read_bytes()
         image = _decode(data, reading.max_pixels)
+        opaque = isinstance(image, Image.Image) and not image.has_transparency_data
         if isinstance(image, Image.Image) and image.mode == "CMYK":
             image = image.convert("RGB")  # ink, of which there is none where a mask is white
         if isinstance(image, Image.Image) and image.mode in ("P", "PA"):
@@ -310,7 +311,7 @@ def read_mask_values(path: Path, reading: ReadOptions = DEFAULT) -> tuple[NDArra
             values = colours if (colours == 0).all(2).any() else indices.reshape(*colours.shape[:2], -1)[..., 0]
         else:
             values = np.asarray(image)
-        opacity = _opacity(data, reading.max_pixels)
+        opacity = None if opaque else _opacity(data, reading.max_pixels)
     if values.ndim == 3:
         values = values[..., : 1 if values.shape[2] == 2 else 3]
         marked, values = values.any(2), values.max(2)
