@@ -25,7 +25,7 @@ LOGGER = logging.getLogger("glass")
 ROOT = Path(__file__).resolve().parent
 SAY_EVERY = 30  # seconds
 LONGEST_SUFFIX = 16  # bytes; what is longer is no suffix that a library goes by
-# what a full disk and its like are called; the C library's own words leave out what to do
+# what a full disk and its like are called; the system's own words, which follow, are less plain
 NO_ROOM = {
     getattr(errno, "EDQUOT", errno.ENOSPC): "the disk quota is used up",  # not every system has quotas
     errno.ENOSPC: "the disk is full",
@@ -256,7 +256,7 @@ def reason_of(error: BaseException) -> str:
     one: BaseException | None = error
     while one is not None:
         if isinstance(one, OSError) and one.errno in NO_ROOM:
-            return NO_ROOM[one.errno]
+            return f"{NO_ROOM[one.errno]} ({os.strerror(one.errno)})"
         one = one.__cause__ or one.__context__
     return (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
 

@@ -52,7 +52,8 @@ def test_every_writer_says_the_path_and_why(name, tmp_path, capfd):
     with small_files(), pytest.raises(WorkError) as found:
         WRITERS[name](path)
     assert str(found.value) == (
-        f"cannot write {path}: the file is larger than the file system or a limit of this process (ulimit -f) allows"
+        f"cannot write {path}: the file is larger than the file system or a limit of this process (ulimit -f) allows "
+        "(File too large)"
     )
     assert [p.name for p in tmp_path.iterdir()] == [name]
     assert path.read_text() == "what was there before"
@@ -73,7 +74,7 @@ def test_workbooks_that_cannot_be_written_say_where_and_why(tmp_path, monkeypatc
         for name, write in writers.items():
             with pytest.raises(WorkError) as found:
                 write()
-            assert str(found.value) == f"cannot write {tmp_path / name}: the disk is full"
+            assert str(found.value) == f"cannot write {tmp_path / name}: the disk is full (No space left on device)"
     gc.collect()
     assert not list(tmp_path.iterdir())
     assert capfd.readouterr().err == ""
