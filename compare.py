@@ -16,7 +16,7 @@ import page
 import report
 from errors import InputError, WorkError
 from evaluation import METRICS
-from utils import printable, write_text
+from utils import escape_what_cannot_be_printed, printable, write_text
 
 COMPARED = (*METRICS, "image_f1", "false_alarms", "last_image_auroc", "last_pixel_auroc")
 
@@ -163,6 +163,7 @@ def write_seeds(results: Path, folders: Sequence[Path]) -> None:
 )
 def main(results: tuple[Path, ...], out: Path | None) -> None:
     """Compare the runs in the folders RESULTS with the first of them; of a single one write the report anew."""
+    escape_what_cannot_be_printed()
     try:
         runs = read_runs(results)
         if len(runs) == 1 and (results[0] / page.FOLDER).is_dir() and out is None:

@@ -82,6 +82,9 @@ def load_checkpoint(
 ) -> Inspector:
     """A model from nothing but its checkpoint, and the backbone's weights from the cache or a file.
 
+    A model hangs in a process that was forked after it was loaded, as torch's threads do not survive a fork: load it in
+    the child, or call `torch.set_num_threads(1)` before loading it.
+
     Args:
         path: ckpt_best_<E>.pth, or the folder it lies in.
         device: the CPU by default.

@@ -17,6 +17,7 @@ import click
 from click.core import ParameterSource
 
 from datasets.cli import CONTEXT, INTERRUPTED, Finite, bits_option, max_pixels_option
+from utils import escape_what_cannot_be_printed
 
 AT_LEAST_0, AT_LEAST_1 = click.IntRange(min=0), click.IntRange(min=1)
 
@@ -84,6 +85,7 @@ class OneLine(click.Command):
         """Run; 0 done, 1 failed work, 2 usage, 130 interrupted."""
         if not standalone_mode:
             return super().main(*args, standalone_mode=False, **kwargs)
+        escape_what_cannot_be_printed()
         try:
             # click gives an exit code back here (of --help, say) instead of exiting
             code = super().main(*args, standalone_mode=False, **kwargs)

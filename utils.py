@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import logging
 import os
 import random
@@ -49,6 +50,13 @@ class _AboveBars(logging.StreamHandler):
             sys.modules["tqdm"].tqdm.write(line, file=sys.stderr)
         else:
             print(line, file=sys.stderr, flush=True)  # noqa: T201 a log handler
+
+
+def escape_what_cannot_be_printed() -> None:
+    """Standard output and error write `\\u2013` for a character that their encoding lacks, instead of failing."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def setup_logging() -> None:

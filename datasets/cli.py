@@ -11,7 +11,7 @@ import click
 from datasets.files import FULL_BITS, MAX_PIXELS
 from errors import InputError, WorkError
 from geometry import AUTO
-from utils import describe_os_error
+from utils import describe_os_error, escape_what_cannot_be_printed
 
 CONTEXT = {
     "show_default": True,
@@ -71,6 +71,7 @@ def run_command(command: click.Command) -> NoReturn:
 
     A command says its own exit code by `click.get_current_context().exit(code)`.
     """
+    escape_what_cannot_be_printed()
     try:
         # click gives the exit code back here instead of exiting
         code = command.main(standalone_mode=False)

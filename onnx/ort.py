@@ -27,7 +27,7 @@ from geometry import Geometry  # noqa: E402
 from judgement import Judge, choose_tiling  # noqa: E402
 from predict import FILE, Wishes, find_pictures, listed, predict  # noqa: E402
 from thresholds import Thresholds  # noqa: E402
-from utils import LOGGER, describe_os_error, setup_logging  # noqa: E402
+from utils import LOGGER, describe_os_error, escape_what_cannot_be_printed, setup_logging  # noqa: E402
 
 FORMAT = 1  # of the metadata
 NAN = float("nan")
@@ -239,6 +239,7 @@ def work(given: argparse.Namespace) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; 0 done, 1 failed work, 2 usage, 130 interrupted."""
+    escape_what_cannot_be_printed()
     setup_logging()
     try:
         return work(_parser().parse_intermixed_args(arguments))
