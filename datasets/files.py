@@ -609,7 +609,7 @@ def as_image(values: NDArray[Any], bits: int) -> Image.Image:
 
 
 def _scaled(values: NDArray[Any], top: int) -> NDArray[np.uint8]:
-    if values.dtype.kind == "f" or values.min() < 0 or values.max() > 65535:
+    if values.dtype.kind not in "ui" or values.min() < 0 or values.max() > 65535:
         raise ValueError("neither 8 nor 16 bits a channel")
     if top == (1 << FULL_BITS) - 1:
         return (values / 257 + 0.5).astype(np.uint8)  # convert() would cut everything above 255 to white

@@ -100,7 +100,7 @@ def count_pages(page: tifffile.TiffPage) -> int:
 
 def needs_tifffile(page: tifffile.TiffPage) -> bool:
     """Whether Pillow would cut the pixels to 8 bits, make noise of them, or turn signed numbers into others."""
-    return depth(page) > 8 or bool(np.max(page.sampleformat) != 1)
+    return depth(page) > 8 or page.imagedepth > 1 or bool(np.max(page.sampleformat) != 1)
 
 
 def decode(page: tifffile.TiffPage, size: int) -> NDArray[Any]:
@@ -111,12 +111,14 @@ def decode(page: tifffile.TiffPage, size: int) -> NDArray[Any]:
 
     Raises:
         OSError: it is cut off, or of a kind that is not supported.
-        ValueError: signed 8-bit numbers.
+        ValueError: signed 8-bit numbers, or a volume.
     """
     if page.sampleformat == SIGNED and depth(page) == 8:
         raise ValueError(
             "its pixels are signed 8-bit numbers, which is not supported; save it as unsigned 8 or 16 bits"
         )
+    if page.imagedepth > 1:
+        raise ValueError("a volume is not supported; save it as a picture")
     if ends_early(page, size):
         raise OSError(TRUNCATED)
     try:
@@ -131,8 +133,6 @@ def decode(page: tifffile.TiffPage, size: int) -> NDArray[Any]:
         raise OSError(reason) from error
     if values.ndim == 3 and page.samplesperpixel > 1 and page.planarconfig == 2:
         values = np.moveaxis(values, 0, 2)
-    if values.ndim not in (2, 3):
-        raise OSError("a volume is not supported; save one picture a file")
     if page.photometric == MINISWHITE and values.dtype.kind == "u":
         values = ((1 << depth(page)) - 1) - values
     return values

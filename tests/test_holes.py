@@ -10,6 +10,7 @@ from PIL import Image
 from datasets.check import check_pictures
 from datasets.damage import read_structure
 from datasets.files import looks_truncated, read_header, read_rgb
+from datasets.tiff import open_page
 from errors import WorkError
 
 RNG = np.random.default_rng(0)
@@ -91,7 +92,7 @@ def test_a_webp_with_a_hole_is_not_read(tmp_path, options):
         path.write_bytes(data)
         assert looks_truncated(path)
         (problem,) = check_pictures([path])
-        assert "zeros" in problem.what
+        assert problem.kind == "unreadable"
     extended = encoded(NOISY, "WEBP", exif=b"Exif\0\0" + bytes(60), **options)  # zeros elsewhere than in the pixels
     path.write_bytes(extended)
     assert read_rgb(path).size == (112, 96)
@@ -102,12 +103,12 @@ def test_sound_pictures_with_zeros_in_their_data_are_read(tmp_path):
     pictures, seen = {**FLAT, **{f"half {k}": v for k, v in HALF.items()}, "plain": PLAIN, "noisy": NOISY}, 0
     path = tmp_path / "image"
     for pixels, quality, optimize, progressive in itertools.product(
-        pictures.values(), (5, 50, 75, 100), (False, True), (False, True)
+        pictures.values(), (5, 75, 100), (False, True), (False, True)
     ):
         options = {"quality": quality, "optimize": optimize, "progressive": progressive}
         for gray, restart in ((False, 0), (True, 1)):
             data = encoded(pixels[..., 0] if gray else pixels, "JPEG", restart_marker_rows=restart, **options)
-            seen += bytes(64) in data[slice(*span(data))]
+            seen += bytes(16) in data[slice(*span(data))]
             path.write_bytes(data)
             assert read_rgb(path).size == (112, 96)
     for pixels, lossless, quality in itertools.product(pictures.values(), (False, True), (0, 100)):
@@ -132,7 +133,8 @@ def test_a_strip_of_jpeg_in_a_tiff_without_its_end(tmp_path):
     path.write_bytes(encoded(NOISY, "TIFF", compression="jpeg", quality=95))
     read_rgb(path)
     data = path.read_bytes()
-    end = data.rindex(b"\xff\xd9")
-    path.write_bytes(data[: end - 40] + bytes(42) + data[end + 2 :])
+    with path.open("rb") as file, open_page(file) as page:
+        end = page.dataoffsets[-1] + page.databytecounts[-1]
+    path.write_bytes(data[: end - 40] + bytes(40) + data[end:])
     with pytest.raises(WorkError, match="truncated"):
         read_rgb(path)

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import threading
 import time
+import zlib
 
 import cv2
 import numpy as np
@@ -189,7 +190,10 @@ def bad_pictures(folder):
     Image.fromarray(good[:1, :1]).save(folder / "point.png")
     Image.fromarray(good).convert("CMYK").save(folder / "cmyk.jpg")
     (folder / "text.png").write_text("no picture")
-    Image.new("L", (20_000, 20_000)).save(folder / "huge.png")
+    small = bytearray((folder / "point.png").read_bytes())
+    small[16:24] = (30_000).to_bytes(4, "big") + (20_000).to_bytes(4, "big")
+    small[29:33] = zlib.crc32(bytes(small[12:29])).to_bytes(4, "big")
+    (folder / "huge.png").write_bytes(small)
 
 
 def test_a_bad_picture_is_a_row_and_the_rest_is_done(folder, tmp_path):
@@ -201,7 +205,7 @@ def test_a_bad_picture_is_a_row_and_the_rest_is_done(folder, tmp_path):
     assert len(rows) == 7
     for name, says in (
         ("truncated.png", "truncated"), ("zero.png", "the file is empty"), ("point.png", "1x1 pixels is too small"),
-        ("text.png", "no PNG, JPEG"), ("huge.png", "exceeds limit"),
+        ("text.png", "no PNG, JPEG"), ("huge.png", "more than --max_pixels 500000000"),
     ):  # fmt: skip
         assert says in rows[name]["error"], name
         assert rows[name]["score"] == ""
@@ -268,7 +272,7 @@ def test_memory_does_not_grow_with_the_pictures(model, tmp_path, monkeypatch):
             alive.discard(id(self))
 
     plain = Image.new("RGB", (64, 64))
-    monkeypatch.setattr(predict, "open_picture", lambda _: Counted(plain))
+    monkeypatch.setattr(predict, "open_picture", lambda *_: Counted(plain))
     monkeypatch.setattr(predict.Image, "Image", Counted)
     monkeypatch.setattr(
         model, "predict_images", lambda images: [model.result(0.5, np.zeros((64, 64), np.float32))] * len(images)
