@@ -344,6 +344,7 @@ def keep_latest(folder: Path) -> tuple[Path, int] | None:
     epoch = epochs_of(state) - 1
     kept = {key: state[key] for key in state if key not in ("optimisers", "random_state", "record")}
     save(kept, best_path(folder, epoch))
+    remove_other_bests(folder, epoch)
     return best_path(folder, epoch), epoch
 
 

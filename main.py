@@ -225,7 +225,7 @@ def _explain(error: Exception) -> tuple[str | None, int]:
     "--pictures",
     default="end",
     type=click.Choice(["end", "every_eval"]),
-    help="Pictures of the test images: at the end, or of every evaluation in the training too.",
+    help="Pictures of the test images: at the end, or of every evaluation in the training too; TensorBoard's as well, which else gets some at the end and at a new best epoch, at most every tenth evaluation.",
 )
 def main(**options: Any) -> None:
     """GLASS: train on good images of a product, find and outline defects.

@@ -235,6 +235,7 @@ class Page:
     def __init__(self, results: Path) -> None:
         self.results = results
         self._parts: dict[Path, Part] = {}
+        self._one_choice = True  # whether all classes' epochs were chosen alike, which is then said once for all
 
     def check(self, own: Collection[str] = ()) -> None:
         """Render what earlier runs kept of classes, but for `own`, rows that are written anew before they are read.
@@ -248,7 +249,7 @@ class Page:
             if path in leave_out:
                 continue
             try:
-                _check_images(self._part(path, table, True).images)
+                _check_images(self._part(path, table).images)
             except (LookupError, TypeError, ValueError, AttributeError, jinja2.TemplateError) as error:
                 raise WorkError(f"{path} is not what a run writes ({_short(error)}); move it away") from error
 
@@ -262,8 +263,10 @@ class Page:
         table = report.read_rows(results / "results.csv")
         settings = report.read_settings(results)
         paths = sorted((results / FOLDER).glob("*.json"))
-        one_choice = len({self._part(path, table, None).select for path in paths}) == 1
-        parts = [self._part(path, table, one_choice) for path in paths]
+        parts = [self._part(path, table) for path in paths]
+        if (len({part.select for part in parts}) == 1) != self._one_choice and parts:
+            self._one_choice = not self._one_choice
+            parts = [self._part(path, table) for path in paths]
         order = {name: i for i, name in enumerate(table.index)}
         parts.sort(key=lambda part: (order.get(part.row, len(order)), part.row))
         per_image = {part.row: part.images for part in parts if part.images}
@@ -272,26 +275,21 @@ class Page:
             report.write_workbook(results, table, settings, per_image)
         write_text(results / FILE, _plain(render(results, table, parts, settings)))
 
-    def _part(self, path: Path, table: pd.DataFrame, one_choice: bool | None) -> Part:
+    def _part(self, path: Path, table: pd.DataFrame) -> Part:
         """What a file makes of its class, anew only where something of it has changed.
 
         Args:
             path: of what was kept of the class.
             table: of the results.
-            one_choice: whether all classes' epochs were chosen alike, which is then said once; None where only what
-                does not depend on it is wanted.
         """
         status, known = path.stat(), self._parts.get(path)
-        stamp = status.st_mtime_ns, status.st_size, status.st_ino
-        if known is not None and known.source[0] == stamp:
-            said_once = known.source[1] if one_choice is None else one_choice
-            if known.source[1:] == (said_once, repr(_last_figures(table, known.row))):
-                return known
+        said = (status.st_mtime_ns, status.st_size, status.st_ino), self._one_choice
+        if known is not None and known.source == (*said, repr(_last_figures(table, known.row))):
+            return known
         data = _read(path)
-        said_once = one_choice in (None, True)
-        note = CHOSEN.get(data.get("select"), "") if said_once else ""
+        note = CHOSEN.get(data.get("select"), "") if self._one_choice else ""
         section = environment().get_template("class.html").render(c=_class_view(data, table), note=note, chosen=CHOSEN)
-        source = stamp, said_once, repr(_last_figures(table, data["row"]))
+        source = (*said, repr(_last_figures(table, data["row"])))
         self._parts[path] = Part(source, data["row"], data.get("select"), section, data["images"])
         return self._parts[path]
 

@@ -661,7 +661,12 @@ def _say_what_does_nothing(this: Run, data: ClassData) -> None:
     """Options that have no effect on this class."""
     if this.net["patience"] and this.net["select"] == "best" and not data.test:
         LOGGER.warning("%s: --patience does nothing without test images; --select val needs none", data.row)
-    if this.main["pictures"] == "every_eval" and (this.net["select"] == "val" or not data.test):
+    if this.main["pictures"] == "every_eval" and this.net["select"] == "val":
+        LOGGER.warning(
+            "%s: --pictures every_eval shows images of the validation set in TensorBoard alone: no test image is "
+            "looked at in the training", data.row,
+        )  # fmt: skip
+    elif this.main["pictures"] == "every_eval" and not data.test:
         LOGGER.warning("%s: --pictures every_eval does nothing: no test image is looked at in the training", data.row)
 
 
