@@ -9,8 +9,8 @@ medians; what only the first epoch does (f of all images, once) stands in a line
 
 The floor of a step is its arithmetic and its traffic, counted, over a matrix product and a copy that are timed on the
 spot. Medians, ratios and floors are printed and written to benchmarks/results/train_<backbone>.csv with the machine's
-name. --memory runs --steps steps of each form in a process of its own and prints the peak after some of them instead: it
-must not grow.
+name. --memory runs --steps steps of each form in a process of its own and prints the peak after some of them instead,
+which must not grow.
 """
 
 from __future__ import annotations
