@@ -21,6 +21,7 @@ from torch import nn
 import embedded
 from checkpoint import not_finite, unreadable
 from errors import InputError, WorkError
+from utils import seeded
 
 TORCHVISION = {
     "alexnet": "alexnet",
@@ -124,10 +125,14 @@ def default_dimension(name: str) -> int:
     return embedded.DIMENSION if name == embedded.NAME else DEFAULT_DIMENSION
 
 
-def choose() -> tuple[str, str]:
-    """What `auto` stands for, and why: the paper's network where its weights are to be had, else the embedded one."""
+def choose(loaded: dict[str, nn.Module] | None = None) -> tuple[str, str]:
+    """What `auto` stands for, and why: the paper's network where its weights are to be had, else the embedded one.
+
+    To find out, the network is loaded: it stays in `loaded`, by its name, so that nobody has to load it again.
+    """
+    loaded = {} if loaded is None else loaded
     try:
-        load(PREFERRED)
+        loaded[PREFERRED] = loaded[PREFERRED] if PREFERRED in loaded else load(PREFERRED)
     except WorkError as error:
         why = str(error.__cause__ or error).strip().splitlines()
         reason = f"{type(error.__cause__ or error).__name__}: {why[0]}" if why else type(error.__cause__).__name__
@@ -156,8 +161,7 @@ def load(name: str, weights: str | Path = "pretrained", seed: int = 0) -> nn.Mod
     """
     library, model = resolve(name)
     missing: frozenset[str] = frozenset()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         backbone = _build(library, model)
     if str(weights) == "pretrained" and library == "embedded":
         missing = _load_file(backbone, name, embedded.FILE)

@@ -10,7 +10,7 @@ import threading
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -59,6 +59,29 @@ class _Layout:
         return x
 
 
+class _ExactConvolutions(AbstractContextManager):
+    """While any thread is inside, cuDNN's convolutions of float32 are not rounded to TF32."""
+
+    def __init__(self) -> None:
+        self._lock, self._inside, self._before = threading.Lock(), 0, ""
+
+    def __enter__(self) -> None:
+        of_convolutions = torch.backends.cudnn.conv
+        with self._lock:
+            if not self._inside:
+                self._before, of_convolutions.fp32_precision = of_convolutions.fp32_precision, "ieee"
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                torch.backends.cudnn.conv.fp32_precision = self._before
+
+
+_EXACT = _ExactConvolutions()
+
+
 class NetworkFeatureAggregator(nn.Module):
     """The backbone up to the last layer used, giving the maps of the layers asked for.
 
@@ -91,7 +114,7 @@ class NetworkFeatureAggregator(nn.Module):
     ) -> None:
         super().__init__()
         self.layers, self.dtype = tuple(layers), torch.float32  # while it is cut, what it gives is compared
-        self._memory_format = torch.contiguous_format
+        self._memory_format, self._device = torch.contiguous_format, torch.device(device)
         self.train_backbone = train_backbone
         self.input_shape = tuple(input_shape)
         self._state = threading.local()
@@ -107,7 +130,8 @@ class NetworkFeatureAggregator(nn.Module):
             self._set_input_size()
         _check_layers(self.backbone, self.layers, self.name)
         trial = torch.linspace(-2, 2, math.prod(self.input_shape), device=device).reshape(1, *self.input_shape)
-        outputs, self._stop, unused = self._probe(trial)
+        with self.exact():
+            outputs, self._stop, unused = self._probe(trial)
         self._require_finite(outputs, origin.weights if origin else "")
         self._layouts = {
             name: _find_layout(out, self.input_shape, self.backbone, name) for name, out in outputs.items()
@@ -137,13 +161,19 @@ class NetworkFeatureAggregator(nn.Module):
         self._state.now = now = _Pass()
         low = self.dtype != torch.float32
         try:
-            with torch.autocast(images.device.type, self.dtype if low else None, enabled=low):
+            with self.exact(), torch.autocast(images.device.type, self.dtype if low else None, enabled=low):
                 self.backbone(images.contiguous(memory_format=self._memory_format))
         except _LastLayerReached:
             pass
         finally:
             self._state.now = None
         return [self._layouts[name].to_map(now.maps[name].float()) for name in self.layers]
+
+    def exact(self) -> AbstractContextManager[None]:
+        """Inside, this network's convolutions in float32 are not rounded to TF32; whoever loads a model finds torch's
+        settings as they were.
+        """
+        return _EXACT if self._device.type == "cuda" else nullcontext()
 
     @torch.no_grad()
     def _maps(self, images: Tensor) -> list[Tensor]:
@@ -180,6 +210,7 @@ class NetworkFeatureAggregator(nn.Module):
         if not watch.complete:
             idle = [name for name in self.layers if name not in watch.outputs]
             raise InputError(f"backbone {self.name!r} never runs layer {', '.join(idle)}")
+        self.largest_output = watch.largest  # bytes, of one image in float32
         return watch.outputs, watch.stop, watch.unused()
 
     def _hook(self) -> None:
@@ -233,8 +264,8 @@ class NetworkFeatureAggregator(nn.Module):
             for name, module in kept.items():
                 _replace(self.backbone, name, module)
         elif pairs:
-            self._memory_format = torch.channels_last
-            self.backbone.to(memory_format=torch.channels_last)
+            self._memory_format = faster_format(trial.device, dtype)
+            self.backbone.to(memory_format=self._memory_format)
             for convolution, _ in pairs:  # autocast would turn the weights anew in each pass
                 self.backbone.get_submodule(convolution).to(dtype)
 
@@ -272,6 +303,7 @@ class _Watch:
         self.stop: tuple[str, int] | None = None
         self._backbone, self._layers = backbone, layers
         self._calls: Counter[str] = Counter()
+        self.largest = 0  # bytes of an output
         self._begun: list[str] = []
         self._ended: list[str] = []
         self._at_stop = (0, 0)  # how many had begun and ended at the stop
@@ -296,6 +328,8 @@ class _Watch:
     def _end(self, name: str, output: object) -> None:
         self._calls[name] += 1
         self._ended.append(name)
+        if isinstance(output, Tensor):
+            self.largest = max(self.largest, output.nbytes)
         if name in self._layers:
             self.outputs[name] = _tensor(output)
         # autograd's version counter moves with every in-place change of a tensor
@@ -319,6 +353,11 @@ class _Watch:
             if name and not inside and parent not in ended and not any(id(m) in needed for m in module.modules()):
                 names.append(name)
         return names
+
+
+def faster_format(device: torch.device, dtype: torch.dtype) -> torch.memory_format:
+    """In which order convolutions want a map: channels last on a CPU, on CUDA only in what tensor cores take."""
+    return torch.contiguous_format if device.type == "cuda" and dtype == torch.float32 else torch.channels_last
 
 
 def _fingerprint(backbone: nn.Module, keys: Iterable[str]) -> str:

@@ -12,7 +12,8 @@ from torch import Tensor
 import metrics
 from feature_cache import free_on
 
-BYTES_A_PIXEL = 48  # of what is there at once while pixels are ranked
+# of what is there at once while pixels of which no two score alike are ranked, maps and truth included
+BYTES_A_PIXEL = 92
 
 
 class DeviceTruth:

@@ -43,7 +43,7 @@ from evaluation import (
     selection_value,
     why_nan,
 )  # fmt: skip
-from feature_cache import AUTO, OFF, FeatureCache, check_choice, feature_budget
+from feature_cache import AUTO, OFF, FeatureCache, check_choice, feature_budget, step_bytes
 from geometry import Blend
 from head import ScoringHead, fold_projection
 from loss import focal_loss
@@ -210,11 +210,9 @@ class GLASS:
 
     def _build(self, backbone: nn.Module) -> None:
         """All parts, by the settings."""
-        torch.backends.cudnn.allow_tf32 = False  # fp32 is fp32; bf16 is asked for by name
         self.precision = self.settings["precision"] = choose_precision(self.precision, self.device)
         self._dtype = PRECISIONS[self.precision]
-        # rounded in every layer, the features would turn the gradients by 2 to 5 %; a CPU gains too little by that
-        of_backbone = self._dtype if self.device.type == "cuda" else torch.float32
+        of_backbone = self._dtype_of_backbone()
         self.feature_aggregator = NetworkFeatureAggregator(
             backbone,
             self.layers_to_extract_from,
@@ -223,11 +221,19 @@ class GLASS:
             self.train_backbone,
             of_backbone,
         )
+        # its weights are folded and rounded in what was made of it: scoring in float32 needs them as they were
+        self._unrounded = backbone if of_backbone != torch.float32 and not self.train_backbone else None
         self.settings["backbone_hash"] = self.feature_aggregator.fingerprint
         self._build_pooling()
         self._build_heads()
         self._fused = self._compile() if self.compile else None
         self._workspace = Workspace()
+
+    def _dtype_of_backbone(self) -> torch.dtype:
+        """Of its arithmetic in a training: on CUDA the run's, though that turns gradients by 2 to 5 %; on a CPU it
+        would gain too little.
+        """
+        return self._dtype if self.device.type == "cuda" else torch.float32
 
     def _compile(self) -> Fused | None:
         """Compiled parts; None where that does not work or nothing is to be compiled, which is said."""
@@ -407,7 +413,8 @@ class GLASS:
             local_y = self._pushed_out(local_y, f_local, anomalous, r_t)
         local_scores = self.discriminator.after_first(local_y).squeeze(1)  # v
         loss = ascent.loss + self._local_loss(local_scores, anomalous)
-        loss.backward()
+        with self.feature_aggregator.exact():  # where the backbone is trained, its convolutions go backward, too
+            loss.backward()
         for optimiser in self.optimisers.values():
             optimiser.step()
         shares = self._shares(ascent, local_scores.detach(), anomalous)
@@ -677,7 +684,7 @@ class GLASS:
         self, train_loader: Iterable[Batch], test_loader: Iterable[Batch] | None, name: str
     ) -> tuple[FeatureCache | None, TestMemory | None]:
         """Room for the features of the training and of the test images, within `feature_cache`."""
-        room = feature_budget(self.feature_cache, self.device)
+        room = feature_budget(self.feature_cache, self.device, self._step_bytes(train_loader))
         # an epoch takes `used` of the training images, an evaluation takes all of its own: what is asked for more often
         # gets the room first
         used = _samples_per_epoch(train_loader, self.limit)
@@ -697,6 +704,15 @@ class GLASS:
                 self.feature_cache,
             )  # fmt: skip
         return kept, TestMemory(tested) if tested else None
+
+    def _step_bytes(self, loader: Iterable[Batch]) -> int:
+        """About what a training step with the loader's batches needs."""
+        batch = getattr(loader, "batch_size", None) or self.extra_config.get("batch_size") or PREDICTED_AT_ONCE
+        return step_bytes(
+            batch * math.prod(self.grid), self.target_embed_dimension, self.dsc_hidden, svd=self.svd,
+            dsc_layers=self.dsc_layers, pre_proj=self.pre_proj,
+            largest_output=batch * self.feature_aggregator.largest_output,
+        )  # fmt: skip
 
     def start(self, name: str) -> dict[str, Any]:
         """Load the state of a training under way, or save that of a new one: from then on its settings are fixed.
@@ -848,11 +864,13 @@ class GLASS:
             self._say_once("%s: training finished before (epochs: %d), skipped; %s", name, record["epoch"], anew)
             self._conclude(name)
             return record
-        state = self.load_weights(self._latest)
+        # to the CPU: the optimisers move to the device what belongs there and leave their counts of steps where they
+        # are; on the device, each step would wait for it once a parameter
+        state = self.load_weights(self._latest, checkpoint.load(self._latest))
         record = {**fresh, **state["record"]}
         for key, optimiser in self.optimisers.items():
             optimiser.load_state_dict(state["optimisers"][key])
-        self.generator.set_state(state["random_state"].cpu())
+        self._resume_noise(state["random_state"], record["epoch"], name)
         checkpoint.remove_other_bests(self.model_dir, record["best"]["epoch"] if record["best"] else None)
         if record["epoch"]:
             self._say_once("%s: resumed after %d of %d epochs", name, record["epoch"], self.meta_epochs)
@@ -875,6 +893,17 @@ class GLASS:
         elif latest := checkpoint.read_latest(self.model_dir):
             self._refuse_other_settings(latest.get("config", {}), self._anew)
 
+    def _resume_noise(self, saved: Tensor, epoch: int, name: str) -> None:
+        """Go on with the generator's draws; where the saved state is of another kind of device, begin new ones."""
+        if saved.numel() == self.generator.get_state().numel():
+            self.generator.set_state(saved.cpu())
+            return
+        self.generator.manual_seed(self.seed * 1_000_003 + epoch)
+        self._say_once(
+            "%s: the training was begun on another kind of device than %s, which draws other random numbers: the "
+            "figures of further epochs are not those of a training that stayed", name, self.device,
+        )  # fmt: skip
+
     def _say_once(self, *message: object) -> None:
         """To the log, but not again when the state is loaded again."""
         if message not in self._said:
@@ -895,6 +924,26 @@ class GLASS:
 
     def _head(self, dtype: torch.dtype = torch.float32) -> ScoringHead:
         return ScoringHead(self.pre_projection, self.discriminator, dtype)
+
+    @contextmanager
+    def _as_predicted(self) -> Iterator[None]:
+        """Inside, images are scored in float32 throughout, as `predict` and an exported graph score them.
+
+        A threshold is the score of a good picture: found with a backbone in bfloat16, it would lie up to 0.005 away
+        from the score that this picture gets later.
+        """
+        own = self.feature_aggregator
+        if own.dtype == torch.float32:
+            yield
+            return
+        if self._unrounded is not None:
+            size = tuple(self.input_shape)
+            self.feature_aggregator = NetworkFeatureAggregator(self._unrounded, own.layers, self.device, size)
+        before, self.feature_aggregator.dtype = own.dtype, torch.float32
+        try:
+            yield
+        finally:
+            self.feature_aggregator, own.dtype = own, before
 
     @torch.no_grad()
     def _score(self, head: ScoringHead, features: Tensor) -> Tensor:
@@ -1083,7 +1132,9 @@ class GLASS:
         state = checkpoint.load(path, self.device)
         _refuse_other_scores(state.get("config", {}), self.config, path)
         thresholds = Thresholds.of(self.load_weights(path, state).get("thresholds"))
-        return Tested({"best_epoch": epoch}, self.predict(loader, pictures).on_host(), thresholds)
+        with self._as_predicted():
+            found = self.predict(loader, pictures)
+        return Tested({"best_epoch": epoch}, found.on_host(), thresholds)
 
     def last_figures(self, test_loader: Iterable[Batch], record: Mapping[str, Any]) -> dict[str, float]:
         """The test set's metrics in the last epoch, evaluated where the training did not; {} where it is not there."""
@@ -1118,6 +1169,14 @@ class GLASS:
         before = Thresholds.of(state.get("thresholds"))
         if before is not None and (before.false_alarm, before.source, before.data) == (self.false_alarm, source, data):
             return before
+        with self._as_predicted():
+            made = replace(self._thresholds_from(loader, source), data=data)
+        checkpoint.save({**state, "thresholds": made.plain()}, path)
+        LOGGER.info("%s: %s", name, made.describe())
+        return made
+
+    def _thresholds_from(self, loader: Iterable[Batch], source: str) -> Thresholds:
+        """As `calibrate`, by the weights that are loaded."""
         self._set_mode(False)
         head, scores, peaks, labels, paths = self._head(), [], [], [], []
         defective, masks = [], []  # maps of the synthetic defects' set alone: good images may be many
@@ -1134,12 +1193,10 @@ class GLASS:
                 masks.append(np.asarray(batch["mask_gt"])[:, 0])
         good = [i for i, label in enumerate(labels) if not label]
         of_pictures = [_highest(values, paths, good) for values in (scores, peaks)]  # tiles of one make one
-        made = replace(thresholds_of(*of_pictures, self.false_alarm, source), data=data)
+        made = thresholds_of(*of_pictures, self.false_alarm, source)
         if any(labels):
             pixels = metrics.all_pixel_metrics(np.concatenate(defective), np.concatenate(masks), ())
             made = replace(made, image_f1=best_f1(scores, labels), pixel_f1=pixels["f1_max_threshold"])
-        checkpoint.save({**state, "thresholds": made.plain()}, path)
-        LOGGER.info("%s: %s", name, made.describe())
         return made
 
     def _picture_dir(self, kind: str, name: str) -> Path | None:

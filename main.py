@@ -80,6 +80,7 @@ class OneLine(click.Command):
     """A command that ends with one line and the right exit code whatever goes wrong, never with a traceback."""
 
     stopped = "stopped; the same command goes on where it was"
+    less_memory = "--feature_cache off, or a smaller --batch_size, --imagesize or --cache_gb"
 
     def main(self, *args: Any, standalone_mode: bool = True, **kwargs: Any) -> Any:
         """Run; 0 done, 1 failed work, 2 usage, 130 interrupted."""
@@ -100,7 +101,7 @@ class OneLine(click.Command):
         except (click.Abort, KeyboardInterrupt):
             _fail(self.stopped, INTERRUPTED)
         except Exception as error:
-            message, code = _explain(error)
+            message, code = _explain(error, self.less_memory)
             if message is None:
                 raise
             _fail(self.stopped if code == INTERRUPTED else message, code)
@@ -163,8 +164,17 @@ def _fail(message: str, code: int) -> None:
     sys.exit(code)
 
 
-def _explain(error: Exception) -> tuple[str | None, int]:
-    """The one line and exit code for an error that is not a bug; (None, 1) for a bug."""
+# what torch and OpenCV say where memory lacks, in errors that have no type of their own
+NO_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "ALLOC_FAILED", "nsufficient memory")
+
+
+def _explain(error: Exception, less_memory: str = OneLine.less_memory) -> tuple[str | None, int]:
+    """The one line and exit code for an error that is not a bug; (None, 1) for a bug.
+
+    Args:
+        error: what ended the command.
+        less_memory: options that make the command need less memory.
+    """
     import torch
 
     from errors import InputError, WorkError
@@ -175,8 +185,8 @@ def _explain(error: Exception) -> tuple[str | None, int]:
         text = str(error).strip().splitlines()[-1].removeprefix("errors.")
         text = text.removeprefix("InputError: ").removeprefix("WorkError: ")
         return text, 2 if isinstance(error, InputError) else 1
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return "out of memory; try a smaller --batch_size or --imagesize", 1
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(text in str(error) for text in NO_MEMORY):
+        return f"out of memory; try {less_memory}", 1
     if isinstance(error, RuntimeError) and "killed by signal: Terminated" in str(error):
         return "stopped", INTERRUPTED  # a stop that was meant for all processes reached a loader's worker first
     if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
@@ -313,7 +323,7 @@ def main(**options: Any) -> None:
 @click.option(
     "--feature_cache",
     default="auto",
-    help="Memory for embeddings of images that stay the same: gigabytes, auto (half of the device's free memory), off.",
+    help="Memory for embeddings of images that stay the same: gigabytes, auto (half of the device's free memory that a training step leaves), off.",
 )
 @click.option(
     "--compile",
@@ -516,6 +526,7 @@ class Predict(OneLine):
     """The command `predict`."""
 
     stopped = "stopped; with --continue the same command goes on where it was"
+    less_memory = "a smaller --batch_size, or --tile"
 
 
 @click.command("predict", cls=Predict, context_settings=CONTEXT)

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
 import backbones
@@ -182,8 +183,9 @@ def _prepare(main: Options, net: Options, dataset: Options) -> Run:
     models = Path(main["models_path"]) if main["models_path"] else results / "models"
     weights = _weights_of(net)
     rows = _rows_of(dataset["name"], classes)
+    loaded: dict[str, nn.Module] = {}
     chosen = [
-        _name_of_auto(given, source, [models / f"backbone_{i}" / row for row in rows])
+        _name_of_auto(given, source, [models / f"backbone_{i}" / row for row in rows], loaded)
         for i, (given, source) in enumerate(zip(net["backbone_names"], weights, strict=True))
     ]
     net = {**net, "backbone_names": chosen}
@@ -196,7 +198,9 @@ def _prepare(main: Options, net: Options, dataset: Options) -> Run:
     nets = []
     for given, (name, own), used, source in zip(chosen, names, layers, weights, strict=True):
         seed = main["seed"] if own is None else own
-        nets.append(Net(given, backbones.load(name, source, seed), used, seed))
+        # the seed is of random weights alone
+        known = loaded.get(name) if source == "pretrained" else None
+        nets.append(Net(given, backbones.load(name, source, seed) if known is None else known, used, seed))
     budget = cache_budget(dataset["cache_gb"])
     this = Run(main, net, dataset, device, results, models, layout, nets, textures, defects, budget)
     reading.glance_at_textures(this)
@@ -223,14 +227,17 @@ def _weights_of(net: Options) -> list[str]:
     return weights
 
 
-def _name_of_auto(given: str, weights: str, folders: Sequence[Path]) -> str:
-    """The backbone that `auto` stands for, said why; a training under way in `folders` keeps the one it has."""
+def _name_of_auto(given: str, weights: str, folders: Sequence[Path], loaded: dict[str, nn.Module] | None = None) -> str:
+    """The backbone that `auto` stands for, said why; a training under way in `folders` keeps the one it has.
+
+    A network that had to be loaded for that stays in `loaded`.
+    """
     name, seed = backbones.split_seed(given)
     if name != backbones.AUTO:
         return given
     if weights != "pretrained":
         raise InputError(f"--weights {weights} are of which network? Give its name with -b")
-    chosen, why = _begun_with(folders) or backbones.choose()
+    chosen, why = _begun_with(folders) or (backbones.choose() if loaded is None else backbones.choose(loaded))
     LOGGER.info("backbone %s: %s", chosen, why)
     return chosen if seed is None else f"{chosen}.seed-{seed}"
 

@@ -85,7 +85,7 @@ def seeded(seed: int) -> Iterator[None]:
     import torch
 
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reach the generators of all devices
         yield
 
 
@@ -93,7 +93,8 @@ def choose_device(gpus: tuple[int, ...]) -> torch.device:
     """The first of the wished devices that this machine has; −1 is the CPU.
 
     Args:
-        gpus: CUDA ordinals in order of preference; none means CUDA if there is one, else the CPU.
+        gpus: CUDA ordinals in order of preference; none means CUDA if there is one, else the CPU. A CUDA device that is
+            chosen is the process's current one from then on.
 
     Raises:
         InputError: none of them is here.
@@ -105,6 +106,8 @@ def choose_device(gpus: tuple[int, ...]) -> torch.device:
         if gpu == -1:
             return torch.device("cpu")
         if gpu < count:
+            # or what names no device, such as pinned memory, would make a context on the first one
+            torch.cuda.set_device(gpu)
             return torch.device("cuda", gpu)
     here = f"this machine has CUDA devices 0 to {count - 1}" if count else "this machine has no CUDA device"
     raise InputError(f"--gpu {', '.join(map(str, gpus))}: {here}; -1 is the CPU")
