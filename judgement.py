@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -214,8 +215,13 @@ def open_picture(image: Picture, reading: ReadOptions = DEFAULT) -> Image.Image:
         picture = _upright_rgb(image, reading.bits)
     elif isinstance(image, np.ndarray):
         picture = _of_array(image, reading.bits)
-    else:
+    elif isinstance(image, (str, os.PathLike)):
         picture = read_rgb(Path(image), reading)
+    else:
+        raise InputError(
+            f"{type(image).__name__} is not a picture; possible: a path, a PIL image, or a NumPy array of (h, w, 3) "
+            "RGB or (h, w) gray"
+        )
     if min(picture.size) < SMALLEST:
         raise WorkError(f"a picture of {picture.size[0]}x{picture.size[1]} pixels is too small to be judged")
     return picture

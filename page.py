@@ -345,9 +345,10 @@ def _id_of(row: str) -> str:
 
 
 def _last_figures(table: pd.DataFrame, row: str) -> dict[str, float]:
-    """Of the last epoch: a test alone does not know of it, the table does."""
+    """Of the last epoch: a test alone does not know of it, the table does. A metric that the test set lacks is nan."""
     figures = table.loc[row].to_dict() if row in table.index else {}
-    return {k: v for k, v in figures.items() if k.startswith("last_") and not math.isnan(v)}
+    last = {k: v for k, v in figures.items() if k.startswith("last_")}
+    return {} if math.isnan(last.get("last_epoch", math.nan)) else last
 
 
 def _class_view(data: dict[str, Any], table: pd.DataFrame) -> dict[str, Any]:

@@ -460,3 +460,9 @@ def test_pil_pictures_are_read_as_their_files(model, tmp_path):
     shape.save(tmp_path / "turned.png", exif=exif)
     turned = model.predict_image(Image.open(tmp_path / "turned.png"))
     assert turned.map.shape == model.predict_image(tmp_path / "turned.png").map.shape == (40, 64)
+
+
+@pytest.mark.parametrize("given", [None, b"x", [[1, 2]], 3, torch.zeros(3, 9, 9)])
+def test_what_is_no_picture_is_said(model, given):
+    with pytest.raises(InputError, match="is not a picture; possible: a path, a PIL image, or a NumPy array"):
+        model.predict_image(given)

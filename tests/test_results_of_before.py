@@ -39,6 +39,16 @@ def class_with(**values):
     return json.dumps({**kept_class("folder_a"), **values})
 
 
+def test_a_last_epoch_without_pixel_metrics_is_shown(tmp_path):
+    """Masks are missing, so the table has no pixel AUROC of the last epoch; a test alone then writes the page anew."""
+    last = {"last_epoch": 3, "last_image_auroc": 0.9, "last_pixel_auroc": float("nan")}
+    report.write_results(tmp_path, {"folder_a": kept_class("folder_a")["figures"] | last})
+    page.save_class(tmp_path, "folder_a", kept_class("folder_a"))
+    page.write(tmp_path)
+    text = " ".join((tmp_path / page.FILE).read_text().split())
+    assert "the last epoch, 3, has image AUROC 90.00 % and pixel AUROC – %" in text
+
+
 @pytest.mark.parametrize(
     ("file", "content"),
     [
