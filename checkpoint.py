@@ -128,7 +128,10 @@ def _way_out(path: Path) -> str:
             f"; {best[0].name} beside it is sound: --test test tests it, delete {path} to keep that model as it is, or "
             f"delete {folder} to train anew"
         )
-    if path.name == LATEST or (best is not None and path == best[0]):
+    of_training = path.name == LATEST or (best is not None and path == best[0])
+    if of_training and path.name != LATEST and (folder / LATEST).exists() and _is_sound(folder / LATEST):
+        return f"; {LATEST} beside it is sound: delete {path} to take its epoch, or delete {folder} to train anew"
+    if of_training:
         return f"; delete {folder} to train anew"
     return ""
 

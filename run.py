@@ -332,7 +332,8 @@ def _check_settings_of_before(this: Run, data: ClassData, models: Sequence[GLASS
     """Refuse to go on with, or to test, what was trained with other settings, before the first class is begun."""
     for index, model in enumerate(models):
         folder = this.models / f"backbone_{index}"
-        saved = (checkpoint.read_latest(folder / data.row) or {}).get("config", {})
+        # a test takes what was chosen, whatever became of the state beside it
+        saved = ((checkpoint.read_latest(folder / data.row) if this.training else None) or {}).get("config", {})
         svd = saved.get("svd", 0) if this.net["svd"] is None else this.net["svd"]  # else as decided when it was begun
         _describe(this, data, model, folder, Decision(svd, bool(saved.get("foreground")), ""))
         model.check_settings_of_before(test=not this.training)

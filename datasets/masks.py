@@ -107,9 +107,7 @@ def find_annotations(folders: Iterable[Path], pictures: Iterable[Path]) -> list[
 # ------------------------------------------------------------------------------------------ reading
 
 
-def read_mask_of(
-    path: Path, picture: Path, scaled: bool = False, reading: ReadOptions = DEFAULT
-) -> NDArray[np.uint8]:
+def read_mask_of(path: Path, picture: Path, scaled: bool = False, reading: ReadOptions = DEFAULT) -> NDArray[np.uint8]:
     """A mask as `read_mask` gives it, turned with its picture where its size proves that it was drawn before.
 
     Args:
@@ -124,9 +122,7 @@ def read_mask_of(
     return _turn_with_picture(read_mask(path, reading), path, picture, scaled, reading)[0]
 
 
-def lies_on_stored_pixels(
-    path: Path, shape: tuple[int, int], picture: Path, reading: ReadOptions = DEFAULT
-) -> bool:
+def lies_on_stored_pixels(path: Path, shape: tuple[int, int], picture: Path, reading: ReadOptions = DEFAULT) -> bool:
     """Whether a mask of `shape` (H, W) is to be turned with its picture."""
     return _how_it_lies(path, shape, picture, False, reading)[0] == TURNED
 

@@ -128,7 +128,7 @@ def test_a_split_of_odd_names_is_whole(tmp_path):
     held_out = [SimpleNamespace(path=Path("=d/cr\r.png")), SimpleNamespace(path=Path("d/new\nline.png"))]
     train = [SimpleNamespace(path=Path("@eaDir/a.png"))]
     this = SimpleNamespace(
-        training=True, dataset={"val_share": 0}, main={"seed": 0, "split_seed": 0}, results=tmp_path, net={}
+        training=True, dataset={"val_share": 0, "split_seed": 0}, main={"seed": 0}, results=tmp_path, net={}
     )
     run._write_split(this, SimpleNamespace(row="x", name="x", train=train, held_out=held_out))
     table = pd.read_csv(tmp_path / "splits/x.csv")

@@ -396,7 +396,7 @@ def test_wrong_input_is_one_line(data, capsys, monkeypatch, arguments, message):
     [
         (InputError("two\nlines"), 2, "Error: two lines"),
         (WorkError("no"), 1, "Error: no"),
-        (OSError(28, "No space left on device"), 1, "Error: [Errno 28] No space left on device"),
+        (OSError(28, "No space left on device"), 1, "Error: the disk is full (No space left on device)"),
         (MemoryError(), 1, "Error: out of memory"),
         (KeyboardInterrupt(), 130, "Error: stopped"),
         (click.UsageError("so not"), 2, "Error: so not"),

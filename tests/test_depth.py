@@ -6,7 +6,7 @@ import os
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from helpers import DATASET, NET, cli_here, make_textures
+from helpers import DATASET, NET, cli, make_textures
 from PIL import Image
 from test_files import png, tiff
 from test_onnx import script
@@ -154,7 +154,7 @@ def test_the_preview_shows_what_the_training_gets(tmp_path):
 
 @pytest.mark.parametrize("bits", ["7", "17", "12.5", "deep", ""])
 def test_a_depth_that_there_is_not(bits):
-    done = cli_here("dataset", "--bits", bits, "folder", "x", "builtin")
+    done = cli("dataset", "--bits", bits, "folder", "x", "builtin")
     assert done.returncode == 2
     assert "possible: auto, or bits from 8 to 16" in done.stdout
 
@@ -179,7 +179,7 @@ def run(tmp_path_factory):
 
 def test_a_training_keeps_its_depth_for_all_that_follows(run, log):
     root, command = run
-    done = cli_here(*command)
+    done = cli(*command)
     assert done.returncode == 0, done.stdout
     assert "12 bits are in use" in log.text
     assert "1 pictures are brighter than 12 bits tell, as" in log.text
@@ -204,18 +204,18 @@ def test_a_training_keeps_its_depth_for_all_that_follows(run, log):
     out = root / "model.onnx"
     done = CliRunner().invoke(export.main, [str(folder), "--out", str(out)])
     assert done.exit_code == 0, done.output
-    judge = export._ort().GraphJudge(out)
+    judge = export._beside("ort").GraphJudge(out)
     assert judge.reading == ReadOptions(12)
     assert judge.predict_image(path).score == judge.predict_image(values).score == judge.predict_image(eight).score
     prepared = export._Prepared(model, [path]).get_next()["normalised_image"]
     assert (prepared == model.prepare(Image.fromarray(eight).convert("RGB"))[None].numpy()).all()
 
     log.clear()  # the same again, and with another depth
-    assert cli_here(*["--test", "test", *command]).returncode == 0
+    assert cli(*["--test", "test", *command]).returncode == 0
     assert "12 bits of 16-bit files are in use, as the model was trained" in log.text
     command = [*command[:-3], "--bits", "14", *command[-3:]]
     for call in (["--test", "test", *command], command):
-        done = cli_here(*call)
+        done = cli(*call)
         assert done.returncode == 2
         assert "bits" in done.stdout
         assert "12" in done.stdout
@@ -225,5 +225,5 @@ def test_a_training_keeps_its_depth_for_all_that_follows(run, log):
         checkpoint.save(state, path)
     assert load_checkpoint(folder).reading == ReadOptions(16)
     log.clear()
-    assert cli_here(*run[1]).returncode == 0
+    assert cli(*run[1]).returncode == 0
     assert "16 bits of 16-bit files are in use, as the model was trained" in log.text

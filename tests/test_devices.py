@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from helpers import cli_here
+from helpers import cli
 from PIL import Image, ImageFile
 from small import LAYERS, SIDE, small_batch, small_glass, small_network
 
@@ -272,9 +272,7 @@ def test_the_network_that_auto_tries_is_loaded_once(tmp_path, monkeypatch):
 
     monkeypatch.setattr(run, "_prepare", stop)
     nets = ["net", "-b", "auto", "-b", "auto.seed-3", "-b", "resnet18"]
-    done = cli_here(
-        "--gpu", -1, "--results_path", tmp_path / "r", *nets, "dataset", "folder", tmp_path / "data", "builtin"
-    )
+    done = cli("--gpu", -1, "--results_path", tmp_path / "r", *nets, "dataset", "folder", tmp_path / "data", "builtin")
     assert "far enough" in done.stdout
     assert loads == ["wideresnet50", "resnet18"]
     assert [net.seed for net in prepared[0].nets] == [0, 3, 0]

@@ -210,10 +210,10 @@ def test_annotations_that_are_no_pictures_are_named(data):
     blot = data / "disc/test/blot"
     for path in (blot / "000.json", blot / "001.txt", mask_of(data).with_suffix(".npy"), data / "disc/readme.txt"):
         path.write_bytes(b"x")
-    (note,) = notes_of(data)
+    (note,) = (note for note in notes_of(data) if "annotation" in note)
     assert note.startswith("3 annotation files (.json, .npy, .txt) are not read, the first is ")
     (data / "disc/defects_config.json").write_text("{}")
-    assert notes_of(data) == [note]
+    assert note in notes_of(data)
 
 
 def test_images_where_nobody_looks_are_named(data):
