@@ -23,7 +23,7 @@ from utils import reason_of, temporary_beside, write_text
 LATEST = "ckpt.pth"
 RECORD = "record.json"  # beside LATEST: the part of it that is plain values
 PLAIN = ("config", "record", "metrics", "thresholds")
-SAVE_EVERY = 30.0  # seconds between two writings of a training's state; a process that is killed loses at most that
+SAVE_EVERY = 30.0  # seconds of training, or the epoch under way where it is longer: what a killed process loses at most
 
 
 def save(state: dict[str, Any], path: Path) -> None:
@@ -259,11 +259,11 @@ def _fingerprint(path: Path) -> str:
 
 
 class Saver:
-    """Writes a training's state at most every `SAVE_EVERY` seconds; what is not due yet waits in memory."""
+    """Writes a training's state so often that `SAVE_EVERY` seconds are at stake; what is not due waits in memory."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._written = -math.inf
+        self._written, self._put = -math.inf, math.nan
         self._waiting: tuple[dict[str, Any], dict[str, Any] | None] | None = None
 
     def put(self, latest: dict[str, Any], best: dict[str, Any] | None = None) -> None:
@@ -276,7 +276,10 @@ class Saver:
         Raises:
             WorkError: as `save`.
         """
-        due = time.monotonic() - self._written >= SAVE_EVERY
+        now = time.monotonic()
+        # the next chance comes an epoch later; before the second one, its length is not known
+        epoch = 0.0 if math.isnan(self._put) else now - self._put
+        due, self._put = now - self._written + epoch >= SAVE_EVERY, now
         if best is None and self._waiting is not None:
             best = self._waiting[1]
         elif not due:

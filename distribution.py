@@ -137,7 +137,7 @@ def keep_verdict(results: Path, dataset: str, row: str, flag: int, mode: int) ->
             LOGGER.warning("%s: the verdict (%s) is not kept: %s", row, NAMES[flag], error)
 
 
-def write_flag(dataset: str, row: str, flag: int, folder: Path | None = None) -> None:
+def write_flag(dataset: str, row: str, flag: int, folder: Path) -> None:
     """Put a verdict into a folder's file beside the other rows; Foreground = Distribution, as published.
 
     Raises:

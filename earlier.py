@@ -12,13 +12,14 @@ from typing import Any
 
 import checkpoint
 import page
+import reading
 import report
 from datasets import inventory
 from datasets.check import check_pictures
 from datasets.inventory import Inventory
 from errors import InputError, WorkError
 from glass import refuse_other_split
-from job import ClassData, Run
+from job import ClassData, Options, Run
 from utils import LOGGER, printable
 
 FILES = ("results.csv", "results.xlsx", "per_image.csv", page.FILE, report.SETTINGS)
@@ -106,10 +107,21 @@ def _compare(this: Run, data: ClassData) -> tuple[ClassData, str]:
 
 
 def _without_unreadable(this: Run, data: ClassData, before: Inventory | None) -> ClassData:
-    """The class without the images that are new and cannot be read: its training may have left them out."""
+    """The class without the images that are new and cannot be read: its training may have left them out.
+
+    Raises:
+        WorkError: there are such images, the training goes on, and they are not to be left out.
+    """
     paths = [sample.path for sample in (*data.train, *data.held_out)]
     new = [p for p in paths if before is None or inventory.below(p, this.layout.root) not in before.files]
-    return data.without(check_pictures(new, full=f"{data.row}: new images"))
+    problems = check_pictures(new, full=f"{data.row}: new images", reading=data.settings.reading)
+    if problems and not this.finished(data):
+        reading.stop_or_skip(this, f"class {data.row}", problems)
+    elif problems:
+        LOGGER.warning(
+            "%s: %d files cannot be read, such as %s; they are left out", data.row, len(problems), problems[0]
+        )
+    return data.without(problems)
 
 
 def _both_sides(config: dict[str, Any], before: Inventory | None, now: Inventory) -> str:
@@ -162,11 +174,38 @@ def check_checkpoints(folder: Path, trained: bool) -> None:
     """
     if not folder.is_dir():
         return
-    latest, best = folder / checkpoint.LATEST, checkpoint.find_best(folder)
-    if latest.exists() and not trained:
-        checkpoint.verify(latest)
-    if best is not None and trained:
-        checkpoint.verify(best[0])
+    if not trained and (folder / checkpoint.LATEST).exists():
+        checkpoint.verify(folder / checkpoint.LATEST)
+    chosen = checkpoint.find_chosen(folder) if trained else None
+    if chosen is not None:
+        checkpoint.verify(chosen[0])
+
+
+def check_seed(results: Path, models: Path, seed: int, dataset: Options) -> None:
+    """Look at what an earlier run with one of several seeds left, before the first of them trains.
+
+    Args:
+        results: folder of the seed.
+        models: folder of the seed, or of its results, below which the checkpoints lie.
+        seed: the seed.
+        dataset: options of the command.
+
+    Raises:
+        InputError: other good images were kept for the test.
+        WorkError: something is damaged.
+    """
+    if not results.is_dir():
+        return
+    check_results(results)
+    for folder in sorted(path.parent for path in models.glob(f"**/backbone_*/*/{checkpoint.LATEST}")):
+        checkpoint.verify(folder / checkpoint.LATEST)
+        config = checkpoint.config_of(folder) or {}
+        if config.get("split_seed", dataset["split_seed"]) != dataset["split_seed"]:
+            before = config["split_seed"]
+            raise InputError(
+                f"{folder} was trained with split_seed {before}, given is {dataset['split_seed']}; go on with one "
+                f"seed at a time: --seed {seed} --results_path {results} … dataset --split_seed {before}"
+            )
 
 
 def check_place(folder: Path) -> None:

@@ -1138,19 +1138,21 @@ class GLASS:
 
     def last_figures(self, test_loader: Iterable[Batch], record: Mapping[str, Any]) -> dict[str, float]:
         """The test set's metrics in the last epoch, evaluated where the training did not; {} where it is not there."""
-        if self.select != "val" and record["last"] and record["last"]["epoch"] + 1 == record["epoch"]:
+        exact = self.feature_aggregator.dtype == torch.float32  # else the record's are rounded, and the others are not
+        if exact and self.select != "val" and record["last"] and record["last"]["epoch"] + 1 == record["epoch"]:
             return {name: record["last"][name] for name in METRICS}
         if not self._latest.exists():
             return {}
         self.load_weights(self._latest)
-        return self.evaluate(self.predict(test_loader))
+        with self._as_predicted():
+            return self.evaluate(self.predict(test_loader))
 
     def _chosen(self, name: str) -> tuple[Path, int]:
         chosen = checkpoint.find_chosen(self.model_dir) if self.model_dir else None
         if chosen is None:
             raise WorkError(f"{name}: no ckpt_best_*.pth in {self.model_dir}; train it first, or give --models_path")
         if chosen[0] == self._latest:
-            self._say_once("%s: the training has not ended: its latest epoch, %d, is taken", name, chosen[1])
+            self._say_once("%s: no chosen checkpoint is there: the latest epoch, %d, is taken", name, chosen[1])
         return chosen
 
     @torch.no_grad()

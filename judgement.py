@@ -88,6 +88,7 @@ class Judge(ABC):
     def identity(self) -> dict[str, Any]:
         """Plain values in which two ways to run one model agree, and two models hardly will."""
         thresholds = self.thresholds.plain() if self.thresholds else {}
+        thresholds.pop("data", None)  # tells which images they come from, not what they are
         plain = {key: None if value != value else value for key, value in thresholds.items()}
         tiles = {"tile": list(self.tiling.tile), "overlap": self.tiling.overlap} if self.tiling else {}
         return {"class_name": self.class_name, "thresholds": plain, **tiles}

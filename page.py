@@ -235,6 +235,7 @@ class Page:
     def __init__(self, results: Path) -> None:
         self.results = results
         self._parts: dict[Path, Part] = {}
+        self._to_come: dict[Path, tuple[int, int, int]] = {}  # what earlier runs left of rows that are written anew
         self._one_choice = True  # whether all classes' epochs were chosen alike, which is then said once for all
 
     def check(self, own: Collection[str] = ()) -> None:
@@ -244,6 +245,7 @@ class Page:
             WorkError: something that is kept is damaged; names the file.
         """
         leave_out = {_file_of(self.results, row) for row in own}
+        self._to_come = {path: _signature(path) for path in leave_out if path.exists()}
         table = report.read_rows(self.results / "results.csv")
         for path in sorted((self.results / FOLDER).glob("*.json")):
             if path in leave_out:
@@ -262,11 +264,10 @@ class Page:
         results = self.results
         table = report.read_rows(results / "results.csv")
         settings = report.read_settings(results)
-        paths = sorted((results / FOLDER).glob("*.json"))
-        parts = [self._part(path, table) for path in paths]
+        parts = self._all_parts(table)
         if (len({part.select for part in parts}) == 1) != self._one_choice and parts:
             self._one_choice = not self._one_choice
-            parts = [self._part(path, table) for path in paths]
+            parts = self._all_parts(table)
         order = {name: i for i, name in enumerate(table.index)}
         parts.sort(key=lambda part: (order.get(part.row, len(order)), part.row))
         per_image = {part.row: part.images for part in parts if part.images}
@@ -275,6 +276,17 @@ class Page:
             report.write_workbook(results, table, settings, per_image)
         write_text(results / FILE, _plain(render(results, table, parts, settings)))
 
+    def _all_parts(self, table: pd.DataFrame) -> list[Part]:
+        """The part of each class; what is damaged and written anew later in the run is left out until then."""
+        parts = []
+        for path in sorted((self.results / FOLDER).glob("*.json")):
+            try:
+                parts.append(self._part(path, table))
+            except (WorkError, LookupError, TypeError, ValueError, AttributeError, jinja2.TemplateError):
+                if self._to_come.get(path) != _signature(path):
+                    raise
+        return parts
+
     def _part(self, path: Path, table: pd.DataFrame) -> Part:
         """What a file makes of its class, anew only where something of it has changed.
 
@@ -282,8 +294,8 @@ class Page:
             path: of what was kept of the class.
             table: of the results.
         """
-        status, known = path.stat(), self._parts.get(path)
-        said = (status.st_mtime_ns, status.st_size, status.st_ino), self._one_choice
+        known = self._parts.get(path)
+        said = _signature(path), self._one_choice
         if known is not None and known.source == (*said, repr(_last_figures(table, known.row))):
             return known
         data = _read(path)
@@ -292,6 +304,12 @@ class Page:
         source = (*said, repr(_last_figures(table, data["row"])))
         self._parts[path] = Part(source, data["row"], data.get("select"), section, data["images"])
         return self._parts[path]
+
+
+def _signature(path: Path) -> tuple[int, int, int]:
+    """Tells whether a file was written anew."""
+    status = path.stat()
+    return status.st_mtime_ns, status.st_size, status.st_ino
 
 
 def write(results: Path) -> None:

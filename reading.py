@@ -70,7 +70,7 @@ def _with_depth(this: Run, data: ClassData, headers: Mapping[Path, Header]) -> C
     """The class with the depth of its images: given, as its training was begun with, or found.
 
     Raises:
-        InputError: another one is given than that of the model to be tested.
+        InputError: another one is given than that of the class's model.
     """
     given = this.dataset.get("bits", FULL_BITS)
     if not any(is_deep(header) for header in headers.values()):
@@ -79,8 +79,11 @@ def _with_depth(this: Run, data: ClassData, headers: Mapping[Path, Header]) -> C
     if before is not None and given == AUTO:
         given = before
         LOGGER.info("%s: %d bits of 16-bit files are in use, as the model was trained", data.row, before)
-    elif before not in (None, given) and not this.training:
-        raise InputError(f"--bits {given}: class {data.name} was trained with {before}; leave the option out")
+    elif before not in (None, given):
+        raise InputError(
+            f"--bits {given}: class {data.name} was trained with {before}; leave the option out, or give another "
+            "--results_path"
+        )
     deciding, test = ([sample.path for sample in part] for part in (data.train or data.test, data.test))
     depth = find_depth(given, deciding, test, headers, data.settings.reading)
     log_depth(data.row, depth)
@@ -91,13 +94,12 @@ def _bits_begun_with(this: Run, row: str) -> int | None:
     """The depth of a class's checkpoints; of those made before there was a choice, 16. None without any."""
     for index in range(len(this.nets)):
         folder = this.models / f"backbone_{index}" / row
-        best, latest = checkpoint.find_best(folder), folder / checkpoint.LATEST
-        for path in (latest, *(best or ())[:1]):
+        for training in (True, False):
             try:
-                config = checkpoint.load(path).get("config") if path.exists() else None
+                config = checkpoint.config_of(folder, training)
             except WorkError:  # a damaged one is spoken of where it is to be gone on with
                 continue
-            if isinstance(config, dict):
+            if config is not None:
                 return int(config.get("bits", FULL_BITS))
     return None
 

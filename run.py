@@ -76,8 +76,8 @@ def run_seeds(main: Options, net: Options, dataset: Options) -> None:
         raise InputError(f"--seed {twice[0]} is given twice")
     results = _folder_of_results(main)
     for seed in seeds:  # what is damaged of the last one is known before the first one trains
-        report.read_rows(results / f"seed_{seed}" / "results.csv")
-        report.read_settings(results / f"seed_{seed}")
+        models = Path(main["models_path"]) if main["models_path"] else results
+        earlier.check_seed(results / f"seed_{seed}", models / f"seed_{seed}", seed, dataset)
     if (results / "models").exists():
         raise InputError(f"{results} holds a run with a single seed; take another --results_path for several")
     for seed in seeds:

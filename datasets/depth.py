@@ -79,13 +79,13 @@ def find_depth(
     if given != AUTO:
         bits, lines = int(given), ()
     elif not peaks:
-        return Depth(reading.bits)
+        bits, lines = reading.bits, ()
     else:
         brightest = max(peaks.values())
         bits = bits_of(brightest)
         lines = (f"{len(peaks)} files with more than 8 bits a channel: {bits} bits are in use (brightest value "
                  f"{brightest}), white is {(1 << bits) - 1}; --bits tells another depth",)  # fmt: skip
-    compared = peaks if bits == FULL_BITS else peaks | read_peaks((path for path in others if path in deep), reading)
+    compared = peaks | read_peaks((path for path in others if path in deep), reading)
     return Depth(bits, lines, tuple(_complaints(bits, peaks, compared, [p for p in deciding if p in headers], deep)))
 
 
@@ -97,6 +97,12 @@ def _complaints(
         yield (
             f"{len(brighter)} pictures are brighter than {bits} bits tell, as {brighter[0]} (value "
             f"{compared[brighter[0]]}); they are clipped. --bits {bits_of(max(compared.values()))} holds them all"
+        )
+    highest = max(compared.values(), default=0)
+    if bits == FULL_BITS and highest and bits_of(highest) < FULL_BITS:
+        yield (
+            f"{len(compared)} pictures have more than 8 bits a channel and are read as 16 bits, but none goes beyond "
+            f"{bits_of(highest)} (brightest value {highest}): they look dark; --bits {bits_of(highest)} brightens them"
         )
     brightest = max(peaks.values(), default=0)
     darker = [path for path, peak in peaks.items() if peak < brightest * MUCH_DARKER and bits_of(peak) < bits]

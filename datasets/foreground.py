@@ -440,7 +440,8 @@ def main(
         raise InputError(f"unknown data set {name!r}; possible: {', '.join(DATASETS)}")
     layout = DATASETS[name](data_path)
     for chosen in layout.choose(subdatasets):
-        samples, folder = layout.train(chosen), Path(out) / chosen
+        # those held out for the test too: which ones a training holds out, its --split_seed says
+        samples, folder = [*layout.train(chosen), *layout.held_out(chosen)], Path(out) / chosen
         reading = read_as_found(chosen, bits, samples, ReadOptions(max_pixels=max_pixels))
         paths = make_masks(samples, folder, reading=reading)
         _write_sheet(samples, paths, folder / SHEET, f"{chosen}: {_Record(folder).reason}", reading)

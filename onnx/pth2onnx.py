@@ -405,6 +405,12 @@ def _choose(given: str | None) -> Path:
     type=click.Path(),
     help="File of the backbone's weights.  [default: where the training had them]",
 )
+@click.option(
+    "--max_pixels",
+    default=None,
+    type=click.IntRange(min=1),
+    help="A picture of --images or --measure with more pixels is refused.  [default: as trained, or 500000000]",
+)
 def main(checkpoint: str | None, **options: Any) -> None:
     """Write the ONNX graph of CHECKPOINT (ckpt_best_<E>.pth, or its folder), and check it against torch."""
     setup_logging()
@@ -415,7 +421,7 @@ def main(checkpoint: str | None, **options: Any) -> None:
     if options["images"] and not good:
         raise InputError(f"--images {options['images']}: no pictures there")
     _check_measured(options)
-    model = load_checkpoint(chosen, weights=options["weights"])
+    model = load_checkpoint(chosen, weights=options["weights"], max_pixels=options["max_pixels"])
     beside = chosen if chosen.is_dir() else chosen.parent
     out = Path(options["out"]) if options["out"] else beside / f"{model.class_name or 'model'}{_suffix(options)}.onnx"
     names = OUTPUTS if not options["plain"] else ("score", "patch_scores")

@@ -118,7 +118,7 @@ def test_tables_of_a_run_hold_no_formula_and_whole_rows(tmp_path):
 
 def test_a_verdict_of_an_odd_class_is_text(tmp_path):
     for row in ("=x", "=y", "plain"):
-        distribution.write_flag("folder", row, 1)
+        distribution.write_flag("folder", row, 1, distribution.EXCEL_DIR)
     assert distribution.read_flags("folder", "=x") == (1, 1)
     sheet = openpyxl.load_workbook(distribution.excel_path("folder")).active
     assert [row[0].data_type for row in sheet.iter_rows(min_row=2)] == ["s", "s", "s"]

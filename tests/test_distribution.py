@@ -42,9 +42,9 @@ def test_fg_option(fg, flags, expected):
 
 def test_verdicts_are_written_beside_the_others():
     assert distribution.read_flags("mine", "mine_a") is None
-    distribution.write_flag("mine", "mine_a", 1)
-    distribution.write_flag("mine", "mine_b", 0)
-    distribution.write_flag("mine", "mine_a", 0)
+    distribution.write_flag("mine", "mine_a", 1, distribution.EXCEL_DIR)
+    distribution.write_flag("mine", "mine_b", 0, distribution.EXCEL_DIR)
+    distribution.write_flag("mine", "mine_a", 0, distribution.EXCEL_DIR)
     table = pd.read_excel(distribution.excel_path("mine"))
     assert list(table.columns) == ["Class", "Distribution", "Foreground"]
     assert sorted(table["Class"]) == ["mine_a", "mine_b"]

@@ -64,7 +64,7 @@ def test_workbooks_that_cannot_be_written_say_where_and_why(tmp_path, monkeypatc
     monkeypatch.setattr(distribution, "EXCEL_DIR", tmp_path)
     writers = {
         "results.xlsx": lambda: report.write_workbook(tmp_path, TABLE[:20], {}, {}),
-        "x_distribution.xlsx": lambda: distribution.write_flag("x", "row", 1),
+        "x_distribution.xlsx": lambda: distribution.write_flag("x", "row", 1, distribution.EXCEL_DIR),
     }
     for write in writers.values():
         with small_files(100), pytest.raises(WorkError, match=r"temporary files in .*: the file is larger .*TMPDIR"):
