@@ -109,7 +109,10 @@ def _decode(content: bytes) -> str:
     for encoding, high in (("utf-16-le", content[1::2]), ("utf-16-be", content[::2])):
         # without a mark: of most characters one byte of two is 0, always the same one
         if high.count(0) > len(high) / 2:
-            return content.decode(encoding, "replace")
+            text = content.decode(encoding, "replace")
+            # names of one character with a NUL behind each look the same, but give neither a line end nor a dot
+            if "\n" in text or "." in text:
+                return text
     return os.fsdecode(content.removeprefix(codecs.BOM_UTF8))
 
 
@@ -135,7 +138,9 @@ def _resolve(given: str) -> list[tuple[Path, str]]:
         listing = look_through(path, recursive=True)
         inside = [(p, p.relative_to(path).as_posix()) for p in listing.images]
         if not inside:
-            raise InputError(f"{path}: the folder holds no png, jpg, bmp, tif or webp at any depth{what_else(path)}")
+            raise InputError(
+                f"{path}: the folder holds no picture of a kind that is read, at any depth{what_else(path)}"
+            )
         if left := listing.describe():
             LOGGER.info("%s: %s", path, left)
         return inside
@@ -516,5 +521,10 @@ def _as_json(row: dict[str, Any]) -> dict[str, Any]:
     """A row with numbers as numbers, and null for what there is not."""
     numbers = {key: float(row[key]) if row.get(key) else None for key in ("score", "normalised_score", "seconds")}
     decision = bool(row["decision"]) if row.get("decision", "") != "" else None
-    path = os.fsencode(row["path"]).decode("utf-8", "replace")
-    return {"path": path, **numbers, "decision": decision, "error": row["error"] or None}
+    path, error = _valid_utf8(row["path"]), _valid_utf8(row["error"] or "")
+    return {"path": path, **numbers, "decision": decision, "error": error or None}
+
+
+def _valid_utf8(text: str) -> str:
+    """A text with a file name in it, which need not be UTF-8, as text that is."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

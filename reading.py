@@ -55,7 +55,8 @@ def glance(this: Run, data: ClassData) -> ClassData:
     data = _with_depth(this, data, headers)
     if pages := describe_pages(headers):
         LOGGER.warning("%s: %s", data.row, pages)
-    if left := look_through(this.layout.root / data.name, recursive=True).describe():
+    named = this.layout.annotations(data.name)  # by the notes of the layout
+    if left := look_through(this.layout.root / data.name, recursive=True).describe(named):
         LOGGER.info("%s: %s", data.row, left)
     if data.tiling is not None:
         refuse_small(data.train, data.tiling, sizes)

@@ -172,9 +172,7 @@ class Layout:
 
     def notes(self, name: str) -> list[str]:
         """What to say of the files of a class that are there, but not used, or not as one may expect; [] of none."""
-        pictures = [sample.path for sample in self._listed(name)]
-        places = [self.root / name, self.root / "ground_truth" / name]
-        found = find_annotations([place for place in places if place.is_dir()], pictures)
+        found = self.annotations(name)
         if not found:
             return []
         suffixes = ", ".join(sorted({path.suffix.lower() for path in found}))
@@ -182,6 +180,12 @@ class Layout:
             f"{len(found)} annotation files ({suffixes}) are not read, the first is {found[0]}: a mask has to be a "
             "picture, 0 where it is normal"
         ]
+
+    def annotations(self, name: str) -> list[Path]:
+        """Files of a class with labels that are no masks; `notes` names them."""
+        pictures = [sample.path for sample in self._listed(name)]
+        places = [self.root / name, self.root / "ground_truth" / name]
+        return find_annotations([place for place in places if place.is_dir()], pictures)
 
     def _listed(self, name: str) -> list[Sample]:
         """The images of a class that can be listed: it may have a training or a test alone."""

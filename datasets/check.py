@@ -454,6 +454,9 @@ def _check_class(
     if left_out := describe_left_out(Geometry(), [header.size for header in images]):
         notes.append(f"{name}: unless told otherwise {left_out}")
     notes += _notes_of_files(layout, name, train, test, headers, bits, reading)
+    named = [] if complaints else layout.annotations(name)  # by the notes of the layout
+    if left := look_through(layout.root / name, recursive=True).describe(named):
+        notes.append(f"{name}: {left}")
     return row, problems, notes
 
 
@@ -461,7 +464,7 @@ def _notes_of_files(
     layout: Layout, name: str, train: Sequence[Sample], test: Sequence[Sample], headers: Mapping[Path, Header],
     bits: int | str, reading: ReadOptions,
 ) -> list[str]:  # fmt: skip
-    """What is to be known of the files of a class: their depth, further pages, and what was not taken."""
+    """What is to be known of the files of a class: their depth, and further pages."""
     own = {s.path: headers[s.path] for s in (*train, *test) if s.path in headers}
     # without a training, as of MAD-man, the test images are all there is to go by
     deciding = [s.path for s in train or test]
@@ -469,8 +472,6 @@ def _notes_of_files(
     notes = [f"{name}: {line}" for line in (*depth.lines, *depth.warnings)]
     if pages := describe_pages(own):
         notes.append(f"{name}: {pages}")
-    if left := look_through(layout.root / name, recursive=True).describe():
-        notes.append(f"{name}: {left}")
     return notes
 
 

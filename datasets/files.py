@@ -14,7 +14,7 @@ import struct
 import warnings
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -99,21 +99,27 @@ class Header:
 class Listing:
     """What was found in a folder.
 
-    images: the image files, sorted by name. others: how many files are no images, by suffix. closed: folders that may
-    not be entered.
+    images: the image files, sorted by name. other_files: those that are no images. closed: folders that may not be
+    entered.
     """
 
     images: list[Path] = field(default_factory=list)
-    others: Counter[str] = field(default_factory=Counter)
+    other_files: list[Path] = field(default_factory=list)
     closed: list[Path] = field(default_factory=list)
 
-    def describe(self) -> str:
-        """What was not taken, "" where all was."""
-        parts = []
-        if self.others:
-            counts = ", ".join(f"{count} {suffix or 'without a suffix'}" for suffix, count in self.others.most_common())
+    @property
+    def others(self) -> Counter[str]:
+        """How many files are no images, by suffix."""
+        return Counter(path.suffix.lower() for path in self.other_files)
+
+    def describe(self, named: Iterable[Path] = ()) -> str:
+        """What was not taken, "" where all was; without the files that are `named` elsewhere."""
+        parts, named = [], set(named)
+        others = Counter(path.suffix.lower() for path in self.other_files if path not in named)
+        if others:
+            counts = ", ".join(f"{count} {suffix or 'without a suffix'}" for suffix, count in others.most_common())
             parts.append(f"files not taken: {counts}")
-            if any(suffix in HEIF_SUFFIXES for suffix in self.others):
+            if any(suffix in HEIF_SUFFIXES for suffix in others):
                 parts.append("HEIC is read where pillow-heif is installed (pip install pillow-heif)")
         if self.closed:
             more = f" and {len(self.closed) - 1} more" if len(self.closed) > 1 else ""
@@ -142,13 +148,14 @@ def look_through(folder: Path, recursive: bool = False) -> Listing:
     if not folder.is_dir():
         return listing
     above = {_identity(parent) for parent in folder.resolve().parents}
-    folders, links, seen = [folder], [], {_identity(folder)}
+    folders, links, seen, behind_link = [folder], [], {_identity(folder)}, False
     while folders or links:
         # a folder is found at its own place, where it has one, before any link to it is followed
+        behind_link = behind_link or not folders
         inside = folders.pop() if folders else links.pop(0)
-        if inside.is_symlink() and inside != folder:
+        if inside != folder:
             identity = _identity(inside)
-            if identity in seen or identity in above:
+            if behind_link and (identity in seen or identity in above):
                 continue
             seen.add(identity)
         try:
@@ -165,10 +172,10 @@ def look_through(folder: Path, recursive: bool = False) -> Listing:
             elif recursive and entry.is_symlink():
                 links.append(path)
             elif recursive:
-                seen.add(_identity(path))
                 folders.append(path)
         links.sort()
     listing.images.sort()
+    listing.other_files.sort()
     listing.closed.sort()
     return listing
 
@@ -237,7 +244,7 @@ def _sort_in(listing: Listing, path: Path, entry: os.DirEntry) -> None:
         if taken:
             listing.images.append(path)
     elif path.stem.lower() not in BESIDE_PICTURES:
-        listing.others[path.suffix.lower()] += 1
+        listing.other_files.append(path)
 
 
 def _is_hidden(path: Path) -> bool:
@@ -447,7 +454,7 @@ def _what_it_is(path: Path) -> str:
     if start[4:8] == b"ftyp":
         needed = "HEIC is read where pillow-heif is installed (pip install pillow-heif)"
         return "a HEIC that pillow-heif does not know, or cut off within its header" if _has_heif() else needed
-    return "no PNG, JPEG, BMP, TIFF or WebP, or cut off within its header"
+    return "no picture of a kind that is read, or cut off within its header"
 
 
 def _open(file: BinaryIO, max_pixels: int = MAX_PIXELS) -> Image.Image | None:

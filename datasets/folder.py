@@ -39,7 +39,11 @@ class FolderLayout(MVTecLayout):
     def is_class_itself(self) -> bool:
         """Whether the data path has the first or second form itself, or holds images and no class."""
         form = _form(self.root)
-        return form in ("train", "good") or (form == "plain" and not self.classes())
+        if form == "good":
+            # a class may be called so too: then it has one of the forms with folders, and no image of its own
+            named = [f for f in list_folders(self.root) if is_good(f.name)]
+            return any(list_images(f) or _form(f) is None for f in named)
+        return form == "train" or (form == "plain" and not self.classes())
 
     def train(self, name: str) -> list[Sample]:
         """The good images but those held out for the test.
@@ -86,12 +90,35 @@ class FolderLayout(MVTecLayout):
         place = folder if form == "plain" else good_folder(folder / "train" if form == "train" else folder)
         return [Sample(path) for path in split_masks(list_images(place))[0]]
 
+    def _unused(self, name: str) -> list[Path]:
+        folder = self.root / name
+        form = _form(folder)
+        if form == "train":
+            return super()._unused(name)
+        if form == "good":
+            places = [f for f in list_folders(folder) if f.name.casefold() in ("train", "test")]
+            places += [f for f in list_folders(folder) if is_good(f.name) and f != good_folder(folder)]
+            return [folder] * bool(list_images(folder)) + [f for f in places if list_images(f, recursive=True)]
+        places = [f for f in list_folders(folder) if f.name.casefold() not in {*BESIDE, *MASKS}]
+        return [f for f in places if list_images(f, recursive=True)]
+
+    def _used_folders(self, name: str) -> list[Path]:
+        folder = self.root / name
+        if _form(folder) == "good":
+            return [good_folder(folder), *self._kinds(name)]
+        return super()._used_folders(name)
+
+    def _kinds(self, name: str) -> list[Path]:
+        """Folders of the second form beside the good images, each a kind of defect."""
+        folders = list_folders(self.root / name)
+        return [f for f in folders if f.name.casefold() not in NOT_A_KIND and not is_good(f.name)]
+
     def _given_test(self, name: str) -> list[Sample]:
         folder = self.root / name
         if _form(folder) != "good":
             return super().test(name)
         good_folder(folder)
-        kinds = [f for f in list_folders(folder) if f.name.casefold() not in NOT_A_KIND and not is_good(f.name)]
+        kinds = self._kinds(name)
         unclear = [kind for kind in kinds if kind.name.casefold() in VALIDATION and list_images(kind)]
         if unclear:
             raise InputError(

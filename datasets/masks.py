@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -18,12 +18,13 @@ from datasets.files import (
     ReadOptions,
     image_size,
     list_images,
+    look_through,
     read_mask,
     read_mask_values,
     read_orientation,
     read_rgb,
 )
-from errors import WorkError
+from errors import InputError, WorkError
 
 # as tools call the mask of a picture that lies in the same folder: 3_mask.png, 3_GT.png, Part3_label.bmp
 OF_PICTURE = re.compile(r"(.+)[_.-](?:mask|gt|label)s?", re.IGNORECASE)
@@ -94,13 +95,14 @@ def find_annotations(folders: Iterable[Path], pictures: Iterable[Path]) -> list[
     """Files with labels that are no masks, at any depth of folders."""
     stems, found = {path.stem for path in pictures}, set()
     for folder in folders:
-        for place, inside, names in os.walk(folder):
-            inside[:] = [name for name in inside if not name.startswith(".")]
-            for path in (Path(place, name) for name in names if not name.startswith(".")):
-                suffix = path.suffix.lower()
-                named = suffix in NAMED_ANNOTATIONS and path.stem in stems
-                if named or (suffix in ANNOTATIONS and path.name not in NOT_OF_PICTURES):
-                    found.add(path)
+        others: list[Path] = []
+        with contextlib.suppress(InputError):  # a folder that may not be entered is named elsewhere
+            others = look_through(folder, recursive=True).other_files
+        for path in others:
+            suffix = path.suffix.lower()
+            named = suffix in NAMED_ANNOTATIONS and path.stem in stems
+            if named or (suffix in ANNOTATIONS and path.name not in NOT_OF_PICTURES):
+                found.add(path)
     return sorted(found)
 
 

@@ -56,7 +56,18 @@ class MVTecLayout(Layout):
         notes = super().notes(name)
         if beside:
             notes.append(f"{len(beside)} files are masks of the images beside them by their names, as {beside[0]}")
-        return notes + [f"the images in {place} are not used" for place in self._unused(name)]
+        notes += [f"the images in {place} are not used" for place in self._unused(name)]
+        for folder in self._used_folders(name):
+            own = set(list_images(folder))
+            deeper = [path for path in list_images(folder, recursive=True) if path not in own]
+            if deeper:
+                notes.append(f"{len(deeper)} images in folders inside {folder} are not used, the first is {deeper[0]}")
+        return notes
+
+    def _used_folders(self, name: str) -> list[Path]:
+        """Folders whose own images are those of the training and the test."""
+        train, test = self.root / name / "train", self.root / name / "test"
+        return [good_folder(train)] * train.is_dir() + (list_folders(test) if test.is_dir() else [])
 
     def _unused(self, name: str) -> list[Path]:
         """Folders with images beside those of the training and the test."""
@@ -68,7 +79,7 @@ class MVTecLayout(Layout):
         places = [f for f in others if list_images(f, recursive=True)]
         places += [f for f in (base, train, test) if list_images(f)]
         if train.is_dir():
-            places += [f for f in list_folders(train) if f != good_folder(train) and list_images(f)]
+            places += [f for f in list_folders(train) if f != good_folder(train) and list_images(f, recursive=True)]
         return places
 
     def _folders(self) -> list[Path]:

@@ -13,6 +13,7 @@ from errors import InputError
 SPLIT = Path("split_csv") / "1cls.csv"
 COLUMNS = ("object", "split", "label", "image", "mask")
 NEEDED = COLUMNS[:4]  # of a row
+AS_WRITTEN = "split as written"  # in a row, whose `split` is in small letters
 SEPARATORS = ",;\t"
 
 
@@ -43,17 +44,18 @@ class VisALayout(Layout):
         except csv.Error as error:
             raise InputError(f"{self._table} is not a CSV file: {error}") from error
         lines = [[cell.strip() for cell in line] for line in lines]
-        columns = [cell.casefold() for cell in lines[0]] if lines else []
+        numbered = [(number, line) for number, line in enumerate(lines, 1) if any(line)]
+        columns = [cell.casefold() for cell in numbered[0][1]] if numbered else []
         if not set(COLUMNS) <= set(columns):
             raise InputError(f"{self._table}: columns are {','.join(columns)}, must be {','.join(COLUMNS)}")
         rows = []
-        for number, line in enumerate(lines[1:], 2):
+        for number, line in numbered[1:]:
             row = dict.fromkeys(COLUMNS, "") | dict(zip(columns, line, strict=False))
             if not any(row.values()):
                 continue
             if missing := [column for column in NEEDED if not row[column]]:
                 raise InputError(f"{self._table}: row {number} has no {missing[0]}: {','.join(line)}")
-            rows.append(row | {"split": row["split"].casefold()})
+            rows.append(row | {"split": row["split"].casefold(), AS_WRITTEN: row["split"]})
         return rows
 
     def classes(self) -> list[str]:
@@ -68,7 +70,9 @@ class VisALayout(Layout):
         """
         samples = self._samples([row for row in self._of(name, "train") if is_good(row["label"])])
         if not samples:
-            raise InputError(f"class {name}: no normal row with split train in {self._table}")
+            others = dict.fromkeys(row[AS_WRITTEN] for row in self._unused(name))
+            found = f"; it has rows with split {', '.join(others)}, known are train and test" if others else ""
+            raise InputError(f"class {name}: no normal row with split train in {self._table}{found}")
         return samples
 
     def test(self, name: str) -> list[Sample]:
@@ -82,10 +86,13 @@ class VisALayout(Layout):
             notes.append(
                 f"{moved} rows with split train in {self._table} are anomalies: they are tested, not trained on"
             )
-        others = [row["split"] for row in self._rows if row["object"] == name and row["split"] not in ("train", "test")]
-        if others:
-            notes.append(f"{len(others)} rows in {self._table} are not used: their split is {others[0]}")
+        if others := self._unused(name):
+            notes.append(f"{len(others)} rows in {self._table} are not used: their split is {others[0][AS_WRITTEN]}")
         return notes
+
+    def _unused(self, name: str) -> list[dict[str, str]]:
+        """The rows of a class with a split that is not known."""
+        return [row for row in self._rows if row["object"] == name and row["split"] not in ("train", "test")]
 
     def _of(self, name: str, split: str) -> list[dict[str, str]]:
         return [row for row in self._rows if (row["object"], row["split"]) == (name, split)]

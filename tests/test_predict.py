@@ -205,7 +205,7 @@ def test_a_bad_picture_is_a_row_and_the_rest_is_done(folder, tmp_path):
     assert len(rows) == 7
     for name, says in (
         ("truncated.png", "truncated"), ("zero.png", "the file is empty"), ("point.png", "1x1 pixels is too small"),
-        ("text.png", "no PNG, JPEG"), ("huge.png", "more than --max_pixels 500000000"),
+        ("text.png", "no picture of a kind"), ("huge.png", "more than --max_pixels 500000000"),
     ):  # fmt: skip
         assert says in rows[name]["error"], name
         assert rows[name]["score"] == ""
@@ -292,7 +292,7 @@ def test_memory_does_not_grow_with_the_pictures(model, tmp_path, monkeypatch):
         (("--checkpoint", "{ckpt}", "{good}"), 2, "give --out DIR for a table, --json"),
         (("--checkpoint", "{ckpt}", "{good}", "--json", "--save"), 2, "--save needs --out"),
         (("--checkpoint", "{ckpt}", "/none/such.png", "--json"), 2, "/none/such.png: no such file or folder"),
-        (("--checkpoint", "{ckpt}", "{empty}", "--json"), 2, "the folder holds no png"),
+        (("--checkpoint", "{ckpt}", "{empty}", "--json"), 2, "the folder holds no picture"),
         (("--checkpoint", "{ckpt}", "--json"), 2, "Missing argument"),
         (("--checkpoint", "/none.pth", "{good}", "--json"), 2, "no checkpoint /none.pth"),
         (("--checkpoint", "{empty}", "{good}", "--json"), 2, "no ckpt_best_*.pth in"),
