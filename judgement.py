@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from datasets.files import CLIPPED, DEFAULT, PAGES, ReadOptions, as_image, read_rgb
+from datasets.files import CLIPPED, DARK, DEFAULT, PAGES, ReadOptions, as_image, read_rgb
 from drawing import heatmap, outline
 from errors import InputError, WorkError
 from geometry import AUTO, DEFAULT_OVERLAP, Blend, Geometry, Tiling, batches, pair
@@ -159,13 +159,18 @@ class Judge(ABC):
     def _say_once(self, pictures: Sequence[Image.Image]) -> None:
         """What is to be known of the files, of the first one alone."""
         for picture in pictures:
-            for key in {CLIPPED, PAGES} & picture.info.keys() - self._said:
+            for key in {CLIPPED, PAGES, DARK} & picture.info.keys() - self._said:
                 self._said |= {key}
                 if key == CLIPPED:
                     LOGGER.warning(
                         "a picture holds the value %d, but the model was trained with %d bits, where white is %d: what "
                         "is brighter is clipped, here and in others", picture.info[key], self.reading.bits,
                         (1 << self.reading.bits) - 1,
+                    )  # fmt: skip
+                elif key == DARK:
+                    LOGGER.warning(
+                        "a picture of 16 bits has no value above %d, so that it looks dark to the model, which takes "
+                        "65535 for white; if its camera has fewer bits, train with its pictures", picture.info[key],
                     )  # fmt: skip
                 else:
                     LOGGER.warning("a file has %d pages; of this one and others the first is judged", picture.info[key])
@@ -242,7 +247,7 @@ def _of_array(values: NDArray[Any], bits: int) -> Image.Image:
 
 def _converted(image: Image.Image) -> Image.Image:
     """In RGB, with what is to be said of its file."""
-    said = {key: value for key, value in image.info.items() if key in (CLIPPED, PAGES)}
+    said = {key: value for key, value in image.info.items() if key in (CLIPPED, PAGES, DARK)}
     converted = image.convert("RGB")
     converted.info |= said
     return converted

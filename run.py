@@ -108,7 +108,13 @@ def run(main: Options, net: Options, dataset: Options) -> None:
     setup_logging()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a batch system's stop ends like Ctrl-C
     started = time.monotonic()
-    with one_at_a_time(_folder_of_results(main)):
+    results = _folder_of_results(main)
+    if not (results / "models").exists() and any(results.glob("seed_*/models")):
+        raise InputError(
+            f"{results} holds runs with several seeds, of which it has the mean; give the same seeds again, or another "
+            "--results_path"
+        )
+    with one_at_a_time(results):
         _run(main, net, {**dataset, "val_share": _val_share(net, dataset)}, started)
 
 

@@ -41,8 +41,13 @@ BESIDE_PICTURES = frozenset({"readme", "license", "licence", "thumbs", "desktop"
 
 MAX_PIXELS = 500_000_000  # of a picture, unless told otherwise
 FULL_BITS = 16
+DARK_BELOW = 1 << 14  # of 16 bits: a picture that stays below may be of a camera with fewer
 JPEG_IN_TIFF = 7
-CLIPPED, PAGES = "glass_clipped", "glass_pages"  # in the `info` of a picture: what is to be said of its file
+CLIPPED, PAGES, DARK = (
+    "glass_clipped",
+    "glass_pages",
+    "glass_dark",
+)  # in the `info` of a picture: what is to be said of its file
 PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 JPEG_END = b"\xff\xd9"
 TAIL = 4096
@@ -608,10 +613,12 @@ def to_8_bits(values: NDArray[Any], bits: int = FULL_BITS) -> NDArray[np.uint8]:
 
 
 def as_image(values: NDArray[Any], bits: int) -> Image.Image:
-    """Pixels of any depth as an 8-bit image; its `info` says whether they were brighter than `bits` tell (CLIPPED)."""
+    """Pixels of any depth as an 8-bit image; its `info` says if they are brighter than `bits` tell, or all dark."""
     image = Image.fromarray(to_8_bits(values, bits))
     if values.dtype != np.uint8 and values.max() >> bits:
         image.info[CLIPPED] = int(values.max())
+    elif values.dtype != np.uint8 and bits == FULL_BITS and values.max() < DARK_BELOW:
+        image.info[DARK] = int(values.max())
     return image
 
 

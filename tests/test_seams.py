@@ -132,3 +132,22 @@ def test_the_results_of_all_seeds_are_looked_at_before_the_first_trains(tmp_path
     assert again.exit_code == 1
     assert "seed_1" in again.output.splitlines()[-1]
     assert (tmp_path / "r/seed_0/results.csv").read_bytes() == before
+
+
+def test_a_single_seed_does_not_mix_with_the_mean_of_several(tmp_path):
+    data, textures = make_mvtec(tmp_path)
+    (tmp_path / "r/seed_0/models").mkdir(parents=True)
+    done = run(data, textures, tmp_path / "r")
+    assert done.exit_code == 2
+    assert "holds runs with several seeds, of which it has the mean; give the same seeds again" in done.output
+    assert not (tmp_path / "r/results.csv").exists()
+
+
+def test_a_model_of_8_bits_says_that_pictures_of_12_look_dark(trained, caplog):
+    model = load_checkpoint(trained[0] / "models" / "backbone_0" / "custom_disc")
+    values = np.full((64, 64), 4000, np.uint16)
+    for _ in range(2):
+        model.predict_image(values)
+    assert caplog.text.count("has no value above 4000, so that it looks dark") == 1
+    model.predict_image(values * 16)
+    assert caplog.text.count("looks dark") == 1
