@@ -454,3 +454,11 @@ def test_what_the_crop_leaves_out_is_said(tmp_path):
         "note: long: unless told otherwise the crop of the centre leaves out 67 % of a picture on average"
         in done.output
     )
+
+
+def test_the_comparison_as_a_module(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "report", tmp_path], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 2, done.stderr
+    assert "no results folder of a run" in done.stderr

@@ -4,16 +4,13 @@ import csv
 import html.parser
 import json
 import math
-import os
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import openpyxl
 import pandas as pd
 import pytest
-from helpers import ROOT, make_mvtec, run_here, train_cli
+from helpers import make_mvtec, run_here, train_cli
 from test_runs import run
 
 import compare as compare_command
@@ -199,13 +196,10 @@ def compare(*arguments):
     return run_here(compare_command.main, "python -m report", *arguments)
 
 
-def test_runs_are_compared(seeds, tmp_path):
+def test_runs_are_compared(seeds, tmp_path, monkeypatch):
     results, _ = seeds
-    done = subprocess.run(  # as a user does, with a path that is seen from where he is
-        [sys.executable, "-m", "report", results / "seed_0", results / "seed_3", "--out", "both.html"], cwd=tmp_path,
-        text=True, timeout=120, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
+    monkeypatch.chdir(tmp_path)  # a path is seen from where the user is
+    done = compare(results / "seed_0", results / "seed_3", "--out", "both.html")
     assert done.returncode == 0, done.stdout
     first, second = (
         pd.read_csv(results / f"seed_{s}" / "results.csv", index_col=0).loc["custom_disc", "pixel_auroc"]
