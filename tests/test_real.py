@@ -4,12 +4,12 @@ import csv
 import re
 
 import pytest
-from helpers import cli
+from helpers import cli_process
 
 
 @pytest.mark.real
 def test_one_short_epoch_tells_broken_bottles_from_good_ones(real, tmp_path):
-    done = cli(
+    done = cli_process(  # it has loader workers, whose ends this process would be told of
         "--gpu", -1, "--results_path", tmp_path,
         "net", "-b", "resnet18", "--weights", real / "weights" / "resnet18_in1k_to_layer3.pth",
         "--pretrain_embed_dimension", 384, "--target_embed_dimension", 384, "--meta_epochs", 1, "--limit", 120,
