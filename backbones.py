@@ -19,9 +19,8 @@ import torchvision
 from torch import nn
 
 import embedded
-from checkpoint import not_finite, unreadable
-from errors import InputError, WorkError
-from utils import seeded
+from inference.checkpoint import not_finite, unreadable
+from utils import InputError, WorkError, seeded
 
 TORCHVISION = {
     "alexnet": "alexnet",

@@ -22,7 +22,7 @@ from scipy.ndimage import gaussian_filter1d
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from errors import InputError
+from utils import InputError
 
 SMOOTHING_SIGMA = 4.0
 MAX_PREFIX_TOKENS = 16

@@ -22,16 +22,22 @@ from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-import checkpoint
 import metrics
-import report
-import tensorboard_log as tensorboard
 from common import Aggregator, FusedPooling, NetworkFeatureAggregator, Preprocessing, RescaleSegmentor
 from datasets.base import end_workers
 from datasets.cache import GB
-from device_metrics import DeviceTruth
-from errors import InputError, WorkError
-from evaluation import (
+from datasets.geometry import Blend
+from inference import checkpoint
+from inference.head import ScoringHead, fold_projection
+from inference.thresholds import HELD_OUT, Thresholds, best_f1
+from inference.thresholds import calibrate as thresholds_of
+from loss import focal_loss
+from model import Discriminator, PatchMaker, Projection
+from reporting import tables as report
+from reporting import tensorboard
+from synthesis.ascent import Fused, GASResult, Workspace, compile_updates, gas, linear, quantile, ring_factor
+from training.device_metrics import DeviceTruth
+from training.evaluation import (
     METRICS,
     Predictions,
     Tested,
@@ -43,18 +49,11 @@ from evaluation import (
     selection_value,
     why_nan,
 )  # fmt: skip
-from feature_cache import AUTO, OFF, FeatureCache, check_choice, feature_budget, step_bytes
-from geometry import Blend
-from head import ScoringHead, fold_projection
-from loss import focal_loss
-from model import Discriminator, PatchMaker, Projection
-from synthesis import Fused, GASResult, Workspace, compile_updates, gas, linear, quantile, ring_factor
-from thresholds import HELD_OUT, Thresholds, best_f1
-from thresholds import calibrate as thresholds_of
-from utils import LOGGER, choose_precision, seeded
+from training.feature_cache import AUTO, OFF, FeatureCache, check_choice, feature_budget, step_bytes
+from utils import LOGGER, InputError, WorkError, choose_precision, seeded
 
 if TYPE_CHECKING:
-    from inference import Inspector
+    from inference.inspector import Inspector
 
 Batch = Mapping[str, Any]
 PREDICTED_AT_ONCE = 8  # images
@@ -1302,6 +1301,6 @@ def _hint(key: str, saved: Mapping[str, Any]) -> str:
 
 def load_checkpoint(path: str | Path, **how: Any) -> Inspector:
     """A trained model, ready for `predict_image`; see `inference.load_checkpoint`."""
-    import inference  # it builds on this module
+    from inference import inspector as inference
 
     return inference.load_checkpoint(path, **how)

@@ -16,7 +16,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 import click
 from click.core import ParameterSource
 
-from datasets.cli import CONTEXT, INTERRUPTED, Finite, bits_option, max_pixels_option
+from commands.shared import CONTEXT, INTERRUPTED, Finite, bits_option, max_pixels_option
 from utils import escape_what_cannot_be_printed
 
 AT_LEAST_0, AT_LEAST_1 = click.IntRange(min=0), click.IntRange(min=1)
@@ -177,12 +177,11 @@ def _explain(error: Exception, less_memory: str = OneLine.less_memory) -> tuple[
     """
     import torch
 
-    from errors import InputError, WorkError
-    from utils import describe_os_error
+    from utils import InputError, WorkError, describe_os_error
 
     if isinstance(error, (InputError, WorkError)):
         # an error from a loader's worker carries the worker's traceback; its last line is the message
-        text = str(error).strip().splitlines()[-1].removeprefix("errors.")
+        text = str(error).strip().splitlines()[-1].removeprefix("utils.")
         text = text.removeprefix("InputError: ").removeprefix("WorkError: ")
         return text, 2 if isinstance(error, InputError) else 1
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(text in str(error) for text in NO_MEMORY):
@@ -517,7 +516,7 @@ def _after(context: click.Context, parts: list[tuple[str, dict[str, Any]]], **op
     given = dict(parts)
     if "net" not in given:
         given["net"] = net.make_context("net", [], parent=context).params
-    from run import run_seeds  # torch and its kin take seconds to import, --help should not
+    from training.run import run_seeds  # torch and its kin take seconds to import, --help should not
 
     run_seeds(options, given["net"], given["dataset"])
 
@@ -594,8 +593,8 @@ def predict_command(inputs: tuple[str, ...], **options: Any) -> int:
         raise click.UsageError("--save needs --out DIR")
     if options["go_on"] and options["out"] is None:
         raise click.UsageError("--continue needs the --out DIR to go on with")
-    from inference import load_checkpoint
-    from predict import FILE, Path, Wishes, find_pictures, listed, predict
+    from inference.inspector import load_checkpoint
+    from inference.predict import FILE, Path, Wishes, find_pictures, listed, predict
     from utils import LOGGER, choose_device, setup_logging
 
     setup_logging()

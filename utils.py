@@ -1,4 +1,4 @@
-"""Seeds, device, logging, paths."""
+"""Errors, seeds, device, logging, paths."""
 
 from __future__ import annotations
 
@@ -16,8 +16,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from errors import InputError, WorkError
 
 if TYPE_CHECKING:  # what runs an exported graph has neither torch nor tqdm
     import torch
@@ -39,6 +37,14 @@ NONCHARACTERS = "\ufffe\uffff"  # not allowed in XML, and so not in Excel files
 LONGEST_ROW = 120  # bytes; files named after a row get further endings, and file systems allow 255
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class InputError(ValueError):
+    """What the user gave cannot work; its message says what was given and what would do. Exit code 2."""
+
+
+class WorkError(RuntimeError):
+    """The request was right but could not be carried out: an unreadable file, a full disk. Exit code 1."""
 
 
 class _AboveBars(logging.StreamHandler):

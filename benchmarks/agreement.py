@@ -21,7 +21,7 @@ from sklearn.metrics import roc_auc_score  # noqa: E402
 
 from datasets.files import list_images  # noqa: E402
 from glass import load_checkpoint  # noqa: E402
-from judgement import Judge  # noqa: E402
+from inference.judge import Judge  # noqa: E402
 from tools import script  # noqa: E402
 
 

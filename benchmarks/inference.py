@@ -35,7 +35,7 @@ import backbones  # noqa: E402
 from common import NetworkFeatureAggregator  # noqa: E402
 from datasets.settings import ImageSettings  # noqa: E402
 from glass import GLASS, PRECISIONS  # noqa: E402
-from inference import Inspector  # noqa: E402
+from inference.inspector import Inspector  # noqa: E402
 from tools import script  # noqa: E402
 
 LAYERS = ["layer2", "layer3"]

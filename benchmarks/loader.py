@@ -31,12 +31,12 @@ from measuring import write_rows  # noqa: E402
 from PIL import Image  # noqa: E402
 
 import perlin  # noqa: E402
-import synthesis  # noqa: E402
 from datasets import ImageSettings, Sample, TrainDataset, augment  # noqa: E402
 from datasets.base import TextureReading, plan_images, plan_textures  # noqa: E402
 from datasets.cache import GB, ImageCache  # noqa: E402
 from datasets.files import list_images  # noqa: E402
 from datasets.textures import BuiltinTextures, FileTextures  # noqa: E402
+from synthesis import ascent as synthesis  # noqa: E402
 
 
 def sources(folder: Path, side: int, data: str | None, textures: str | None) -> tuple[list[Path], list[Path]]:

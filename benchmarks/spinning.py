@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--beside", type=int, default=2)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        made = [sys.executable, "-m", "datasets.demo", str(Path(name) / "data")]
+        made = [sys.executable, "-m", "generation.demo", str(Path(name) / "data")]
         subprocess.run(made, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
         for count in dict.fromkeys((0, args.beside)):
             busy = [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in range(count)]

@@ -45,9 +45,9 @@ from datasets import ImageSettings, Sample, TrainDataset, augment  # noqa: E402
 from datasets.base import TextureReading, plan_images, plan_textures  # noqa: E402
 from datasets.cache import GB, ImageCache  # noqa: E402
 from datasets.textures import FileTextures  # noqa: E402
-from feature_cache import FeatureCache  # noqa: E402
 from glass import GLASS, Predictions, TestMemory  # noqa: E402
-from synthesis import gas  # noqa: E402
+from synthesis.ascent import gas  # noqa: E402
+from training.feature_cache import FeatureCache  # noqa: E402
 
 LAYERS = ("layer2", "layer3")
 IMAGES, TESTED = 209, 83

@@ -19,16 +19,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 from tqdm import tqdm
 
-import synthesis
 from datasets.cache import ImageCache
 from datasets.defects import Defects
 from datasets.files import DEFAULT, ReadOptions, closed_folders, list_images, read_rgb, what_else
+from datasets.geometry import cut_mirrored
 from datasets.masks import LOST, NO_PIXEL_LEFT, examine, find_annotations, read_mask_of
 from datasets.settings import ImageSettings, normalise
 from datasets.textures import Textures
-from errors import InputError, WorkError
-from geometry import cut_mirrored
-from utils import LOGGER, cores
+from synthesis import ascent as synthesis
+from utils import LOGGER, InputError, WorkError, cores
 
 GOOD = "good"
 GOOD_NAMES = frozenset({GOOD, "ok", "normal"})  # in any letter case

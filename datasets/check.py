@@ -20,12 +20,13 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 import perlin
+from commands.shared import CONTEXT, bits_option, max_pixels_option, run_command
 from datasets import DATASETS, ImageSettings, Layout, Sample
 from datasets.base import LEAST_FOREGROUND, prepare_foreground
-from datasets.cli import CONTEXT, bits_option, max_pixels_option, run_command
 from datasets.defects import Pair
 from datasets.depth import find_depth
 from datasets.files import DEFAULT, Header, ReadOptions, list_images, look_through, read_header, read_mask, read_rgb
+from datasets.geometry import AUTO, Geometry, describe_left_out
 from datasets.masks import (
     EMPTY,
     LEVELS,
@@ -37,9 +38,7 @@ from datasets.masks import (
     split_masks,
 )
 from datasets.textures import BUILTIN, list_textures
-from errors import InputError, WorkError
-from geometry import AUTO, Geometry, describe_left_out
-from utils import cores, printable
+from utils import InputError, WorkError, cores, printable
 
 Kind = Literal["unreadable", "mask_size", "empty", "same_stem", "train_and_test", "layout"]
 Item, Result = TypeVar("Item"), TypeVar("Result")

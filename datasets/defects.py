@@ -19,8 +19,7 @@ from tqdm import tqdm
 from datasets.files import DEFAULT, ReadOptions, list_images, look_through, read_rgb, what_else
 from datasets.masks import read_mask_of, split_masks
 from datasets.settings import ImageSettings, normalise
-from errors import InputError
-from utils import LOGGER
+from utils import LOGGER, InputError
 
 if TYPE_CHECKING:
     from datasets.base import Sample

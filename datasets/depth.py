@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from datasets.files import FULL_BITS, Header, ReadOptions, read_header, read_peak
-from errors import WorkError
-from geometry import AUTO
-from utils import LOGGER, cores
+from datasets.geometry import AUTO
+from utils import LOGGER, WorkError, cores
 
 if TYPE_CHECKING:
     from datasets.base import Sample

@@ -28,7 +28,7 @@ from PIL.ExifTags import Base as Exif
 from PIL.Image import Transpose
 
 from datasets import damage, tiff
-from errors import InputError, WorkError
+from utils import InputError, WorkError
 
 SUFFIXES = frozenset({
     ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".tif", ".tiff", ".webp", ".jp2", ".j2k", ".pgm", ".ppm", ".pnm",

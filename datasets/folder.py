@@ -9,7 +9,7 @@ from datasets.base import GOOD, Sample, is_good
 from datasets.files import list_folders, list_images, what_else
 from datasets.masks import split_masks
 from datasets.mvtec import BESIDE, MVTecLayout, good_folder
-from errors import InputError
+from utils import InputError
 
 MASKS = ("ground_truth", "masks", "mask", "gt")
 NOT_A_KIND = BESIDE | {"train", "test", *MASKS}

@@ -10,8 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from errors import WorkError
-from utils import cores, printable, write_text
+from utils import WorkError, cores, printable, write_text
 
 FILE = "data.json"  # beside the checkpoints
 TRAIN, TEST, FOREGROUND = "train", "test", "foreground"

@@ -24,7 +24,7 @@ from datasets.files import (
     read_orientation,
     read_rgb,
 )
-from errors import InputError, WorkError
+from utils import InputError, WorkError
 
 # as tools call the mask of a picture that lies in the same folder: 3_mask.png, 3_GT.png, Part3_label.bmp
 OF_PICTURE = re.compile(r"(.+)[_.-](?:mask|gt|label)s?", re.IGNORECASE)

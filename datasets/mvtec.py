@@ -8,7 +8,7 @@ from pathlib import Path
 from datasets.base import GOOD, Layout, Sample, is_good
 from datasets.files import list_folders, list_images, what_else
 from datasets.masks import pair_masks, split_masks
-from errors import InputError
+from utils import InputError
 
 BESIDE = frozenset({"ground_truth", "fg_mask"})
 

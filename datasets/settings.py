@@ -17,7 +17,7 @@ from torchvision.transforms import InterpolationMode
 
 from datasets import augment
 from datasets.files import FULL_BITS, MAX_PIXELS, ReadOptions
-from geometry import AUTO, Geometry, pair
+from datasets.geometry import AUTO, Geometry, pair
 from utils import IMAGENET_MEAN, IMAGENET_STD
 
 if TYPE_CHECKING:

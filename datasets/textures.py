@@ -10,10 +10,9 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
-from datasets import procedural
 from datasets.files import DEFAULT, ReadOptions, image_size, look_through, read_rgb, what_else
-from errors import InputError
-from utils import LOGGER
+from generation import procedural
+from utils import LOGGER, InputError
 
 BUILTIN = "builtin"
 BUILTIN_COUNT = 530

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from errors import InputError
+from utils import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

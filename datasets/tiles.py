@@ -11,9 +11,9 @@ import numpy as np
 
 from datasets.base import Sample, TestDataset
 from datasets.cache import ImageCache
+from datasets.geometry import Tiling, show_size
 from datasets.settings import ImageSettings
-from errors import InputError
-from geometry import Tiling, show_size
+from utils import InputError
 
 LONGEST = 1024  # side of the map on which a test is judged; beyond that it would take memory and tell no more
 Sizes = Mapping[Path, tuple[int, int]]

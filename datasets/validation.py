@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-import synthesis
 from datasets.base import Sample, TrainDataset
-from errors import InputError
+from synthesis import ascent as synthesis
+from utils import InputError
 
 LEAST = 8  # images held out
 DRAWS = 4  # defects of each image that gets any: one alone says too little of a few images

@@ -8,7 +8,7 @@ import io
 from pathlib import Path
 
 from datasets.base import GOOD, TEST_SHARE, Layout, Sample, is_good
-from errors import InputError
+from utils import InputError
 
 SPLIT = Path("split_csv") / "1cls.csv"
 COLUMNS = ("object", "split", "label", "image", "mask")

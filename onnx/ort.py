@@ -22,12 +22,11 @@ from numpy.typing import NDArray  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from datasets.files import FULL_BITS, MAX_PIXELS, ReadOptions  # noqa: E402
-from errors import InputError, WorkError  # noqa: E402
-from geometry import Geometry  # noqa: E402
-from judgement import Judge, choose_tiling  # noqa: E402
-from predict import FILE, Wishes, find_pictures, listed, predict  # noqa: E402
-from thresholds import Thresholds  # noqa: E402
-from utils import LOGGER, describe_os_error, escape_what_cannot_be_printed, setup_logging  # noqa: E402
+from datasets.geometry import Geometry  # noqa: E402
+from inference.judge import Judge, choose_tiling  # noqa: E402
+from inference.predict import FILE, Wishes, find_pictures, listed, predict  # noqa: E402
+from inference.thresholds import Thresholds  # noqa: E402
+from utils import LOGGER, InputError, WorkError, describe_os_error, escape_what_cannot_be_printed, setup_logging  # noqa: E402  # noqa: E402
 
 FORMAT = 1  # of the metadata
 NAN = float("nan")

@@ -40,14 +40,13 @@ from tqdm import tqdm  # noqa: E402
 import metrics  # noqa: E402
 from datasets.base import is_good  # noqa: E402
 from datasets.files import list_images, read_rgb  # noqa: E402
+from datasets.geometry import pair  # noqa: E402
 from datasets.settings import ImageSettings  # noqa: E402
-from errors import InputError, WorkError  # noqa: E402
-from geometry import pair  # noqa: E402
-from inference import Inspector, load_checkpoint  # noqa: E402
-from judgement import open_picture  # noqa: E402
+from inference.inspector import Inspector, load_checkpoint  # noqa: E402
+from inference.judge import open_picture  # noqa: E402
+from inference.thresholds import TINY  # noqa: E402
 from main import CONTEXT, OneLine, SizeType  # noqa: E402
-from thresholds import TINY  # noqa: E402
-from utils import IMAGENET_MEAN, IMAGENET_STD, LOGGER, reason_of, setup_logging, write_atomically  # noqa: E402
+from utils import IMAGENET_MEAN, IMAGENET_STD, LOGGER, InputError, WorkError, reason_of, setup_logging, write_atomically  # noqa: E402  # noqa: E402
 
 
 def _beside(name: str) -> ModuleType:

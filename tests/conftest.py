@@ -16,7 +16,7 @@ torch.set_num_threads(1)
 @pytest.fixture(autouse=True)
 def _own_excel_folder(tmp_path, monkeypatch):
     """No test writes verdicts into the repository."""
-    import distribution
+    from training import distribution
 
     monkeypatch.setattr(distribution, "EXCEL_DIR", tmp_path / "excel")
 

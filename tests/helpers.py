@@ -149,7 +149,7 @@ def cli(*arguments, input=None):
 
 def run_here(command, name, *arguments, input=None):
     """Run a Click command in the test's own process; standard output and error together."""
-    import distribution
+    from training import distribution
 
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -14,9 +14,9 @@ from helpers import ROOT, fill
 
 import backbones
 import embedded
-import run
 from common import NetworkFeatureAggregator
-from errors import InputError, WorkError
+from training import run
+from utils import InputError, WorkError
 
 SHAPE = (3, 64, 64)
 

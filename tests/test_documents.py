@@ -73,8 +73,8 @@ def test_example_of_a_metric_works():
 def test_places_that_the_examples_change_are_there():
     import backbones
     import datasets
-    import page
-    from evaluation import METRICS, judge
+    from reporting import page
+    from training.evaluation import METRICS, judge
 
     assert backbones.TORCHVISION["resnet18"] == "resnet18"
     assert datasets._PLACES["FolderLayout"] == "folder"

@@ -7,9 +7,9 @@ import pytest
 import torch
 from helpers import DATA, fill, make_glass
 
-import distribution
 import metrics
 import perlin
+from training import distribution
 
 EMBEDDING = np.load(DATA / "embedding.npz")
 TRAIN_STEP = np.load(DATA / "train_step.npz")

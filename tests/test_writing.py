@@ -11,15 +11,16 @@ import pandas as pd
 import pytest
 import torch
 
-import checkpoint
-import distribution
-import drawing
 import main
-import report
-import tensorboard_log
 import utils
-from datasets import demo, foreground
-from errors import WorkError
+from datasets import foreground
+from generation import demo
+from inference import checkpoint
+from reporting import drawing
+from reporting import tables as report
+from reporting import tensorboard as tensorboard_log
+from training import distribution
+from utils import WorkError
 
 
 @contextmanager

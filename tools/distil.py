@@ -27,14 +27,13 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 import backbones
-import checkpoint
+from commands.shared import CONTEXT, Finite, run_command
 from common import NetworkFeatureAggregator
-from datasets.cli import CONTEXT, Finite, run_command
 from datasets.textures import FileTextures
 from embedded import FILE, WIDTH, HalfResNet18
-from errors import InputError, WorkError
+from inference import checkpoint
 from tools.pictures import Crops, find_photographs, read_photographs
-from utils import IMAGENET_MEAN, IMAGENET_STD, choose_device, make_folder, seeded, write_bytes
+from utils import IMAGENET_MEAN, IMAGENET_STD, InputError, WorkError, choose_device, make_folder, seeded, write_bytes
 
 LAYERS = ("layer2", "layer3")
 TEACHER_CHANNELS, STUDENT_CHANNELS = (128, 256), (2 * WIDTH, 4 * WIDTH)

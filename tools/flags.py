@@ -8,9 +8,10 @@ from collections.abc import Sequence
 
 import click
 
-import compare
 import main
-from datasets import check, demo, foreground, mad_sys, preview
+from datasets import check, foreground
+from generation import demo, mad_sys
+from reporting import compare, preview
 from tools import ROOT, script
 
 README = ROOT / "README.md"

@@ -16,10 +16,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 import perlin
-from datasets import procedural
 from datasets.files import list_images
 from datasets.textures import FileTextures
-from errors import InputError
+from generation import procedural
+from utils import InputError
 
 Picture = NDArray[np.uint8]  # (H, W, 3) RGB
 Rng = np.random.Generator

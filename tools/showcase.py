@@ -9,11 +9,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from datasets.cli import CONTEXT, run_command
-from drawing import heatmap, outline
-from inference import Inspector, load_checkpoint
-from judgement import open_picture
-from thresholds import normalise
+from commands.shared import CONTEXT, run_command
+from inference.inspector import Inspector, load_checkpoint
+from inference.judge import open_picture
+from inference.thresholds import normalise
+from reporting.drawing import heatmap, outline
 from utils import write_atomically
 
 SHOWN = (

@@ -1,0 +1,1 @@
+"""Pictures that are made and not taken: textures, demo parts, weak defects."""

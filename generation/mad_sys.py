@@ -1,0 +1,249 @@
+"""Test sets of weak defects like MAD-sys (paper section 4.1), made from any class: `python -m datasets.mad_sys`.
+
+Textures under Perlin masks are blended onto good test images at transparency β: I·(1−m) + (1−β)·T·m + β·I·m, from 0.1,
+plain to see, to 0.9, almost invisible. An image has the same mask and texture at every β, so that β alone differs.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import sys
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from tqdm import tqdm
+
+import perlin
+from commands.shared import CONTEXT, bits_option, max_pixels_option, run_command
+from datasets import MVTecLayout, Sample, augment, open_textures
+from datasets.depth import read_as_found
+from datasets.files import ReadOptions, read_rgb
+from datasets.textures import Textures
+from utils import InputError, WorkError, printable, write_atomically, write_text
+
+BETAS = (0.1, 0.3, 0.5, 0.7, 0.9)
+CLASSES = ("carpet", "grid", "leather", "tile", "wood")
+KIND = "synthetic"
+MAX_DRAWS = 1000
+SHARE = 946 / 320  # of anomalous to normal images in the authors' subsets
+SETTINGS = "mad_sys.json"
+NUMBER = re.compile(r"[+-]?[\d.,]+%?|nan|inf")  # also mistaken ones: what is wrong, the option says
+
+
+class Transparency(click.FloatRange):
+    """A number between 0 and 1, both excluded; not nan, which compares with nothing."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """The number."""
+        number = super().convert(value, param, ctx)
+        if not 0 < number < 1:
+            self.fail(f"{value} is not in the range 0<x<1.", param, ctx)
+        return number
+
+
+class SeveralValues(click.Command):
+    """A command whose `--beta` takes all the numbers that follow it."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """`--beta 0.1 0.3` → `--beta 0.1 --beta 0.3`."""
+        spelled, open_ = [], False
+        for position, arg in enumerate(args):
+            number = bool(NUMBER.fullmatch(arg))
+            follows = open_ and args[position - 1] != "--beta" and number
+            spelled += ["--beta", arg] if follows else [arg]
+            open_ = arg == "--beta" or (open_ and number)
+        return super().parse_args(ctx, spelled)
+
+
+def make_anomaly(
+    rng: np.random.Generator, image: NDArray[np.uint8], texture: Image.Image
+) -> tuple[NDArray[np.bool_], NDArray[np.uint8]]:
+    """Where and with what an image is changed.
+
+    Args:
+        rng: of all draws.
+        image: (H, W, 3) RGB.
+        texture: of any size; resized to cover the image, three of the nine operations, cropped.
+
+    Returns:
+        The mask (H, W) with at least one pixel, and the texture (H, W, 3).
+    """
+    height, width = image.shape[:2]
+    factor = max(height / texture.height, width / texture.width)
+    size = max(width, round(texture.width * factor)), max(height, round(texture.height * factor))
+    pattern = augment.augment_texture(texture.resize(size, Image.Resampling.BILINEAR), rng)
+    left, top = (pattern.width - width) // 2, (pattern.height - height) // 2
+    masks = (perlin.perlin_mask(rng, (height, width)) for _ in range(MAX_DRAWS))
+    mask = next((mask for mask in masks if mask.any()), None)
+    if mask is None:
+        raise WorkError(f"no defect fits into an image of {height}x{width} pixels")
+    return mask, np.asarray(pattern.crop((left, top, left + width, top + height)))
+
+
+def blend(
+    image: NDArray[np.uint8], texture: NDArray[np.uint8], mask: NDArray[np.bool_], beta: float
+) -> NDArray[np.uint8]:
+    """The image with (1−β)·texture + β·image under the mask, rounded. (H, W, 3)."""
+    out = image.copy()
+    out[mask] = ((1 - beta) * texture[mask] + beta * image[mask] + 0.5).astype(np.uint8)
+    return out
+
+
+class Maker:
+    """Writes one class's images, read by `readings` of the class, at every β; what is there already is kept."""
+
+    def __init__(
+        self, out: Path, textures: Textures, betas: Sequence[float], seed: int, readings: Mapping[str, ReadOptions]
+    ) -> None:
+        self.out, self.textures, self.betas, self.seed = out, textures, betas, seed
+        self.readings = readings
+
+    def good(self, name: str, sample: Sample) -> None:
+        """Copy a normal image as it is."""
+        content = sample.path.read_bytes()
+        for beta in self.betas:
+            self._write(self._folder(beta, name) / "test" / "good" / sample.path.name, content)
+
+    def anomalous(self, name: str, sample: Sample, index: int) -> None:
+        """The index-th anomalous image from a normal one, and its mask, at every β."""
+        places = {
+            beta: (
+                self._folder(beta, name) / "test" / KIND / f"{index:03d}.png",
+                self._folder(beta, name) / "ground_truth" / KIND / f"{index:03d}_mask.png",
+            )
+            for beta in self.betas
+        }
+        missing = {beta: pair for beta, pair in places.items() if not all(path.exists() for path in pair)}
+        if not missing:
+            return
+        rng = np.random.default_rng([self.seed, zlib.crc32(name.encode("utf-8", "surrogateescape")), index])
+        image = np.asarray(read_rgb(sample.path, self.readings[name]))
+        mask, texture = make_anomaly(rng, image, self.textures.read(int(rng.integers(len(self.textures)))))
+        for beta, (path, mask_path) in missing.items():
+            self._write(mask_path, _png(mask.astype(np.uint8) * 255))
+            self._write(path, _png(blend(image, texture, mask, beta)))
+
+    def _folder(self, beta: float, name: str) -> Path:
+        return self.out / f"Beta_{beta:g}" / name
+
+    @staticmethod
+    def _write(path: Path, content: bytes) -> None:
+        if not path.exists():
+            write_atomically(path, lambda temporary: temporary.write_bytes(content))
+
+
+def _png(image: NDArray[np.uint8]) -> bytes:
+    encoded = io.BytesIO()
+    Image.fromarray(image).save(encoded, "PNG")
+    return encoded.getvalue()
+
+
+def _choose(layout: MVTecLayout, wished: Sequence[str]) -> dict[str, list[Sample]]:
+    """The good test images of each class."""
+    known = layout.classes()
+    names = layout.choose(wished) if wished else [name for name in CLASSES if name in known]
+    if not names:
+        raise InputError(
+            f"{layout.root} has none of {', '.join(CLASSES)}; name a class with -d, it has {', '.join(known) or 'none'}"
+        )
+    chosen = {name: [s for s in layout.test(name) if not s.is_anomaly] for name in names}
+    for name, samples in chosen.items():
+        if not samples:
+            raise InputError(f"class {name}: no good test image in {layout.root / name / 'test' / 'good'}")
+    return chosen
+
+
+def _keep_settings(out: Path, settings: dict[str, Any]) -> None:
+    """One folder holds the sets of one choice of settings.
+
+    Raises:
+        InputError: it was made with others.
+    """
+    path = out / SETTINGS
+    if path.exists():
+        try:
+            before = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise WorkError(f"cannot read {path}: {error}") from error
+        other = [
+            f"{key} was {before.get(key)}, is {value}" for key, value in settings.items() if before.get(key) != value
+        ]
+        if other:
+            raise InputError(f"{out} was made with other settings ({'; '.join(other)}); give another folder")
+    else:
+        write_text(path, json.dumps(settings, indent=2) + "\n")
+
+
+@click.command(cls=SeveralValues, context_settings=CONTEXT)
+@click.argument("mvtec", type=click.Path())
+@click.argument("dtd", type=click.Path())
+@click.argument("out", type=click.Path(file_okay=False))
+@click.option(
+    "--beta",
+    "betas",
+    multiple=True,
+    type=Transparency(0, 1, min_open=True, max_open=True),
+    default=BETAS,
+    help="Transparency of the defects, several after one flag or each after its own.",
+)
+@click.option(
+    "-d", "--subdatasets", multiple=True, help="Class, repeatable.  [default: carpet, grid, leather, tile and wood]"
+)
+@click.option("--seed", default=0, type=click.IntRange(0, 2**32 - 1), help="Start of every random draw.")
+@click.option(
+    "--count",
+    default=None,
+    type=click.IntRange(min=1),
+    help="Anomalous images a class.  [default: 2.96 times its normal ones, as in MAD-sys]",
+)
+@bits_option
+@max_pixels_option
+def main(
+    mvtec: str,
+    dtd: str,
+    out: str,
+    betas: tuple[float, ...],
+    subdatasets: tuple[str, ...],
+    seed: int,
+    count: int | None,
+    bits: int | str,
+    max_pixels: int,
+) -> None:
+    """Make test sets of weak defects: OUT/Beta_0.1/CLASS/test and so on, in MVTec AD's layout.
+
+    MVTEC holds a folder a class with good test images, DTD texture pictures at any depth, or is the word builtin.
+    """
+    if Path(out).resolve().is_relative_to(Path(mvtec).resolve()):
+        raise InputError(f"OUT {out} lies in MVTEC {mvtec}, whose pictures it would join; give a folder elsewhere")
+    chosen = _choose(MVTecLayout(mvtec), subdatasets)
+    textures = open_textures(dtd, seed, ReadOptions(max_pixels=max_pixels))
+    _keep_settings(Path(out), {"source": str(mvtec), "textures": str(dtd), "seed": seed, "count": count})
+    reading = ReadOptions(max_pixels=max_pixels)
+    # what is made of a picture must look like its copy, which a test reads with its depth
+    readings = {name: read_as_found(name, bits, samples, reading) for name, samples in chosen.items()}
+    maker = Maker(Path(out), textures, tuple(dict.fromkeys(betas)), seed, readings)
+    counts = {name: count or round(SHARE * len(samples)) for name, samples in chosen.items()}
+    total = sum(len(samples) + counts[name] for name, samples in chosen.items())
+    with tqdm(total=total, unit="img", dynamic_ncols=True, mininterval=0.5 if sys.stderr.isatty() else 30) as bar:
+        for name, samples in chosen.items():
+            bar.set_description(name)
+            for sample in samples:
+                maker.good(name, sample)
+                bar.update()
+            for index in range(counts[name]):
+                maker.anomalous(name, samples[index % len(samples)], index)
+                bar.update()
+    subsets = ", ".join(f"Beta_{beta:g}" for beta in maker.betas)
+    click.echo(printable(f"{out}: {subsets}, each with {total} test images of {', '.join(chosen)}"))
+
+
+if __name__ == "__main__":
+    run_command(main)

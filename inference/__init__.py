@@ -1,0 +1,1 @@
+"""A trained model in use: from a checkpoint and a picture to a decision."""

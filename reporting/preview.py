@@ -1,0 +1,232 @@
+"""A sheet of what LAS makes of a class's images, to look at before training: `python -m datasets.preview`."""
+
+from __future__ import annotations
+
+import io
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+import main
+from commands.shared import CONTEXT, run_command
+from datasets import DATASETS, ImageSettings, Layout, Sample, TrainDataset
+from datasets.check import (
+    Problem,
+    check_defects,
+    check_foreground,
+    drop_bad,
+    leave_out_small,
+    look_at_pictures,
+    quick_look,
+)
+from datasets.defects import Defects, list_defects, of_class, refuse_test_images
+from datasets.depth import Depth, find_depth, log_depth
+from datasets.files import ReadOptions
+from datasets.foreground import make_masks
+from datasets.geometry import AUTO, Tiling
+from datasets.textures import FileTextures, Textures, open_textures
+from datasets.tiles import refuse_small, tiles_of
+from synthesis import ascent as synthesis
+from training import distribution
+from utils import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    InputError,
+    WorkError,
+    printable,
+    row_name,
+    setup_logging,
+    write_atomically,
+)
+
+COLUMNS = ("image", "foreground", "mask", "texture or defect", "augmented")
+GAP, LABEL, SHOWN = 6, 18, 256
+GROUND = (225, 225, 225)  # of the sheet: a mask of ones stands out from it
+STRIDE = 8  # of the usual first layer's grid, on which a mask must leave something or is drawn again
+
+
+def preview_class(layout: Layout, name: str, options: dict[str, Any], samples: int, seed: int) -> Image.Image:
+    """The sheet of one class, a row a sample: image, foreground, mask, texture, augmented image.
+
+    Args:
+        layout: of the data set.
+        name: of the class.
+        options: of the command `dataset`, by name.
+        samples: how many rows, evenly spread over the training images.
+        seed: of all draws, those of a training with it in its first epoch.
+
+    Raises:
+        InputError, WorkError: as a run does.
+    """
+    settings = ImageSettings.of(options).for_class(layout, name)
+    train, sizes, depth = _readable(layout, name, options, settings)
+    settings = replace(settings, bits=depth.bits)
+    textures = _textures(options, seed)
+    tiling = None if options["tile"] is None else Tiling.of(settings, options["tile"], options["overlap"])
+    defects = _defects(layout, name, settings, options, sizes, tiling)
+    grid = tuple(max(1, side // STRIDE) for side in settings.size)
+    flags = distribution.read_flags(options["name"], row_name(options["name"], name))
+    with tempfile.TemporaryDirectory() as folder:
+        masks = None
+        if distribution.wants_foreground(options["fg"], flags):
+            masks = _foreground(layout, name, train, sizes, settings, tiling is not None, Path(folder))
+        if tiling is not None:
+            refuse_small(train, tiling, sizes)
+            tiles = tiles_of(train, tiling, sizes)
+            by_path = None if masks is None else dict(zip((s.path for s in train), masks, strict=True))
+            train, masks = tiles, by_path and [by_path[s.path] for s in tiles]
+        data = TrainDataset(train, settings, textures, grid, masks, seed, defects=defects)
+        chosen = np.unique(np.linspace(0, len(train) - 1, samples).astype(int))
+        rows = [_row(data, int(index)) for index in chosen]
+    return _sheet(row_name(options["name"], name), rows)
+
+
+def _readable(
+    layout: Layout, name: str, options: dict[str, Any], settings: ImageSettings
+) -> tuple[list[Sample], dict[Path, tuple[int, int]], Depth]:
+    """The training images, their (width, height) and depth; with --skip_bad those that can be read."""
+    train = layout.train(name)
+    problems, headers = quick_look(name, train, [], settings.reading)
+    train = drop_bad(train, _stops(problems, options["skip_bad"], name))
+    depth = find_depth(options["bits"], [sample.path for sample in train], [], headers, settings.reading)
+    log_depth(name, depth)
+    return train, {path: header.size for path, header in headers.items()}, depth
+
+
+def _stops(problems: Sequence[Problem], skip_bad: bool, what: str) -> Sequence[Problem]:
+    """The problems, where none of them stops the preview."""
+    stops = [problem for problem in problems if not (skip_bad and problem.kind == "unreadable")]
+    if stops:
+        raise WorkError(f"{what}: {stops[0]}")
+    return problems
+
+
+def _textures(options: dict[str, Any], seed: int) -> Textures:
+    textures = open_textures(options["aug_path"], seed, ReadOptions(max_pixels=options["max_pixels"]))
+    if not isinstance(textures, FileTextures):
+        return textures
+    problems, headers = look_at_pictures(textures.paths, None, textures.reading)
+    bad = {problem.path for problem in _stops(problems, options["skip_bad"], "textures")}
+    depth = find_depth(AUTO, textures.paths, [], headers, textures.reading)
+    kept = [path for path in textures.paths if path not in bad]
+    return FileTextures(kept, replace(textures.reading, bits=depth.bits))
+
+
+def _defects(
+    layout: Layout,
+    name: str,
+    settings: ImageSettings,
+    options: dict[str, Any],
+    sizes: dict[Path, tuple[int, int]],
+    tiling: Tiling | None,
+) -> Defects | None:
+    """The known defects of a class, as a run takes them."""
+    if not options["defects"]:
+        return None
+    pairs = of_class(list_defects(options["defects"]), options["defects"], name, layout.classes())
+    bad = {problem.path for problem in _stops(check_defects(pairs, settings.reading), options["skip_bad"], "defects")}
+    pairs = [pair for pair in pairs if bad.isdisjoint(pair)]
+    refuse_test_images(pairs, layout.test(name), settings.reading)
+    size = tuple(np.median(list(sizes.values()), axis=0).round().astype(int).tolist())
+    size = size if tiling is None else tiling.tile[::-1]
+    return Defects(pairs, settings, options["defects_share"], size, tiling is not None) if pairs else None
+
+
+def _foreground(
+    layout: Layout,
+    name: str,
+    train: list[Sample],
+    sizes: dict[Path, tuple[int, int]],
+    settings: ImageSettings,
+    tiled: bool,
+    folder: Path,
+) -> list[Path | None]:
+    """The foreground mask of each training image as a run takes it; those made lie in `folder`."""
+    given = layout.foreground(name, train)
+    if given:
+        _stops(check_foreground(given, train, sizes, name, settings, tiled, settings.reading), False, name)
+        return given
+    made = make_masks(train, folder, announce=False, reading=settings.reading)
+    return made if tiled else leave_out_small(made, train, sizes, settings)
+
+
+def _row(data: TrainDataset, index: int) -> tuple[str, list[NDArray[np.uint8]]]:
+    """What it is, and the pictures of one sample, as a training makes it in its first epoch."""
+    image, rng = data.image(0, index)
+    texture, mask, _, beta = data.anomaly(rng, index)
+    augmented = synthesis.blend(image, texture, torch.from_numpy(mask).float(), beta)
+    foreground = data.foreground_of(index)
+    allowed = np.ones_like(mask) if foreground is None else foreground
+    pictures = [_visible(image), _visible(allowed), _visible(mask), _visible(texture), _visible(augmented)]
+    return f"{printable(data.samples[index].path.name)}  beta {beta:.2f}", pictures
+
+
+def _visible(picture: Tensor | NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """Normalised (3, H, W) or mask (H, W) → (H, W, 3) uint8."""
+    if isinstance(picture, np.ndarray):
+        return np.repeat(picture[..., None].astype(np.uint8) * 255, 3, axis=2)
+    values = picture.permute(1, 2, 0).numpy() * np.array(IMAGENET_STD) + np.array(IMAGENET_MEAN)
+    return (values.clip(0, 1) * 255 + 0.5).astype(np.uint8)
+
+
+def _sheet(title: str, rows: list[tuple[str, list[NDArray[np.uint8]]]]) -> Image.Image:
+    height, width = rows[0][1][0].shape[:2]
+    scale = min(1.0, SHOWN / max(height, width))
+    height, width = round(height * scale), round(width * scale)
+    step = height + LABEL + GAP
+    sheet = Image.new("RGB", (GAP + (width + GAP) * len(COLUMNS), LABEL * 2 + GAP + step * len(rows)), GROUND)
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
+    draw.text((GAP, 2), title, (0, 0, 0), font)
+    for column, label in enumerate(COLUMNS):
+        draw.text((GAP + column * (width + GAP), LABEL + 2), label, (90, 90, 90), font)
+    for row, (label, pictures) in enumerate(rows):
+        top = LABEL * 2 + GAP + row * step
+        draw.text((GAP, top), label, (0, 0, 0), font)
+        for column, picture in enumerate(pictures):
+            shown = Image.fromarray(picture).resize((width, height), Image.Resampling.BILINEAR)
+            sheet.paste(shown, (GAP + column * (width + GAP), top + LABEL))
+    return sheet
+
+
+def _save(sheet: Image.Image, path: Path) -> None:
+    encoded = io.BytesIO()
+    sheet.save(encoded, "PNG")
+    write_atomically(path, lambda temporary: temporary.write_bytes(encoded.getvalue()))
+
+
+def _preview(out: str, samples: int, seed: int, **options: Any) -> None:
+    """Show what training will make of the images: the same options and arguments as main.py's dataset."""
+    options = main.dataset.callback(**options)[1]
+    setup_logging()
+    if options["name"] not in DATASETS:
+        raise InputError(f"unknown data set {options['name']!r}; possible: {', '.join(DATASETS)}")
+    layout = DATASETS[options["name"]](options["data_path"], options["split_seed"], options["test_share"])
+    for name in layout.choose(options["subdatasets"]):
+        path = Path(out) / f"{row_name(options['name'], name)}.png"
+        _save(preview_class(layout, name, options, samples, seed), path)
+        click.echo(printable(str(path)))
+
+
+OWN_OPTIONS = [
+    click.Option(
+        ["--out"], default="preview", type=click.Path(file_okay=False), help="Folder of the sheets, one a class."
+    ),
+    click.Option(["--samples"], default=6, type=click.IntRange(1, 100), help="Rows of a sheet."),
+    click.Option(["--seed"], default=0, type=click.IntRange(0, 2**32 - 1), help="Start of every random draw."),
+]
+command = click.Command(
+    "preview", callback=_preview, params=[*main.dataset.params, *OWN_OPTIONS], help=_preview.__doc__,
+    context_settings=CONTEXT,
+)  # fmt: skip
+
+if __name__ == "__main__":
+    run_command(command)

@@ -1,0 +1,1 @@
+"""The paper's two ideas: anomalies on the image (LAS) and on the features (GAS)."""

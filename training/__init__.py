@@ -1,0 +1,1 @@
+"""One run over the classes of a data set: what is read, trained, saved and evaluated."""

@@ -1,0 +1,218 @@
+"""What earlier runs left, looked at before anything is trained.
+
+What is damaged, or does not go together with what is given now, stops a run at once.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+from datasets import inventory
+from datasets.check import check_pictures
+from datasets.inventory import Inventory
+from glass import refuse_other_split
+from inference import checkpoint
+from reporting import page
+from reporting import tables as report
+from training import reading
+from training.job import ClassData, Options, Run
+from utils import LOGGER, InputError, WorkError, printable
+
+FILES = ("results.csv", "results.xlsx", "per_image.csv", page.FILE, report.SETTINGS)
+FOLDERS = ("models", "training", "eval", page.FOLDER, "judge", "foreground", "splits", "skipped")
+
+
+def inventory_of(this: Run, data: ClassData, foreground: bool) -> Inventory:
+    """The files that a class's training comes from; with the user's foreground masks where `foreground`.
+
+    Good images that a layout keeps for the test count too: which ones these are depends on what there is.
+    """
+    parts = {inventory.TRAIN: [s.path for s in data.train], inventory.TEST: [s.path for s in data.held_out]}
+    if foreground:
+        parts[inventory.FOREGROUND] = this.layout.foreground(data.name, data.train) or []
+    return Inventory.of(this.layout.root, parts, this.fingerprints)
+
+
+def refuse_other_data(this: Run, classes: Sequence[ClassData]) -> list[ClassData]:
+    """Stop before the first class is trained where one of them was trained, or begun, with other files.
+
+    Returns:
+        The classes, without files that cannot be read and that their trainings had left out (`--skip_bad`).
+
+    Raises:
+        InputError: names the class, both sets of files, and what can be done.
+    """
+    if not this.training:
+        return list(classes)
+    kept, refused = [], {}
+    for data in classes:
+        data, message = _compare(this, data)
+        kept.append(data)
+        if message:
+            refused[data.row] = message
+    if refused:
+        first, *others = refused
+        more = f" (and so for {', '.join(others)})" if others else ""
+        raise InputError(refused[first] + more)
+    return kept
+
+
+def refuse_other_splits(this: Run, data: ClassData) -> None:
+    """Stop where a class's training kept other good images for the test than this run would.
+
+    Raises:
+        InputError: says which options to give.
+    """
+    own = {"split_seed": this.dataset["split_seed"], "test_share": this.dataset["test_share"]}
+    for folder in _folders(this, data) if data.held_out else ():
+        refuse_other_split(checkpoint.config_of(folder, this.training) or {}, own, folder)
+
+
+def _folders(this: Run, data: ClassData) -> list[Path]:
+    return [this.models / f"backbone_{index}" / data.row for index in range(len(this.nets))]
+
+
+def _compare(this: Run, data: ClassData) -> tuple[ClassData, str]:
+    """The class, and what is wrong with its files; "" where nothing is."""
+    other = {}
+    for folder in _folders(this, data):
+        config = checkpoint.config_of(folder)
+        if config is None:
+            continue
+        if "data" not in config:
+            LOGGER.info(
+                "%s: the checkpoint in %s, of an earlier version, does not say which images it was trained on; taken "
+                "to be the present ones", data.row, folder,
+            )  # fmt: skip
+            continue
+        before = inventory.load(folder, config["data"])
+        now = inventory_of(this, data, config["foreground"])
+        if now.digest != config["data"]:
+            data = _without_unreadable(this, data, before)
+            now = inventory_of(this, data, config["foreground"])
+        if now.digest != config["data"]:
+            other[folder] = _both_sides(config, before, now)
+    if not other:
+        return data, ""
+    place = "--models_path" if this.main["models_path"] else "--results_path"
+    folder, sides = next(iter(other.items()))
+    return data, (
+        f"class {data.row}: its training in {folder} was begun with other images: {sides}; give another {place}, "
+        f"put the images back as they were, or delete {' and '.join(map(str, other))} to train anew"
+    )
+
+
+def _without_unreadable(this: Run, data: ClassData, before: Inventory | None) -> ClassData:
+    """The class without the images that are new and cannot be read: its training may have left them out.
+
+    Raises:
+        WorkError: there are such images, the training goes on, and they are not to be left out.
+    """
+    paths = [sample.path for sample in (*data.train, *data.held_out)]
+    new = [p for p in paths if before is None or inventory.below(p, this.layout.root) not in before.files]
+    problems = check_pictures(new, full=f"{data.row}: new images", reading=data.settings.reading)
+    if problems and not this.finished(data):
+        reading.stop_or_skip(this, f"class {data.row}", problems)
+    elif problems:
+        LOGGER.warning(
+            "%s: %d files cannot be read, such as %s; they are left out", data.row, len(problems), problems[0]
+        )
+    return data.without(problems)
+
+
+def _both_sides(config: dict[str, Any], before: Inventory | None, now: Inventory) -> str:
+    then = f"{config['data_images']} then in {config['data_path']}, {now.images} now in {printable(now.root)}"
+    return then if before is None else f"{then}, {before.differences(now)}"
+
+
+def check_results(results: Path, own: Collection[str] = ()) -> page.Page:
+    """Look at the tables, the settings and what is kept for the report.
+
+    Args:
+        results: the results folder.
+        own: rows that the run writes anew before they are read.
+
+    Returns:
+        The page, with what earlier runs kept.
+
+    Raises:
+        WorkError: a file is damaged, or cannot be written; says which, and what to do.
+    """
+    for name in FILES:
+        if (results / name).is_dir():
+            raise WorkError(f"{results / name} is a folder, but a run writes a file of that name; move it away")
+    for name in FOLDERS:
+        folder = results / name
+        if folder.exists() and not folder.is_dir():
+            raise WorkError(f"{folder} is a file, but a run writes a folder of that name; move it away")
+        _refuse_read_only(folder, "--results_path")
+    report.read_rows(results / "results.csv")
+    report.read_settings(results)
+    made = page.Page(results)
+    made.check(own)
+    return made
+
+
+def _refuse_read_only(folder: Path, option: str) -> None:
+    if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
+        raise WorkError(f"{folder} cannot be written to; change its permissions, or give another {option}")
+
+
+def check_checkpoints(folder: Path, trained: bool) -> None:
+    """Read the checkpoints in the folder of a class that are going to be used.
+
+    Args:
+        folder: of the class's checkpoints.
+        trained: whether there is nothing left to train.
+
+    Raises:
+        WorkError: one is damaged; says which, and what to do.
+    """
+    if not folder.is_dir():
+        return
+    if not trained and (folder / checkpoint.LATEST).exists():
+        checkpoint.verify(folder / checkpoint.LATEST)
+    chosen = checkpoint.find_chosen(folder) if trained else None
+    if chosen is not None:
+        checkpoint.verify(chosen[0])
+
+
+def check_seed(results: Path, models: Path, seed: int, dataset: Options) -> None:
+    """Look at what an earlier run with one of several seeds left, before the first of them trains.
+
+    Args:
+        results: folder of the seed.
+        models: folder of the seed, or of its results, below which the checkpoints lie.
+        seed: the seed.
+        dataset: options of the command.
+
+    Raises:
+        InputError: other good images were kept for the test.
+        WorkError: something is damaged.
+    """
+    if not results.is_dir():
+        return
+    check_results(results)
+    for folder in sorted(path.parent for path in models.glob(f"**/backbone_*/*/{checkpoint.LATEST}")):
+        checkpoint.verify(folder / checkpoint.LATEST)
+        config = checkpoint.config_of(folder) or {}
+        if config.get("split_seed", dataset["split_seed"]) != dataset["split_seed"]:
+            before = config["split_seed"]
+            raise InputError(
+                f"{folder} was trained with split_seed {before}, given is {dataset['split_seed']}; go on with one "
+                f"seed at a time: --seed {seed} --results_path {results} … dataset --split_seed {before}"
+            )
+
+
+def check_place(folder: Path) -> None:
+    """Whether a training can write to the folder of its class.
+
+    Raises:
+        WorkError: it cannot.
+    """
+    _refuse_read_only(folder, "--models_path")
+    if (folder / "tb").exists() and not (folder / "tb").is_dir():
+        raise WorkError(f"{folder / 'tb'} is a file, but a training writes a folder of that name; move it away")

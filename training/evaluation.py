@@ -1,0 +1,132 @@
+"""What a test set says of a model, and which epoch it makes the one to keep."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+import metrics
+from datasets.masks import NO_PIXEL_LEFT
+from inference.thresholds import Thresholds
+from training import device_metrics
+
+METRICS = ("image_auroc", "image_ap", "pixel_auroc", "pixel_ap", "pixel_pro")
+
+
+@dataclass
+class Predictions:
+    """Scores and maps of a test set, with its ground truth.
+
+    scores (n,) and maps (n, H, W) float32, the maps on the device where they are ranked there. labels (n,) bool.
+    masks n × (H, W) int8, below 0 where not known; `truth` the same on the device.
+    """
+
+    scores: NDArray[np.float32]
+    maps: NDArray[np.float32] | Tensor
+    labels: NDArray[np.bool_]
+    masks: metrics.PackedMasks
+    paths: list[str]
+    truth: device_metrics.DeviceTruth | None = None
+
+    def without_scores(self) -> Predictions:
+        """What does not depend on the model alone. No view of the maps, which would keep the whole of them alive."""
+        return replace(self, maps=np.empty((0, *self.maps.shape[1:]), np.float32), scores=np.empty(0, np.float32))
+
+    def on_host(self) -> Predictions:
+        """The same with the maps in an array."""
+        return replace(self, maps=self.maps.cpu().numpy(), truth=None) if isinstance(self.maps, Tensor) else self
+
+
+@dataclass
+class Tested:
+    """What testing a class gave: its figures, what they are made of, and the thresholds of the checkpoint."""
+
+    __test__ = False  # pytest takes a name that begins so for a test
+
+    figures: dict[str, Any]
+    found: Predictions
+    thresholds: Thresholds | None
+
+
+def evaluate(found: Predictions) -> dict[str, float]:
+    """The metrics named in `METRICS`, in [0, 1]; nan where the test set does not allow one."""
+    image = metrics.compute_imagewise_retrieval_metrics(found.scores, found.labels)
+    if isinstance(found.maps, Tensor):
+        pixel = device_metrics.pixel_metrics(found.maps, found.truth)
+    else:
+        pixel = metrics.pixel_metrics(found.maps, found.masks)
+    values = (image["auroc"], image["ap"], pixel["auroc"], pixel["ap"], pixel["pro"])
+    return dict(zip(METRICS, values, strict=True))
+
+
+def selection_value(figures: Mapping[str, Any]) -> float | None:
+    """Image AUROC + pixel AUROC, of which one may be missing; None where both are."""
+    values = [figures.get(key, math.nan) for key in ("image_auroc", "pixel_auroc")]
+    values = [v for v in values if not math.isnan(v)]
+    return sum(values) if values else None
+
+
+def metrics_line(figures: Mapping[str, float]) -> str:
+    """Those of `METRICS` that there are, in percent."""
+    return "  ".join(f"{name} {100 * figures[name]:.2f}" for name in METRICS if name in figures)
+
+
+def why_nan(figures: Mapping[str, float], masks: Sequence[NDArray[np.int8]] = ()) -> list[str]:
+    """What the test set lacks for those of `METRICS` that could not be computed.
+
+    Args:
+        masks: n × (H, W) as in `Predictions`, by which the reason is told more exactly.
+    """
+    reasons = []
+    if math.isnan(figures["image_auroc"]):
+        reasons.append("image metrics cannot be computed: the test images are all good or all defective")
+    if math.isnan(figures["pixel_auroc"]):
+        reason = "pixel metrics cannot be computed: no mask with both normal and anomalous pixels"
+        if lost := sum(bool(np.any(mask == NO_PIXEL_LEFT)) for mask in masks):
+            reason += f"; of {lost} masks no anomalous pixel is left after resizing and crop"
+        reasons.append(reason)
+    return reasons
+
+
+def ended(record: Mapping[str, Any], meta_epochs: int, patience: int) -> bool:
+    """Whether a training is over: all its epochs done, or none better in `patience` evaluations."""
+    return record["epoch"] >= meta_epochs or bool(patience and record.get("stale", 0) >= patience)
+
+
+def remember(record: dict[str, Any], figures: Mapping[str, float]) -> None:
+    """Add an epoch to the record's history: its figures, with the metrics where it was evaluated."""
+    epoch = record["epoch"] - 1
+    judged = record["last"] if record["last"] and record["last"]["epoch"] == epoch else {}
+    record["history"] = [*record["history"], {**figures, **judged, "epoch": epoch}]
+
+
+def judge(found: Predictions, thresholds: Thresholds | None) -> dict[str, float]:
+    """Every metric of a test set: `METRICS`, then the further ones, in the order of the report's columns.
+
+    `*_f1`, `*_precision`, `*_recall` and `false_alarms` are at the checkpoint's thresholds, nan where it has none;
+    `*_f1_max` is the best that any threshold gives, known only to who sees the test set.
+    """
+    labels, maps = found.labels, found.on_host().maps
+    image = metrics.compute_imagewise_retrieval_metrics(found.scores, labels)
+    pixel = metrics.all_pixel_metrics(maps, found.masks, (metrics.PRO_LIMIT, metrics.STRICT_PRO_LIMIT))
+    values = (image["auroc"], image["ap"], pixel["auroc"], pixel["ap"], pixel["pro"][0])
+    low, high = metrics.bootstrap_auroc(found.scores, labels)
+    of_image, of_pixel = (thresholds.image, thresholds.pixel) if thresholds else (math.nan, math.nan)
+    images = metrics.at_threshold(found.scores, labels, of_image)
+    pixels = metrics.pixels_at_threshold(maps, found.masks, of_pixel)
+    return {
+        **dict(zip(METRICS, values, strict=True)),
+        "image_auroc_low": low, "image_auroc_high": high, "image_f1_max": metrics.f1_max(found.scores, labels)[0],
+        "pixel_f1_max": pixel["f1_max"], "pixel_pro_5": pixel["pro"][1],
+        "pixel_pro_published": metrics.compute_pro_published(found.masks, maps),
+        "image_threshold": of_image, "image_f1": images["f1"], "image_precision": images["precision"],
+        "image_recall": images["recall"], "false_alarms": images["false_alarms"],
+        "pixel_threshold": of_pixel, "pixel_f1": pixels["f1"], "pixel_precision": pixels["precision"],
+        "pixel_recall": pixels["recall"],
+    }  # fmt: skip
