@@ -35,7 +35,9 @@ from loss import focal_loss
 from model import Discriminator, PatchMaker, Projection
 from reporting import tables as report
 from reporting import tensorboard
-from synthesis.ascent import Fused, GASResult, Workspace, compile_updates, gas, linear, quantile, ring_factor
+from synthesis.arithmetic import Workspace, linear, quantile, ring_factor
+from synthesis.gas import GASResult, gas
+from synthesis.slope import Fused, compile_updates
 from training.device_metrics import DeviceTruth
 from training.evaluation import (
     METRICS,

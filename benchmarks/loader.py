@@ -36,7 +36,7 @@ from datasets.base import TextureReading, plan_images, plan_textures  # noqa: E4
 from datasets.cache import GB, ImageCache  # noqa: E402
 from datasets.files import list_images  # noqa: E402
 from datasets.textures import BuiltinTextures, FileTextures  # noqa: E402
-from synthesis import ascent as synthesis  # noqa: E402
+from synthesis import las  # noqa: E402
 
 
 def sources(folder: Path, side: int, data: str | None, textures: str | None) -> tuple[list[Path], list[Path]]:
@@ -104,7 +104,7 @@ def measure(args: argparse.Namespace, images: list[Path], textures: list[Path]) 
         "sample, second epoch on": lambda _rng, i: kept[i, i % len(images)],
         "sample, built-in textures": lambda _rng, i: builtin[i, i % len(images)],
         "Perlin mask, direct": lambda rng, _i: reference.perlin_mask(rng, size, perlin.rotate),
-        "Perlin mask": lambda rng, _i: synthesis.las_mask(rng, size, grid),
+        "Perlin mask": lambda rng, _i: las.las_mask(rng, size, grid),
         "once: image read": lambda _rng, i: unkept.load(i % len(images)),
         "once: texture read": lambda _rng, i: unkept.texture_pixels(i % len(textures)),
         "once: built-in texture made": lambda _rng, i: bare.texture_pixels(7 * i % len(bare.textures)),

@@ -46,7 +46,7 @@ from datasets.base import TextureReading, plan_images, plan_textures  # noqa: E4
 from datasets.cache import GB, ImageCache  # noqa: E402
 from datasets.textures import FileTextures  # noqa: E402
 from glass import GLASS, Predictions, TestMemory  # noqa: E402
-from synthesis.ascent import gas  # noqa: E402
+from synthesis.gas import gas  # noqa: E402
 from training.feature_cache import FeatureCache  # noqa: E402
 
 LAYERS = ("layer2", "layer3")

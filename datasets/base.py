@@ -26,7 +26,7 @@ from datasets.geometry import cut_mirrored
 from datasets.masks import LOST, NO_PIXEL_LEFT, examine, find_annotations, read_mask_of
 from datasets.settings import ImageSettings, normalise
 from datasets.textures import Textures
-from synthesis import ascent as synthesis
+from synthesis import las
 from utils import LOGGER, InputError, WorkError, cores
 
 GOOD = "good"
@@ -377,12 +377,12 @@ class TrainDataset(Dataset):
             texture = self._texture(rng)
         try:
             if mask is None:
-                mask, mask_s = synthesis.las_mask(rng, self.settings.size, self.grid, foreground)
+                mask, mask_s = las.las_mask(rng, self.settings.size, self.grid, foreground)
             else:
-                mask_s = synthesis.pool_mask(mask, self.grid)
+                mask_s = las.pool_mask(mask, self.grid)
         except InputError as error:
             raise InputError(f"{self.masks[index] if self.masks else self.samples[index].path}: {error}") from error
-        return texture, mask, mask_s, synthesis.draw_beta(rng, self.settings.mean, self.settings.std)
+        return texture, mask, mask_s, las.draw_beta(rng, self.settings.mean, self.settings.std)
 
     def __getitem__(self, key: tuple[int, int] | tuple[int, int, bool] | int) -> dict[str, Any]:
         epoch, index, *wanted = key if isinstance(key, tuple) else (0, key)
@@ -390,7 +390,7 @@ class TrainDataset(Dataset):
         texture, mask, mask_s, beta = self.anomaly(rng, index)
         item = {
             "image": image,
-            "aug": synthesis.blend(image, texture, torch.from_numpy(mask).float(), beta),
+            "aug": las.blend(image, texture, torch.from_numpy(mask).float(), beta),
             "mask_s": torch.from_numpy(mask_s),
             "mask_gt": torch.zeros(1, *self.settings.size, dtype=torch.int8),
             "is_anomaly": False,

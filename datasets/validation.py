@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from datasets.base import Sample, TrainDataset
-from synthesis import ascent as synthesis
+from synthesis import las
 from utils import InputError
 
 LEAST = 8  # images held out
@@ -94,4 +94,4 @@ class ValidationDataset(GoodImages):
         image = self.train.plain_image(of)
         rng = np.random.default_rng([self.train.seed, of, draw, 1])  # apart from those of any epoch
         texture, mask, _, beta = self.train.anomaly(rng, of)
-        return self._item(index, of, synthesis.blend(image, texture, torch.from_numpy(mask).float(), beta), mask)
+        return self._item(index, of, las.blend(image, texture, torch.from_numpy(mask).float(), beta), mask)

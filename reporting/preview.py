@@ -35,7 +35,7 @@ from datasets.foreground import make_masks
 from datasets.geometry import AUTO, Tiling
 from datasets.textures import FileTextures, Textures, open_textures
 from datasets.tiles import refuse_small, tiles_of
-from synthesis import ascent as synthesis
+from synthesis import las
 from training import distribution
 from utils import (
     IMAGENET_MEAN,
@@ -163,7 +163,7 @@ def _row(data: TrainDataset, index: int) -> tuple[str, list[NDArray[np.uint8]]]:
     """What it is, and the pictures of one sample, as a training makes it in its first epoch."""
     image, rng = data.image(0, index)
     texture, mask, _, beta = data.anomaly(rng, index)
-    augmented = synthesis.blend(image, texture, torch.from_numpy(mask).float(), beta)
+    augmented = las.blend(image, texture, torch.from_numpy(mask).float(), beta)
     foreground = data.foreground_of(index)
     allowed = np.ones_like(mask) if foreground is None else foreground
     pictures = [_visible(image), _visible(allowed), _visible(mask), _visible(texture), _visible(augmented)]

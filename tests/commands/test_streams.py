@@ -6,6 +6,7 @@ import sys
 import click
 import pytest
 
+import commands.shared
 import main as front
 
 NAME = "\u2013 \u00b1 \u2192 caf\udce9"  # a dash, a sign, an arrow, and a byte that is not UTF-8

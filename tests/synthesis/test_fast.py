@@ -16,7 +16,7 @@ import glass as glass_module
 import main as command
 import metrics
 import utils
-from synthesis.ascent import gas
+from synthesis.gas import gas
 from training import device_metrics, feature_cache
 from training.feature_cache import FeatureCache, feature_budget
 from utils import InputError
@@ -367,7 +367,7 @@ def test_scores_of_the_folded_head_are_those_of_the_whole_network(layers, more):
 
 def test_the_compiled_formulas_are_those_of_the_buffers():
     """Whether or not a compiler is there: what would be compiled gives the same."""
-    from synthesis.ascent import Fused, _to_scores, _to_y
+    from synthesis.slope import Fused, _to_scores, _to_y
 
     for svd in (0, 1):
         plain, fused = centred(svd=svd, dsc_hidden=64), centred(svd=svd, dsc_hidden=64)

@@ -13,7 +13,7 @@ import perlin
 from common import FusedPooling, RescaleSegmentor
 from loss import focal_loss
 from model import Discriminator, Projection
-from synthesis import ascent as synthesis
+from synthesis import arithmetic, las
 from utils import InputError
 
 
@@ -157,7 +157,7 @@ def test_masks_agree_with_the_published_statistics():
     rng = np.random.default_rng(1)
     found = {"pixel_coverage": [], "patch_coverage": [], "pixel_components": []}
     for _ in range(golden["n"]):
-        mask, mask_s = synthesis.las_mask(rng, tuple(golden["image"]), tuple(golden["feature_map"]))
+        mask, mask_s = las.las_mask(rng, tuple(golden["image"]), tuple(golden["feature_map"]))
         found["pixel_coverage"].append(mask.mean())
         found["patch_coverage"].append(mask_s.mean())
         found["pixel_components"].append(cv2.connectedComponents(mask.astype(np.uint8))[0] - 1)
@@ -176,7 +176,7 @@ def test_mask_keeps_to_the_foreground_and_its_pool_to_the_grid(seed, size):
     foreground = np.zeros(size, bool)
     foreground[: size[0] // 2] = True
     grid = (size[0] // 7, size[1] // 7)
-    mask, mask_s = synthesis.las_mask(np.random.default_rng(seed), size, grid, foreground)
+    mask, mask_s = las.las_mask(np.random.default_rng(seed), size, grid, foreground)
     assert mask.any()
     assert not mask[~foreground].any()
     assert mask_s.shape == grid
@@ -186,21 +186,21 @@ def test_mask_keeps_to_the_foreground_and_its_pool_to_the_grid(seed, size):
 
 def test_empty_foreground_is_an_error_not_a_loop():
     with pytest.raises(InputError, match=r"foreground.*0\.00%"):
-        synthesis.las_mask(np.random.default_rng(0), (32, 32), (4, 4), np.zeros((32, 32), bool))
+        las.las_mask(np.random.default_rng(0), (32, 32), (4, 4), np.zeros((32, 32), bool))
 
 
 def test_blend_mixes_inside_the_mask_only():
     image, texture = torch.full((3, 4, 4), 2.0), torch.full((3, 4, 4), -1.0)
     mask = torch.zeros(4, 4)
     mask[0] = 1
-    out = synthesis.blend(image, texture, mask, 0.3)
+    out = las.blend(image, texture, mask, 0.3)
     assert torch.equal(out[:, 1:], image[:, 1:])
     assert out[:, 0].flatten().tolist() == pytest.approx([0.7 * -1 + 0.3 * 2] * 12)
 
 
 def test_beta_is_clipped():
     rng = np.random.default_rng(0)
-    drawn = [synthesis.draw_beta(rng, 0.5, 0.4) for _ in range(500)]
+    drawn = [las.draw_beta(rng, 0.5, 0.4) for _ in range(500)]
     assert min(drawn) == 0.2
     assert max(drawn) == 0.8
     assert 0.4 < np.mean(drawn) < 0.6
@@ -211,12 +211,12 @@ def test_beta_is_clipped():
 
 @given(st.lists(st.floats(-1e3, 1e3, width=32), min_size=1, max_size=50), st.floats(0, 1))
 def test_quantile_is_numpys(values, q):
-    ours = float(synthesis.quantile(torch.tensor(values), q))
+    ours = float(arithmetic.quantile(torch.tensor(values), q))
     assert ours == pytest.approx(np.quantile(np.float32(values), q), rel=1e-5, abs=1e-3)
 
 
 def test_quantile_of_nothing_is_nan():
-    assert np.isnan(float(synthesis.quantile(torch.zeros(0), 0.5)))
+    assert np.isnan(float(arithmetic.quantile(torch.zeros(0), 0.5)))
 
 
 def test_focal_loss_by_hand():

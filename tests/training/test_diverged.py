@@ -18,7 +18,7 @@ from datasets.geometry import Geometry
 from inference import checkpoint
 from inference import judge as judgement
 from inference.thresholds import HELD_OUT, Thresholds
-from synthesis import ascent as synthesis
+from synthesis import arithmetic
 from utils import InputError, WorkError
 
 SETTINGS = {"class_name": "disc", "resize": SIDE, "imagesize": SIDE, "keep_all": False}
@@ -50,7 +50,7 @@ def test_cross_entropy_of_scores_that_are_numbers_is_torchs_to_the_last_digit():
     scores[:4] = torch.tensor([0.0, 1.0, 1e-38, 1 - 6e-8])
     for target in (0.0, 1.0):
         ours, theirs = scores.clone().requires_grad_(True), scores.clone().requires_grad_(True)
-        loss = synthesis._bce(ours, target)
+        loss = arithmetic.mean_bce(ours, target)
         expected = F.binary_cross_entropy(theirs, torch.full_like(theirs, target))
         (3 * loss).backward()
         (3 * expected).backward()
@@ -67,7 +67,7 @@ def test_a_score_that_is_no_number_never_reaches_torchs_cross_entropy(settings, 
         return F.binary_cross_entropy(scores, *arguments)
 
     fake = type("F", (), {**vars(F), "binary_cross_entropy": staticmethod(asserting)})
-    monkeypatch.setattr(synthesis, "F", fake)
+    monkeypatch.setattr(arithmetic, "F", fake)
     model = small_glass(**settings)
     batch = small_batch(model)
     with torch.no_grad():

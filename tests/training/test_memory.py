@@ -16,7 +16,7 @@ from common import NetworkFeatureAggregator
 from datasets.cache import GB
 from metrics import PackedMasks
 from model import Discriminator, Projection
-from synthesis import ascent as synthesis
+from synthesis import arithmetic, ascent, slope
 from training import device_metrics, feature_cache
 from training.feature_cache import feature_budget, step_bytes
 
@@ -41,13 +41,13 @@ def no_collector():
 @pytest.mark.parametrize("settings", VARIANTS, ids=str)
 def test_nothing_of_a_step_waits_for_the_cyclic_collector(settings, no_collector, monkeypatch):
     paths = weakref.WeakSet()
-    build = synthesis._Path.__init__
+    build = ascent.Path.__init__
 
     def counted(path, *arguments):
         build(path, *arguments)
         paths.add(path)
 
-    monkeypatch.setattr(synthesis._Path, "__init__", counted)
+    monkeypatch.setattr(ascent.Path, "__init__", counted)
     model = small_glass(**settings)
     batch = small_batch(model)
     for _ in range(3):
@@ -91,7 +91,8 @@ def test_a_cut_network_outlives_its_aggregator():
 
 def peak_of_a_step(rows, width, hidden, whole, monkeypatch, dtype=torch.float32, **settings):
     """Bytes of all tensors at once, counted; `whole` takes the rows in one block, as on CUDA."""
-    monkeypatch.setattr(synthesis, "ROWS_AT_A_TIME", rows if whole else 256)
+    for module in (arithmetic, slope):
+        monkeypatch.setattr(module, "ROWS_AT_A_TIME", rows if whole else 256)
     pre_proj, layers = settings.setdefault("pre_proj", 1), settings.setdefault("dsc_layers", 2)
     model = small_glass(**settings)
     model.discriminator = Discriminator(width, layers, hidden)

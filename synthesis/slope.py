@@ -1,0 +1,215 @@
+"""The gradient that ascent follows: ∂L_g/∂y for the outputs y of D's first layer.
+
+`ClosedSlope` has it in closed form for a D of two layers, `AnySlope` takes it from autograd for any other depth.
+tests/synthesis/test_method.py holds the two to each other and to the plain form in tests/reference.py.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from synthesis.arithmetic import ROWS_AT_A_TIME, mean_bce
+from synthesis.ascent import Path
+
+if TYPE_CHECKING:
+    from model import Discriminator
+
+
+def slope_of(
+    discriminator: Discriminator, true_y: Tensor, origin_y: Tensor, path: Path, fused: Fused | None
+) -> ClosedSlope | AnySlope:
+    """The way to ∂L_g/∂y that D's depth allows."""
+    if len(discriminator.body) == 1:
+        return ClosedSlope(discriminator, true_y, origin_y, path, fused)
+    return AnySlope(discriminator, true_y, origin_y, path)
+
+
+def scores_of_both(discriminator: Discriminator, true_y: Tensor, fake_y: Tensor) -> tuple[Tensor, Tensor]:
+    """Both halves pass D together, so that its batch norm sees the statistics of both. (N,), (N,)."""
+    scores = discriminator.after_first(torch.cat([true_y, fake_y])).squeeze(1)
+    return scores[: len(true_y)], scores[len(true_y) :]
+
+
+class AnySlope:
+    """Pushes g along ∂L_g/∂y, which autograd finds, for a D of any depth."""
+
+    def __init__(self, discriminator: Discriminator, true_y: Tensor, origin_y: Tensor, path: Path) -> None:
+        self.discriminator, self.true_y, self.origin_y, self.path = discriminator, true_y, origin_y, path
+
+    def push(self) -> None:
+        """One update."""
+        with torch.enable_grad():
+            fake_y = (self.origin_y + self.path.y).requires_grad_(True)
+            loss = mean_bce(scores_of_both(self.discriminator, self.true_y, fake_y)[1], 1.0)
+            (slope,) = torch.autograd.grad(loss, fake_y)
+        moved = torch.empty_like(slope)
+        self.path.push(slice(None), slope, moved)
+        self.path.y += moved
+
+    def moved(self) -> None:
+        """The path was projected."""
+
+    def leave(self) -> None:
+        """The path is to be looked at: it has its y."""
+
+
+def _to_scores(
+    y: Tensor, scale: Tensor, offset: Tensor, tail: Tensor, leak: float, count: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A block of y → ∂L_g/∂(score before the sigmoid) of each row, and two sums of `ClosedSlope._to_normalised`."""
+    z = y * scale + offset
+    active = F.leaky_relu(z, leak)
+    d = _score_slope(active @ tail, count)
+    return d, (torch.where(z > 0, 1.0, leak) * d.unsqueeze(1)).sum(0), (active * d.unsqueeze(1)).sum(0)
+
+
+def _to_y(
+    y: Tensor, d: Tensor, scale: Tensor, offset: Tensor, peak: Tensor, per_y: Tensor, constant: Tensor, leak: float
+) -> Tensor:
+    """A block of y → its ∂L_g/∂y."""
+    bend = torch.where(y * scale + offset > 0, 1.0, leak)
+    return bend * d.unsqueeze(1) * peak - y * per_y - constant
+
+
+class Fused(NamedTuple):
+    """`_to_scores` and `_to_y`, compiled."""
+
+    to_scores: Callable[..., tuple[Tensor, Tensor, Tensor]]
+    to_y: Callable[..., Tensor]
+
+
+@functools.cache
+def compile_updates(device: torch.device) -> Fused:
+    """Compile the element-wise part of an update (torch.compile), and try it; once a process.
+
+    Raises:
+        Exception: whatever a compiler that is missing or broken ends in.
+    """
+    # for any number of rows, or each size of a batch would be compiled anew
+    fused = Fused(torch.compile(_to_scores, dynamic=True), torch.compile(_to_y, dynamic=True))
+    y, row, column = torch.ones(8, 4, device=device), torch.ones(4, device=device), torch.ones(8, device=device)
+    with torch.no_grad():
+        fused.to_scores(y, row, row, row, 0.2, 8)
+        fused.to_y(y, column, row, row, row, row, row, 0.2)
+    return fused
+
+
+def _score_slope(logits: Tensor, count: int) -> Tensor:
+    """Of −log s, averaged over `count`, through the sigmoid, as torch's backward limits it."""
+    scores = torch.sigmoid(logits)
+    spread = scores * (1 - scores)
+    return (scores - 1) / spread.clamp(min=1e-12) * spread / count
+
+
+class ClosedSlope:
+    """∂L_g/∂y of a D of two layers in closed form, in two sweeps over the rows.
+
+    Batch norm normalises both halves together, but the normal half does not move and does not enter L_g: of it
+    only the sums of each column are needed. All is taken relative to its mean, so that sums of squares do not
+    cancel. The rows are visited in blocks that stay in the processor's cache, with the same few buffers for all.
+    """
+
+    def __init__(
+        self, discriminator: Discriminator, true_y: Tensor, origin_y: Tensor, path: Path, fused: Fused | None = None
+    ) -> None:
+        self.fused = fused
+        _, self.norm, activation = discriminator.body[0]
+        self.leak, self.tail = activation.negative_slope, discriminator.tail[0].weight[0]
+        self.path, self.count = path, 2 * len(true_y)
+        self.shift = true_y.mean(0)
+        self.origin_y = origin_y
+        size = len(true_y) if true_y.is_cuda else ROWS_AT_A_TIME
+        self.blocks = [slice(i, min(i + size, len(true_y))) for i in range(0, len(true_y), size)]
+        self.buffers = [true_y.new_empty(min(size, len(true_y)), true_y.shape[1]) for _ in range(3)]
+        self.true_squares = torch.zeros_like(self.shift)
+        for rows in self.blocks:
+            shifted = torch.sub(true_y[rows], self.shift, out=self._buffer(0, rows))
+            self.true_squares += shifted.square_().sum(0)
+        self.y = path.workspace.take("y", path.y)  # of g, less the shift
+        self.slope = path.y.new_empty(len(path.y))
+        self.moved()
+
+    def _buffer(self, index: int, rows: slice) -> Tensor:
+        return self.buffers[index][: rows.stop - rows.start]
+
+    def moved(self) -> None:
+        """The path was projected: take g's y and their sums anew."""
+        self.sums, self.squares = torch.zeros_like(self.shift), torch.zeros_like(self.shift)
+        for rows in self.blocks:
+            torch.sub(self.origin_y[rows], self.shift, out=self.y[rows]).add_(self.path.y[rows])
+            self._add(rows)
+
+    def _add(self, rows: slice) -> None:
+        y = self.y[rows]
+        self.sums += y.sum(0)
+        self.squares += torch.mul(y, y, out=self._buffer(0, rows)).sum(0)
+
+    def push(self) -> None:
+        """One update."""
+        mean = self.sums / self.count
+        variance = ((self.true_squares + self.squares) / self.count - mean**2).clamp(min=0)
+        self._track(mean + self.shift, variance)
+        deviation = (variance + self.norm.eps).rsqrt()
+        scale = self.norm.weight * deviation
+        offset = torch.addcmul(self.norm.bias, mean, scale, value=-1)
+        slope, product = self._to_normalised(scale, offset)
+        # batch norm's backward: deviation·(dŷ − mean dŷ − ŷ·mean(dŷ·ŷ)), as factors of each column
+        peak = scale * self.tail
+        per_y = deviation**2 * product / self.count
+        constant = deviation * slope / self.count - mean * per_y
+        self.sums, self.squares = torch.zeros_like(self.shift), torch.zeros_like(self.shift)
+        for rows in self.blocks:
+            y, z = self.y[rows], self._buffer(0, rows)
+            if self.fused:
+                dy = self.fused.to_y(y, self.slope[rows], scale, offset, peak, per_y, constant, self.leak)
+            else:
+                dy = self._buffer(1, rows)
+                torch.addcmul(offset, y, scale, out=z)
+                self._through_activation(rows, z, dy).mul_(peak)
+                dy.sub_(torch.addcmul(constant, y, per_y, out=z))
+            self.path.push(rows, dy, z)
+            y += z
+            self._add(rows)
+
+    def _through_activation(self, rows: slice, z: Tensor, out: Tensor) -> Tensor:
+        """The slope of each row times that of the activation at z, (n, hidden)."""
+        slope = self.slope[rows].unsqueeze(1)
+        return torch.ops.aten.leaky_relu_backward.grad_input(slope, z, self.leak, False, grad_input=out)
+
+    def _to_normalised(self, scale: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
+        """Forward to the scores; the column sums of ∂L_g/∂ŷ and of ŷ·∂L_g/∂ŷ, ŷ the normalised y."""
+        slopes, products = torch.zeros_like(self.shift), torch.zeros_like(self.shift)
+        for rows in self.blocks:
+            if self.fused:
+                given = self.y[rows], scale, offset, self.tail, self.leak, self.count // 2
+                self.slope[rows], of_slopes, of_products = self.fused.to_scores(*given)
+                slopes += of_slopes
+                products += of_products
+                continue
+            z, active = self._buffer(0, rows), self._buffer(1, rows)
+            torch.addcmul(offset, self.y[rows], scale, out=z)
+            torch.ops.aten.leaky_relu.out(z, self.leak, out=active)
+            d = self.slope[rows] = _score_slope(active @ self.tail, self.count // 2)
+            products += d @ active
+            slopes += self._through_activation(rows, z, active).sum(0)
+        weighted = self.tail * slopes
+        # active = (slope of the activation)·(weight·ŷ + bias)
+        return self.norm.weight * weighted, self.tail * products - self.norm.bias * weighted
+
+    def leave(self) -> None:
+        """Give the path its y, of which only this one kept track."""
+        for rows in self.blocks:
+            torch.add(self.y[rows], self.shift, out=self.path.y[rows]).sub_(self.origin_y[rows])
+
+    def _track(self, mean: Tensor, variance: Tensor) -> None:
+        """Move the running statistics as a pass through the batch norm does."""
+        unbiased = variance * (self.count / (self.count - 1))
+        self.norm.running_mean.lerp_(mean, self.norm.momentum)
+        self.norm.running_var.lerp_(unbiased, self.norm.momentum)
+        self.norm.num_batches_tracked += 1
