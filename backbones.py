@@ -16,10 +16,10 @@ import safetensors.torch
 import timm
 import torch
 import torchvision
-from torch import nn
+from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, conv1x1
 
-import embedded
-from inference.checkpoint import not_finite, unreadable
+from networks.weights import not_finite, unreadable
 from utils import InputError, WorkError, seeded
 
 TORCHVISION = {
@@ -68,10 +68,41 @@ TIMM = {
     "efficientnetv2_l": "tf_efficientnetv2_l.in1k",
     "efficientnet_b3a": "efficientnet_b3.ra2_in1k",
 }
-NAMES = (*TORCHVISION, *TIMM, embedded.NAME)
+EMBEDDED = "resnet18_half"  # the network that is part of the project, made by tools/distil.py
+EMBEDDED_FILE = Path(__file__).parent / "weights" / f"{EMBEDDED}.safetensors"
+EMBEDDED_WIDTH = 32  # channels of its layer1; ResNet-18 has 64
+EMBEDDED_DIMENSION = 192  # of its embeddings: a patch of layer2 has 576 values
+NAMES = (*TORCHVISION, *TIMM, EMBEDDED)
 AUTO, PREFERRED = "auto", "wideresnet50"
 DEFAULT_DIMENSION = 1536  # of both embeddings, the paper's
 PATIENCE = 20  # seconds without an answer from the network
+
+
+class HalfResNet18(nn.Module):
+    """ResNet-18 (He et al., CVPR 2016) with half as many channels everywhere, up to layer3; no classifier.
+
+    layer1, layer2, layer3 give 32, 64, 128 channels at a stride of 4, 8, 16.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, EMBEDDED_WIDTH, 7, stride=2, padding=3, bias=False)
+        self.bn1 = nn.BatchNorm2d(EMBEDDED_WIDTH)
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
+        self.layer1 = _blocks(EMBEDDED_WIDTH, EMBEDDED_WIDTH, 1)
+        self.layer2 = _blocks(EMBEDDED_WIDTH, 2 * EMBEDDED_WIDTH, 2)
+        self.layer3 = _blocks(2 * EMBEDDED_WIDTH, 4 * EMBEDDED_WIDTH, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 3, H, W) → layer3's (B, 128, H/16, W/16)."""
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        return self.layer3(self.layer2(self.layer1(x)))
+
+
+def _blocks(channels: int, out: int, stride: int) -> nn.Sequential:
+    shortcut = nn.Sequential(conv1x1(channels, out, stride), nn.BatchNorm2d(out)) if stride > 1 else None
+    return nn.Sequential(BasicBlock(channels, out, stride, shortcut), BasicBlock(out, out))
 
 
 @dataclass(frozen=True)
@@ -99,7 +130,7 @@ def resolve(name: str) -> tuple[str, str]:
     Raises:
         InputError: the name is not known.
     """
-    if name == embedded.NAME:
+    if name == EMBEDDED:
         return "embedded", name
     library, _, model = name.partition(":")
     if model and library == "timm":
@@ -121,7 +152,7 @@ def resolve(name: str) -> tuple[str, str]:
 
 def default_dimension(name: str) -> int:
     """Of the embeddings, where none is asked for: more than a narrow network has to tell would only cost time."""
-    return embedded.DIMENSION if name == embedded.NAME else DEFAULT_DIMENSION
+    return EMBEDDED_DIMENSION if name == EMBEDDED else DEFAULT_DIMENSION
 
 
 def choose(loaded: dict[str, nn.Module] | None = None) -> tuple[str, str]:
@@ -135,7 +166,7 @@ def choose(loaded: dict[str, nn.Module] | None = None) -> tuple[str, str]:
     except WorkError as error:
         why = str(error.__cause__ or error).strip().splitlines()
         reason = f"{type(error.__cause__ or error).__name__}: {why[0]}" if why else type(error.__cause__).__name__
-        return embedded.NAME, (
+        return EMBEDDED, (
             f"it comes with the project, and the weights of {PREFERRED}, the paper's network, are neither in the "
             f"cache nor to be fetched ({reason[:160]})"
         )
@@ -163,7 +194,7 @@ def load(name: str, weights: str | Path = "pretrained", seed: int = 0) -> nn.Mod
     with seeded(seed):
         backbone = _build(library, model)
     if str(weights) == "pretrained" and library == "embedded":
-        missing = _load_file(backbone, name, embedded.FILE)
+        missing = _load_file(backbone, name, EMBEDDED_FILE)
     elif str(weights) == "pretrained":
         # every tensor's name and shape is checked; the classifier is the network's own
         state = _fetch(name, library, model, backbone)
@@ -182,7 +213,7 @@ def load(name: str, weights: str | Path = "pretrained", seed: int = 0) -> nn.Mod
 
 def _build(library: str, model: str) -> nn.Module:
     if library == "embedded":
-        return embedded.HalfResNet18()
+        return HalfResNet18()
     if library == "timm":
         return timm.create_model(model, pretrained=False)
     # without the auxiliary classifier; its ImageNet weights want the input scaled as torchvision does with them

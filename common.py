@@ -3,29 +3,36 @@
 from __future__ import annotations
 
 import copy
-import difflib
-import hashlib
 import math
 import threading
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-import torchvision
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter1d
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from networks.cutting import (
+    Watch,
+    check_layers,
+    convolutions_and_norms,
+    faster_format,
+    fingerprint_of,
+    replace_module,
+    size_text,
+    tensor_of,
+)
+from networks.layout import find_layout
 from utils import InputError
 
 SMOOTHING_SIGMA = 4.0
-MAX_PREFIX_TOKENS = 16
 
 
 # ---------------------------------------------------------------------------------------- backbone
@@ -41,22 +48,6 @@ class _Pass:
 
     maps: dict[str, Tensor] = field(default_factory=dict)
     calls: Counter[str] = field(default_factory=Counter)
-
-
-@dataclass(frozen=True)
-class _Layout:
-    """How a layer's output becomes a (B, C, H, W) map. `prefix` counts class and register tokens."""
-
-    kind: str  # nchw | nhwc | tokens
-    prefix: int = 0
-    grid: tuple[int, int] = (0, 0)
-
-    def to_map(self, x: Tensor) -> Tensor:
-        if self.kind == "nhwc":
-            return x.permute(0, 3, 1, 2)
-        if self.kind == "tokens":
-            return x[:, self.prefix :].transpose(1, 2).unflatten(2, self.grid)
-        return x
 
 
 class _ExactConvolutions(AbstractContextManager):
@@ -128,18 +119,16 @@ class NetworkFeatureAggregator(nn.Module):
         self.backbone = copy.deepcopy(backbone, shared).to(device).eval()
         if callable(getattr(self.backbone, "set_input_size", None)):  # timm's transformers are built for one size
             self._set_input_size()
-        _check_layers(self.backbone, self.layers, self.name)
+        check_layers(self.backbone, self.layers, self.name)
         trial = torch.linspace(-2, 2, math.prod(self.input_shape), device=device).reshape(1, *self.input_shape)
         with self.exact():
             outputs, self._stop, unused = self._probe(trial)
         self._require_finite(outputs, origin.weights if origin else "")
-        self._layouts = {
-            name: _find_layout(out, self.input_shape, self.backbone, name) for name, out in outputs.items()
-        }
+        self._layouts = {name: find_layout(out, self.input_shape, self.backbone, name) for name, out in outputs.items()}
         self._hook()
         self._drop(unused, trial, outputs)
         self._require_weights(origin.missing if origin else frozenset())
-        self.fingerprint = _fingerprint(backbone, self.backbone.state_dict().keys())
+        self.fingerprint = fingerprint_of(backbone, self.backbone.state_dict().keys())
         if not train_backbone:
             self._fold_batch_norms(trial, dtype)
         self.dtype = dtype
@@ -184,7 +173,7 @@ class NetworkFeatureAggregator(nn.Module):
             self.backbone.set_input_size(img_size=self.input_shape[1:])
         except (AssertionError, ValueError, TypeError, RuntimeError) as error:
             raise InputError(
-                f"backbone {self.name!r} cannot be built for {_size(self.input_shape)}: {error}"
+                f"backbone {self.name!r} cannot be built for {size_text(self.input_shape)}: {error}"
             ) from error
 
     @torch.no_grad()
@@ -195,7 +184,7 @@ class NetworkFeatureAggregator(nn.Module):
             The layers' outputs, the module (and which of its calls) after which they are final (None: only at
             the very end), and the modules that are not needed for that.
         """
-        watch = _Watch(self.backbone, self.layers)
+        watch = Watch(self.backbone, self.layers)
         try:
             with watch.hooked():
                 self.backbone(trial)
@@ -204,7 +193,7 @@ class NetworkFeatureAggregator(nn.Module):
             if not watch.complete:
                 reason = str(error).strip().splitlines()
                 raise InputError(
-                    f"backbone {self.name!r} cannot take images of {_size(self.input_shape)} up to layers "
+                    f"backbone {self.name!r} cannot take images of {size_text(self.input_shape)} up to layers "
                     f"{', '.join(self.layers)}: {reason[0] if reason else type(error).__name__}"
                 ) from error
         if not watch.complete:
@@ -229,7 +218,7 @@ class NetworkFeatureAggregator(nn.Module):
                 return
             now.calls[name] += 1
             if name in owner._layouts:
-                now.maps[name] = _tensor(output)
+                now.maps[name] = tensor_of(output)
             if owner._stop == (name, now.calls[name]):
                 raise _LastLayerReached
 
@@ -241,28 +230,28 @@ class NetworkFeatureAggregator(nn.Module):
         kept = {name: self.backbone.get_submodule(name) for name in unused}
         for names in (unused, *([name] for name in unused)):
             for name in names:
-                _replace(self.backbone, name, nn.Identity())
+                replace_module(self.backbone, name, nn.Identity())
             if self._gives(expected, trial):
                 if names is unused:
                     return
             else:
                 for name in reversed(names):
-                    _replace(self.backbone, name, kept[name])
+                    replace_module(self.backbone, name, kept[name])
 
     def _fold_batch_norms(self, trial: Tensor, dtype: torch.dtype) -> None:
         """Make a convolution and the batch norm that takes its output one convolution, on copies of the weights."""
         hooked = {*self.layers, *([self._stop[0]] if self._stop else [])}
         pairs = [
-            (c, n) for c, n in _convolutions_and_norms(self.backbone, lambda: self._maps(trial)) if not {c, n} & hooked
+            (c, n) for c, n in convolutions_and_norms(self.backbone, lambda: self._maps(trial)) if not {c, n} & hooked
         ]
         kept = {name: self.backbone.get_submodule(name) for pair in pairs for name in pair}
         expected = self._maps(trial)
         for convolution, norm in pairs:
-            _replace(self.backbone, convolution, fuse_conv_bn_eval(kept[convolution], kept[norm]))
-            _replace(self.backbone, norm, nn.Identity())
+            replace_module(self.backbone, convolution, fuse_conv_bn_eval(kept[convolution], kept[norm]))
+            replace_module(self.backbone, norm, nn.Identity())
         if not self._gives(expected, trial):  # someone else looks at what is between the two
             for name, module in kept.items():
-                _replace(self.backbone, name, module)
+                replace_module(self.backbone, name, module)
         elif pairs:
             self._memory_format = faster_format(trial.device, dtype)
             self.backbone.to(memory_format=self._memory_format)
@@ -293,167 +282,6 @@ class NetworkFeatureAggregator(nn.Module):
                 f"the weights of backbone {self.name!r} lack what layers {', '.join(self.layers)} need: "
                 f"{', '.join(lacking[:5])}{more}"
             )
-
-
-class _Watch:
-    """Follows one forward pass: which modules begin and end, and when the layers' outputs get their last value."""
-
-    def __init__(self, backbone: nn.Module, layers: Sequence[str]) -> None:
-        self.outputs: dict[str, Tensor] = {}
-        self.stop: tuple[str, int] | None = None
-        self._backbone, self._layers = backbone, layers
-        self._calls: Counter[str] = Counter()
-        self.largest = 0  # bytes of an output
-        self._begun: list[str] = []
-        self._ended: list[str] = []
-        self._at_stop = (0, 0)  # how many had begun and ended at the stop
-        self._seen: list[tuple[str, int, int]] = []
-
-    @property
-    def complete(self) -> bool:
-        return len(self.outputs) == len(self._layers)
-
-    @contextmanager
-    def hooked(self) -> Iterator[None]:
-        handles = []
-        for name, module in self._backbone.named_modules():
-            handles.append(module.register_forward_pre_hook(lambda _m, _i, n=name: self._begun.append(n)))
-            handles.append(module.register_forward_hook(lambda _m, _i, out, n=name: self._end(n, out)))
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    def _end(self, name: str, output: object) -> None:
-        self._calls[name] += 1
-        self._ended.append(name)
-        if isinstance(output, Tensor):
-            self.largest = max(self.largest, output.nbytes)
-        if name in self._layers:
-            self.outputs[name] = _tensor(output)
-        # autograd's version counter moves with every in-place change of a tensor
-        seen = [(n, id(t), t._version) for n, t in self.outputs.items()]
-        if seen != self._seen:
-            self._seen = seen
-            # the root's end is the end of the pass: nothing to stop at
-            self.stop = (name, self._calls[name]) if name else None
-            self._at_stop = (len(self._begun), len(self._ended))
-
-    def unused(self) -> list[str]:
-        """Modules that had not begun at the stop, in a parent that had not ended."""
-        if self.stop is None:
-            return []
-        begun, ended = set(self._begun[: self._at_stop[0]]), set(self._ended[: self._at_stop[1]])
-        needed = {id(self._backbone.get_submodule(name)) for name in begun}
-        names: list[str] = []
-        for name, module in self._backbone.named_modules():
-            parent = name.rpartition(".")[0]
-            inside = any(name.startswith(f"{top}.") for top in names)
-            if name and not inside and parent not in ended and not any(id(m) in needed for m in module.modules()):
-                names.append(name)
-        return names
-
-
-def faster_format(device: torch.device, dtype: torch.dtype) -> torch.memory_format:
-    """In which order convolutions want a map: channels last on a CPU, on CUDA only in what tensor cores take."""
-    return torch.contiguous_format if device.type == "cuda" and dtype == torch.float32 else torch.channels_last
-
-
-def _fingerprint(backbone: nn.Module, keys: Iterable[str]) -> str:
-    """A hash of the given network's weights of these names: tells one set of weights from another."""
-    state, digest = backbone.state_dict(), hashlib.sha256()
-    for key in sorted(keys):
-        if key in state and not key.endswith("num_batches_tracked"):
-            digest.update(key.encode())
-            digest.update(state[key].detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:32]
-
-
-def _convolutions_and_norms(backbone: nn.Module, run: Callable[[], object]) -> list[tuple[str, str]]:
-    """Names of each convolution and the batch norm that takes its output, both called once by `run`."""
-    names = {module: name for name, module in backbone.named_modules()}
-    made: dict[int, tuple[str, Tensor]] = {}  # the output is kept, so that its id is not given away again
-    calls: Counter[str] = Counter()
-    pairs: list[tuple[str, str]] = []
-
-    def after(module: nn.Module, inputs: tuple, output: Tensor) -> None:
-        calls[names[module]] += 1
-        if isinstance(module, nn.Conv2d):
-            made[id(output)] = (names[module], output)
-        elif id(inputs[0]) in made:
-            pairs.append((made[id(inputs[0])][0], names[module]))
-
-    kinds = (nn.Conv2d, nn.BatchNorm2d)
-    handles = [module.register_forward_hook(after) for module in names if type(module) in kinds]
-    try:
-        run()
-    finally:
-        for handle in handles:
-            handle.remove()
-    return [pair for pair in pairs if calls[pair[0]] == calls[pair[1]] == 1]
-
-
-def _tensor(output: object) -> Tensor:
-    if isinstance(output, (tuple, list)) and output:
-        output = output[0]
-    if not isinstance(output, Tensor):
-        raise InputError(f"a layer that gives a {type(output).__name__} cannot serve as a feature map")
-    return output
-
-
-def _replace(root: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, child = name.rpartition(".")
-    setattr(root.get_submodule(parent), child, module)
-
-
-def _size(input_shape: Sequence[int]) -> str:
-    return f"{input_shape[1]}x{input_shape[2]}"
-
-
-def _check_layers(backbone: nn.Module, layers: Sequence[str], name: str) -> None:
-    known = [n for n, _ in backbone.named_modules() if n]
-    if not layers:
-        raise InputError(f"backbone {name!r}: no layer given; possible: {', '.join(dict(backbone.named_children()))}")
-    for layer in layers:
-        if layer not in known:
-            close = difflib.get_close_matches(layer, known, n=5, cutoff=0.5)
-            hint = f"; close to it: {', '.join(close)}" if close else ""
-            raise InputError(
-                f"backbone {name!r} has no layer {layer!r}; possible: {', '.join(dict(backbone.named_children()))} "
-                f"or any module inside them by its dotted name{hint}"
-            )
-    if len(set(layers)) != len(layers):
-        raise InputError(f"layer given twice: {', '.join(layers)}")
-
-
-def _find_layout(output: Tensor, input_shape: Sequence[int], backbone: nn.Module, layer: str) -> _Layout:
-    """Tell (B, C, H, W) from (B, H, W, C) and (B, L, C) by the shape of the image."""
-    height, width = input_shape[1:]
-    if output.ndim == 4 and len(output) == 1:
-        _, a, b, c = output.shape
-        nchw = abs(math.log(b * width / (c * height)))
-        nhwc = abs(math.log(a * width / (b * height)))
-        # where channels, rows and columns are as many, the shape does not tell
-        swin = isinstance(backbone, torchvision.models.SwinTransformer)
-        prefer_nhwc = swin or getattr(backbone, "output_fmt", "NCHW") == "NHWC"
-        return _Layout("nhwc" if nhwc < nchw or (nhwc == nchw and prefer_nhwc) else "nchw")
-    if output.ndim == 3 and len(output) == 1:
-        own = getattr(backbone, "num_prefix_tokens", None)
-        for prefix in (own, *range(MAX_PREFIX_TOKENS + 1)):
-            grid = _token_grid(output.shape[1] - prefix, height, width) if prefix is not None else None
-            if grid:
-                return _Layout("tokens", prefix, grid)
-    raise InputError(f"layer {layer!r} gives {tuple(output.shape)}, which is no grid of patches; choose another")
-
-
-def _token_grid(count: int, height: int, width: int) -> tuple[int, int] | None:
-    """The (h, w) that square patches of some whole number of pixels make of the image, if `count` is h·w."""
-    for stride in range(1, max(height, width) + 1):
-        for grid in ((height // stride, width // stride), (-(-height // stride), -(-width // stride))):
-            if grid[0] * grid[1] == count:
-                return grid
-    return None
 
 
 # ----------------------------------------------------------------------------------- patch pooling
@@ -490,66 +318,6 @@ class Aggregator(nn.Module):
         """[(B, P, pretrain_embed_dimension), …] of one grid → (B·P, C)."""
         features = torch.cat(layers, dim=2).flatten(0, 1)
         return F.adaptive_avg_pool1d(features.unsqueeze(1), self.target_dim).squeeze(1)
-
-
-class FusedPooling(nn.Module):
-    """Patch features without unfolding, where every pooling window is a run of whole neighbourhood rows.
-
-    Columns are averaged first, then runs of rows; only the C/layers channels that remain are resized to the
-    first grid. No tensor is larger than the maps themselves.
-
-    Args:
-        channels: C_l of each layer.
-        patchsize: p, odd.
-        pretrain_dim: `pretrain_embed_dimension`.
-        target_dim: C.
-    """
-
-    def __init__(self, channels: Sequence[int], patchsize: int, pretrain_dim: int, target_dim: int) -> None:
-        super().__init__()
-        if not self.applies(channels, patchsize, pretrain_dim, target_dim):
-            raise ValueError("pooling windows are not runs of whole rows")
-        merged = len(channels) * pretrain_dim // target_dim
-        self.patchsize = patchsize
-        self.rows = [merged * c * patchsize // pretrain_dim for c in channels]  # rows a window, per layer
-
-    @staticmethod
-    def applies(channels: Sequence[int], patchsize: int, pretrain_dim: int, target_dim: int) -> bool:
-        """Whether windows fall on whole rows, and none straddles two layers."""
-        whole_rows = all(c * patchsize**2 % (pretrain_dim * patchsize) == 0 for c in channels)
-        total = len(channels) * pretrain_dim
-        return whole_rows and total % target_dim == 0 and pretrain_dim % (total // target_dim) == 0
-
-    def forward(self, maps: list[Tensor]) -> Tensor:
-        """[(B, C_l, H_l, W_l), …] → (B·H'·W', C), H'×W' the first layer's grid."""
-        grid = maps[0].shape[2:]
-        pooled = [
-            y if y.shape[2:] == grid else F.interpolate(y, size=grid, mode="bilinear", align_corners=False)
-            for y in self.parts(maps)
-        ]
-        return torch.cat(pooled, dim=1).permute(0, 2, 3, 1).flatten(0, 2)
-
-    def parts(self, maps: list[Tensor]) -> list[Tensor]:
-        """[(B, C_l, H_l, W_l), …] → [(B, C/layers, H_l, W_l), …], a layer's share of the features on its own grid."""
-        return [self._pool(x, rows) for x, rows in zip(maps, self.rows, strict=True)]
-
-    def _pool(self, x: Tensor, rows: int) -> Tensor:
-        p = self.patchsize
-        if rows % p == 0:  # whole channels: average them, then the neighbourhood
-            y = x.unflatten(1, (-1, rows // p)).mean(2)
-            return F.avg_pool2d(y, p, stride=1, padding=p // 2)
-        batch, channels, height, width = x.shape
-        y = F.avg_pool2d(x, (1, p), stride=1, padding=(0, p // 2))
-        y = F.pad(y, (0, 0, p // 2, p // 2))
-        # the pattern of windows over (channel, row) repeats after this many channels in and out
-        period = math.lcm(rows, p)
-        y = y.view(batch, channels * p // period, period // p, height + p - 1, width)
-        out = x.new_empty(batch, channels * p // period, period // rows, height, width)
-        for window in range(period // rows):
-            parts = [divmod(row, p) for row in range(window * rows, (window + 1) * rows)]
-            total = sum(y[:, :, channel, shift : shift + height] for channel, shift in parts)
-            out[:, :, window] = total / rows
-        return out.flatten(1, 2)
 
 
 # ------------------------------------------------------------------------------------ anomaly map

@@ -169,6 +169,15 @@ def progress_bar(total: int, unit: str) -> Any:
     return tqdm(total=total, unit=unit, dynamic_ncols=True, mininterval=0.5 if sys.stderr.isatty() else SAY_EVERY)
 
 
+def evenly_chosen(count: int, most: int) -> list[int]:
+    """Indices of at most `most` of `count` items, ascending and evenly spaced, the first and the last among them."""
+    chosen = min(count, most)
+    if chosen < 2:
+        return list(range(chosen))
+    step = (count - 1) / (chosen - 1)
+    return [*(int(i * step) for i in range(chosen - 1)), count - 1]
+
+
 def cores() -> int:
     """Cores that this process may use, which may be fewer than the machine has."""
     if hasattr(os, "sched_getaffinity"):  # neither Windows nor macOS has it

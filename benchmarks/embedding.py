@@ -72,10 +72,10 @@ def main() -> None:
             whole(images), 3, args.dimension, args.dimension
         ),
         "cut network, unfolded": lambda: reference.unfold_embed(
-            model.feature_aggregator(images), 3, args.dimension, args.dimension
+            model.features.aggregator(images), 3, args.dimension, args.dimension
         ),
         "product (cut network, fused pooling)": lambda: model._embed(images)[0],
-        "backbone of the product alone": lambda: model.feature_aggregator(images)[0],
+        "backbone of the product alone": lambda: model.features.aggregator(images)[0],
     }
     seconds: dict[str, list[float]] = {name: [] for name in forms}
     with torch.no_grad():

@@ -62,7 +62,7 @@ class Bench:
             precision=precision,
         )  # fmt: skip
         if precision == "bf16" and self.device.type == "cpu":  # as inference.load_checkpoint
-            glass.feature_aggregator = NetworkFeatureAggregator(
+            glass.features.aggregator = NetworkFeatureAggregator(
                 self.backbone, LAYERS, self.device, (3, *self.size), False, PRECISIONS[precision]
             )
         config = {"backbone": self.args.backbone, "layers_to_extract_from": LAYERS}
@@ -72,7 +72,7 @@ class Bench:
     def direct(self, images: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
         """Scores and maps as obviously as can be."""
         glass = self.models["fp32"].glass
-        glass._set_mode(False)
+        glass.set_mode(False)
         features = reference.unfold_embed(self.whole(images), 3, self.args.dimension, self.args.dimension)
         scores = glass.discriminator(glass.pre_projection(features)).reshape(len(images), *glass.grid).cpu()
         maps = np.stack([reference.segment(one, self.size) for one in scores])
@@ -81,7 +81,7 @@ class Bench:
     def forms(self, count: int) -> dict[str, Callable[[], object]]:
         """What each form does with so many images."""
         images = self.images[:count]
-        aggregators = {f"backbone {p}": m.glass.feature_aggregator for p, m in self.models.items()}
+        aggregators = {f"backbone {p}": m.glass.features.aggregator for p, m in self.models.items()}
         return {
             "direct": lambda: self.direct(images),
             **{f"{form}": lambda model=model: model.score(images) for form, model in self.models.items()},

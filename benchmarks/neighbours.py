@@ -26,7 +26,6 @@ from sklearn.metrics import roc_auc_score  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
 import backbones  # noqa: E402
-import embedded  # noqa: E402
 import metrics  # noqa: E402
 from common import NetworkFeatureAggregator  # noqa: E402
 from datasets import DATASETS, ImageSettings, TestDataset  # noqa: E402
@@ -110,7 +109,7 @@ def main() -> None:
     args = parser.parse_args()
     networks = {
         "resnet18": backbones.load("resnet18", args.teacher),
-        embedded.NAME: backbones.load(embedded.NAME),
+        backbones.EMBEDDED: backbones.load(backbones.EMBEDDED),
         "random": backbones.load("resnet18", "random"),
     }
     for name, network in networks.items():

@@ -45,9 +45,11 @@ from datasets import ImageSettings, Sample, TrainDataset, augment  # noqa: E402
 from datasets.base import TextureReading, plan_images, plan_textures  # noqa: E402
 from datasets.cache import GB, ImageCache  # noqa: E402
 from datasets.textures import FileTextures  # noqa: E402
-from glass import GLASS, Predictions, TestMemory  # noqa: E402
+from glass import GLASS  # noqa: E402
+from inference.features import FeatureCache  # noqa: E402
 from synthesis.gas import gas  # noqa: E402
-from training.feature_cache import FeatureCache  # noqa: E402
+from training.evaluation import Predictions, evaluate  # noqa: E402
+from training.testing import TestMemory, score_set  # noqa: E402
 
 LAYERS = ("layer2", "layer3")
 IMAGES, TESTED = 209, 83
@@ -80,7 +82,7 @@ class Bench:
         self.whole = whole_network_hooked(copy.deepcopy(backbone).to(self.device), list(LAYERS))
         with torch.no_grad():
             features = model._embed(self.image)[0]
-        self.features = {form: features.to(m._dtype) for form, m in self.models.items()}
+        self.features = {form: features.to(m.dtype) for form, m in self.models.items()}
         for m in self.models.values():
             m._set_centre(features.unflatten(0, (args.batch, -1)).mean(0))
         self.folder = folder
@@ -103,7 +105,7 @@ class Bench:
                 "step": lambda: reference.direct_step(model, self.embed, self.image, self.aug, self.mask),
             }
         return {
-            "backbone": lambda: model.feature_aggregator(self.aug),
+            "backbone": lambda: model.features.aggregator(self.aug),
             "f": lambda: self._no_grad(lambda: model._embed(self.aug)),
             "GAS": lambda: self._gas(model, form),
             "step": lambda: model.train_step(self.image, self.aug, self.mask, self.features[form]),
@@ -130,7 +132,7 @@ class Bench:
     def _gas(self, model: GLASS, form: str) -> object:
         model.discriminator.train()
         true, noise, settings = self._ascent(model, form)
-        return gas(model.discriminator, true, noise, model.c, **settings, dtype=model._dtype)
+        return gas(model.discriminator, true, noise, model.c, **settings, dtype=model.dtype)
 
     def loaders(self) -> dict[str, Callable[[int], object]]:
         """A training sample of the direct form, and of ours from the second epoch on."""
@@ -169,17 +171,17 @@ class Bench:
         rows = self.features[form].unflatten(0, (self.args.batch, -1))
         if form == "direct":
             return lambda: self._direct_evaluation(model, masks, labels)
-        kept = FeatureCache(TESTED, tuple(rows.shape[1:]), model._dtype, self.device, 1 << 62)
+        kept = FeatureCache(TESTED, tuple(rows.shape[1:]), model.dtype, self.device, 1 << 62)
         for i in range(TESTED):
             kept.put([i], rows[i % len(rows)])
         found = Predictions(np.zeros(0), np.zeros((0, *size), np.float32), labels, masks, [""] * TESTED)
         memory = TestMemory(kept, found)
-        return lambda: model.evaluate(model.predict([], None, memory))
+        return lambda: evaluate(score_set(model.scorer(), [], None, memory))
 
     @torch.no_grad()
     def _direct_evaluation(self, model: GLASS, masks: metrics.PackedMasks, labels: np.ndarray) -> object:
         """Everything through the network, the metrics by scikit-learn and by the published PRO's loop."""
-        model._set_mode(False)
+        model.set_mode(False)
         maps, scores = [], []
         for start in range(0, TESTED, self.args.batch):
             count = min(self.args.batch, TESTED - start)
@@ -195,10 +197,10 @@ class Bench:
 
     def floor(self, form: str) -> float:
         """Seconds that a step's counted arithmetic and traffic take at this machine's own rates."""
-        model, dtype = self.models[form], self.models[form]._dtype
+        model, dtype = self.models[form], self.models[form].dtype
         rows, width, hidden = self.args.batch * math.prod(self.grid), self.width, model.dsc_hidden
         with FlopCounterMode(display=False) as counter:
-            model.feature_aggregator(self.aug)
+            model.features.aggregator(self.aug)
         layer, square = 2 * rows * width * hidden, 2 * rows * width * width
         # an update is one product with W·Wᵀ, or two with W where that is less
         update = min(2 * rows * hidden * hidden, 2 * layer)

@@ -1,78 +1,24 @@
-"""What is saved, atomically; what is loaded, without ever running code from a file."""
+"""Reading checkpoints, without ever running code from a file; training/saving.py writes them."""
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
-import math
-import os
 import re
-import time
 import zipfile
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
+from torch import nn
 
-from utils import InputError, WorkError, reason_of, temporary_beside, write_text
+from networks.weights import not_finite, unreadable
+from utils import InputError, WorkError
 
-LATEST = "ckpt.pth"
+LATEST = "ckpt.pth"  # the state of a training, from which it can go on
 RECORD = "record.json"  # beside LATEST: the part of it that is plain values
 PLAIN = ("config", "record", "metrics", "thresholds")
-SAVE_EVERY = 30.0  # seconds of training, or the epoch under way where it is longer: what a killed process loses at most
-
-
-def save(state: dict[str, Any], path: Path) -> None:
-    """Write beside, then rename: whoever reads `path` finds the old file or the new one, never half of one.
-
-    Raises:
-        WorkError: the disk is full, or the folder cannot be written to.
-    """
-    temporary = temporary_beside(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            _serialise(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException as error:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        if not isinstance(error, (OSError, RuntimeError)):
-            raise
-        raise WorkError(f"cannot write {path}: {reason_of(error)}") from error
-
-
-class _Remembering:
-    """A file that keeps the error of a failed write, which torch replaces by one of its own about positions."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self.error: OSError | None = None
-
-    def write(self, data: bytes) -> int:
-        """As the file's."""
-        try:
-            return self._file.write(data)
-        except OSError as error:
-            self.error = error
-            raise
-
-    def flush(self) -> None:
-        """As the file's."""
-        self._file.flush()
-
-
-def _serialise(state: dict[str, Any], file: BinaryIO) -> None:
-    remembering = _Remembering(file)
-    try:
-        torch.save(state, remembering)
-    except Exception as error:
-        raise (remembering.error or error) from None
 
 
 def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
@@ -107,16 +53,6 @@ def _read(path: Path, device: torch.device | str) -> dict[str, Any]:
                 "damaged; train anew, with a smaller --lr if it was the training"
             )
     return state
-
-
-def not_finite(tensors: Mapping[str, Any]) -> list[str]:
-    """Names of the tensors that hold NaN or infinity; values other than floating-point tensors are passed over."""
-    floats = {name: x for name, x in tensors.items() if isinstance(x, torch.Tensor) and x.is_floating_point()}
-    if not floats:
-        return []
-    # types of 8 bits do not know `isfinite`; one wait for the device, not one for each tensor
-    finite = torch.stack([(x if x.itemsize > 1 else x.float()).isfinite().all() for x in floats.values()])
-    return [name for name, fine in zip(floats, finite.tolist(), strict=True) if not fine]
 
 
 def _way_out(path: Path) -> str:
@@ -205,28 +141,6 @@ def _begins_otherwise(path: Path) -> bool:
         return False
 
 
-def unreadable(error: Exception) -> str:
-    """Why torch could not read a file, without its advice to read it unsafely."""
-    if "nsupported" in str(error):  # "Unsupported global", "Unsupported operand": an object other than tensors
-        return "it holds more than tensors and plain values"
-    return f"damaged, or of another kind ({type(error).__name__})"
-
-
-# ------------------------------------------------------------------------------- a training's folder
-
-
-def save_latest(state: dict[str, Any], folder: Path) -> None:
-    """Write a training's state, and its record beside.
-
-    Raises:
-        WorkError: as `save`.
-    """
-    path = folder / LATEST
-    save(state, path)
-    small = {"checkpoint": _fingerprint(path), **{key: state[key] for key in PLAIN if key in state}}
-    write_text(folder / RECORD, json.dumps(small) + "\n")
-
-
 def read_latest(folder: Path) -> dict[str, Any] | None:
     """The plain values of a training's state, from the record beside it where that is of this very state.
 
@@ -243,79 +157,18 @@ def read_latest(folder: Path) -> dict[str, Any] | None:
         return None
     try:
         small = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        if small.pop("checkpoint") == _fingerprint(path):
+        if small.pop("checkpoint") == fingerprint(path):
             return small
     except (OSError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile):
         pass  # no record beside, as before there were any, or one of another state: a process was killed in between
     return read_plain(path)
 
 
-def _fingerprint(path: Path) -> str:
+def fingerprint(path: Path) -> str:
     """Of what a checkpoint holds, without reading it: an archive ends with a list of its parts and their checksums."""
     with zipfile.ZipFile(path) as archive:
         parts = [(part.filename, part.file_size, part.CRC) for part in archive.infolist()]
     return hashlib.sha256(repr(parts).encode()).hexdigest()
-
-
-class Saver:
-    """Writes a training's state so often that `SAVE_EVERY` seconds are at stake; what is not due waits in memory."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._written, self._put = -math.inf, math.nan
-        self._waiting: tuple[dict[str, Any], dict[str, Any] | None] | None = None
-
-    def put(self, latest: dict[str, Any], best: dict[str, Any] | None = None) -> None:
-        """Write the state at the end of an epoch, or keep a copy of it until that is due.
-
-        Args:
-            latest: everything that a resume needs; its `record` names the epoch of `best`.
-            best: the checkpoint to be kept, where this epoch is the best so far.
-
-        Raises:
-            WorkError: as `save`.
-        """
-        now = time.monotonic()
-        # the next chance comes an epoch later; before the second one, its length is not known
-        epoch = 0.0 if math.isnan(self._put) else now - self._put
-        due, self._put = now - self._written + epoch >= SAVE_EVERY, now
-        if best is None and self._waiting is not None:
-            best = self._waiting[1]
-        elif not due:
-            best = _copied(best)
-        if due:
-            self._write(latest, best)
-        else:
-            self._waiting = _copied(latest), best
-
-    def flush(self) -> None:
-        """Write what waits.
-
-        Raises:
-            WorkError: as `save`.
-        """
-        if self._waiting is not None:
-            self._write(*self._waiting)
-
-    def _write(self, latest: dict[str, Any], best: dict[str, Any] | None) -> None:
-        chosen = latest["record"]["best"]
-        if best is not None:
-            save(best, best_path(self.folder, chosen["epoch"]))
-        save_latest(latest, self.folder)
-        self._waiting, self._written = None, time.monotonic()
-        # the older best goes last: a run killed before this line still has the one its record names
-        remove_other_bests(self.folder, chosen["epoch"] if chosen else None)
-
-
-def _copied(value: Any) -> Any:
-    """The same with tensors of its own, in the computer's memory."""
-    if isinstance(value, torch.Tensor):
-        return value.detach().to("cpu", copy=True)
-    if isinstance(value, dict):
-        made = copy.copy(value)  # a state dict has its version beside its keys
-        made.update((key, _copied(one)) for key, one in value.items())
-        return made
-    return [_copied(one) for one in value] if isinstance(value, list) else value
 
 
 def find_chosen(folder: Path) -> tuple[Path, int] | None:
@@ -331,29 +184,10 @@ def find_chosen(folder: Path) -> tuple[Path, int] | None:
         if best is None:
             raise
         return best
-    return (folder / LATEST, epochs_of(latest) - 1) if _without_choice(latest, best) else best
+    return (folder / LATEST, epochs_of(latest) - 1) if without_choice(latest, best) else best
 
 
-def keep_latest(folder: Path) -> tuple[Path, int] | None:
-    """Make a chosen checkpoint of the latest state, where a training ended before it had one.
-
-    Returns:
-        It and its epoch; None where there was nothing to be done.
-
-    Raises:
-        WorkError: as `save` and `load`.
-    """
-    if not _without_choice(read_latest(folder), find_best(folder)):
-        return None
-    state = load(folder / LATEST)
-    epoch = epochs_of(state) - 1
-    kept = {key: state[key] for key in state if key not in ("optimisers", "random_state", "record")}
-    save(kept, best_path(folder, epoch))
-    remove_other_bests(folder, epoch)
-    return best_path(folder, epoch), epoch
-
-
-def _without_choice(latest: Mapping[str, Any] | None, best: tuple[Path, int] | None) -> bool:
+def without_choice(latest: Mapping[str, Any] | None, best: tuple[Path, int] | None) -> bool:
     """Whether a training has done epochs, but none of them is kept, or with `select` `last` an earlier one."""
     done = epochs_of(latest)
     if not done:
@@ -382,9 +216,33 @@ def find_best(folder: Path) -> tuple[Path, int] | None:
     return (max(found)[1], max(found)[0]) if found else None
 
 
-def remove_other_bests(folder: Path, keep: int | None) -> None:
-    """Remove every chosen checkpoint but that of epoch `keep`, and what a killed run left half-written."""
-    half_written = (*folder.glob("ckpt*.tmp"), *folder.glob(".????????.pth"))
-    for path in (*folder.glob("ckpt_best_*.pth"), *half_written):
-        if keep is None or path != best_path(folder, keep):
-            path.unlink(missing_ok=True)
+def load_parts(
+    path: Path, state: Mapping[str, Any], discriminator: nn.Module, projection: nn.Module | None,
+    backbone: nn.Module | None,
+) -> None:  # fmt: skip
+    """Load the weights of a checkpoint into the parts of a model.
+
+    Args:
+        path: of the checkpoint, for messages.
+        state: its content.
+        discriminator, projection: D and A; None for a model without A.
+        backbone: the network of a model that trains it; None of one that does not.
+
+    Raises:
+        WorkError: the checkpoint is of a model of another shape.
+    """
+    if state.get("backbone") and backbone is None:
+        raise WorkError(f"{path} holds a trained backbone; give --train_backbone to use it")
+    parts = {"discriminator": discriminator, "pre_projection": projection}
+    if backbone is not None:
+        parts["backbone"] = backbone
+    for key, module in parts.items():
+        if (module is None) != (not state.get(key)):
+            has, wants = ("no ", "one") if module is not None else ("a ", "none")
+            raise WorkError(f"{path} holds {has}{key}, the given settings want {wants} (see --pre_proj)")
+        if module is not None:
+            try:
+                module.load_state_dict(state[key])
+            except RuntimeError as error:
+                reason = " ".join(str(error).split())
+                raise WorkError(f"{path} was made with other settings: {key}: {reason[:300]}") from error

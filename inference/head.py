@@ -1,4 +1,4 @@
-"""A and D as scoring needs them: what is linear made one, and applied to each layer's map where it is small."""
+"""A and D: built from the settings, and folded for scoring so that consecutive linear layers are one product."""
 
 from __future__ import annotations
 
@@ -10,7 +10,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import fuse_linear_bn_eval
 
+from inference.settings import Settings
 from model import Discriminator, Projection
+from utils import seeded
+
+
+def build_heads(settings: Settings, device: torch.device | str) -> tuple[Projection | None, Discriminator]:
+    """A and D with fresh weights drawn from the settings' seed; A is None with `pre_proj` 0."""
+    width = settings.target_embed_dimension
+    with seeded(settings.seed):
+        projection = Projection(width, width, settings.pre_proj) if settings.pre_proj else None
+        discriminator = Discriminator(width, settings.dsc_layers, settings.dsc_hidden)
+    return projection.to(device) if projection else None, discriminator.to(device)
 
 
 def fold_projection(projection: Projection | None, first: nn.Linear) -> tuple[Tensor, Tensor | None]:
@@ -24,9 +35,9 @@ def fold_projection(projection: Projection | None, first: nn.Linear) -> tuple[Te
 
 
 class ScoringHead(nn.Module):
-    """D(A(f)) of evaluation: A, the linear layers of D and what its batch norms have learnt, as one product a layer.
+    """D(A(f)) in evaluation: A, the linear layers of D and its batch norms as one product per layer.
 
-    The weights are copies: a step of training makes a head of before it out of date.
+    The weights are copies: after a step of training the head is out of date.
 
     Args:
         projection: A; None where there is none.
@@ -56,10 +67,10 @@ class ScoringHead(nn.Module):
         return self._after_first(self.first(features.to(self.dtype)))
 
     def of_parts(self, parts: Sequence[Tensor]) -> Tensor:
-        """The features before they are resized and put together, [(B, C_l', H_l, W_l), …] → (B, H', W') in [0, 1].
+        """The features before they are resized and concatenated, [(B, C_l', H_l, W_l), …] → (B, H', W') in [0, 1].
 
         A resize is linear and its weights sum to 1, so the product may come before it: with half of the channels
-        on a quarter of the places it costs five eighths.
+        on a quarter of the locations this costs five eighths.
         """
         weights = self.first.weight.split([p.shape[1] for p in parts], dim=1)
         deep = [
@@ -68,12 +79,12 @@ class ScoringHead(nn.Module):
         ]
         if parts[0].is_cuda or torch.jit.is_tracing():
             return self._scores(parts[0], deep, weights[0])
-        # on a CPU image by image: what is made stays in the processor's cache
+        # on a CPU image by image, so that intermediate results stay in the processor's cache
         pieces = zip(parts[0].split(1), *(part.split(1) for part in deep), strict=True)
         return torch.cat([self._scores(first, others, weights[0]) for first, *others in pieces])
 
     def _scores(self, first: Tensor, deep: Sequence[Tensor], weight: Tensor) -> Tensor:
-        """First layer's part, and what the others' parts became; (B, H', W')."""
+        """Scores (B, H', W') from the first layer's features and the deeper layers' products."""
         y = F.linear(self._rows(first), weight, self.first.bias)
         for part in deep:
             resized = F.interpolate(part, size=first.shape[2:], mode="bilinear", align_corners=False)
@@ -81,7 +92,7 @@ class ScoringHead(nn.Module):
         return self._after_first(y)[..., 0]
 
     def _rows(self, part: Tensor) -> Tensor:
-        """(B, C, H, W) → (B, H, W, C); in bfloat16 it must lie so in memory, or copies eat the gain."""
+        """(B, C, H, W) → (B, H, W, C); in bfloat16 contiguous, since copies inside the product would cost its gain."""
         rows = part.permute(0, 2, 3, 1)
         return rows if self.dtype == torch.float32 else rows.to(self.dtype).contiguous()
 
@@ -92,8 +103,8 @@ class ScoringHead(nn.Module):
 
 
 def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
-    made = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
-    made.weight = nn.Parameter(weight.detach(), requires_grad=False)
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
+    layer.weight = nn.Parameter(weight.detach(), requires_grad=False)
     if bias is not None:
-        made.bias = nn.Parameter(bias.detach(), requires_grad=False)
-    return made
+        layer.bias = nn.Parameter(bias.detach(), requires_grad=False)
+    return layer

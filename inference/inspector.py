@@ -1,9 +1,10 @@
-"""A trained model in use: from a checkpoint and a picture to a decision, without data set folders or training flags."""
+"""A trained model in use: from a checkpoint and an image to a decision, without data set folders or training flags."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,40 +14,39 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import backbones
-from common import NetworkFeatureAggregator
+from common import RescaleSegmentor
 from datasets.geometry import Tiling
 from datasets.settings import ImageSettings, normalise
-from glass import GLASS, PRECISIONS
 from inference import checkpoint
+from inference.features import PRECISIONS, PatchFeatures
+from inference.head import ScoringHead, build_heads
 from inference.judge import Judge, Prepared, choose_tiling
+from inference.scorer import Scorer
+from inference.settings import Settings
 from inference.thresholds import Thresholds
 from utils import InputError, WorkError, choose_device, choose_precision
 
-ON_THE_RUN = frozenset({"backbone", "weights", "precision", "compile", "feature_cache"})  # not of the model itself
-
 
 class Inspector(Judge):
-    """A model ready to judge pictures. Made by `load_checkpoint`; may be used by several threads at once.
+    """A model ready to judge images. Made by `load_checkpoint`; may be used by several threads at once.
 
     Attributes:
+        scorer: the network.
         settings: preprocessing, also as `geometry`.
-        thresholds: of the checkpoint; None of one without.
-        tiling: how large pictures are cut; None judges every picture whole.
-        config: everything that the checkpoint tells of itself.
-        glass: the model.
+        thresholds: of the checkpoint; None of a checkpoint without.
+        tiling: how large images are cut; None judges every image whole.
+        config: everything that the checkpoint says about itself.
     """
 
     def __init__(
-        self, glass: GLASS, state: Mapping[str, Any], settings: ImageSettings, tiling: Tiling | None = None
+        self, scorer: Scorer, state: Mapping[str, Any], settings: ImageSettings, tiling: Tiling | None = None
     ) -> None:
-        self.glass, self.settings, self.geometry, self.tiling = glass, settings, settings, tiling
+        self.scorer, self.settings, self.geometry, self.tiling = scorer, settings, settings, tiling
         self.reading = settings.reading
         self.config: dict[str, Any] = dict(state["config"])
         self.class_name = str(self.config.get("class_name", ""))
         self.thresholds = Thresholds.of(state.get("thresholds"))
-        glass._set_mode(False)
-        self._head = glass._head(glass._dtype)
-        self._smoothing = threading.Lock()  # its matrices are made when first needed
+        self._finishing = threading.Lock()  # the segmentor's matrices are made when they are first needed
 
     def score_pictures(
         self, pictures: Sequence[Image.Image | Prepared]
@@ -64,9 +64,9 @@ class Inspector(Judge):
     @torch.no_grad()
     def score(self, batch: torch.Tensor) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """(B, 3, H, W) → image scores (B,) and maps (B, H, W)."""
-        patch_scores = self.glass._score_images(self._head, batch)
-        with self._smoothing:
-            scores, maps = self.glass._judge(patch_scores)
+        patch_scores = self.scorer.score_images(batch)
+        with self._finishing:
+            scores, maps = self.scorer.finish(patch_scores)
         return scores.cpu().numpy(), maps.cpu().numpy()
 
 
@@ -81,8 +81,8 @@ def load_checkpoint(
 ) -> Inspector:
     """A model from nothing but its checkpoint, and the backbone's weights from the cache or a file.
 
-    A model hangs in a process that was forked after it was loaded, as torch's threads do not survive a fork: load it in
-    the child, or call `torch.set_num_threads(1)` before loading it.
+    A model hangs in a process that was forked after the model was loaded, since torch's threads do not survive a fork:
+    load it in the child, or call `torch.set_num_threads(1)` before loading it.
 
     Args:
         path: ckpt_best_<E>.pth, or the folder it lies in.
@@ -96,7 +96,7 @@ def load_checkpoint(
 
     Raises:
         InputError: the weights given are not those of the training, or no such tiles.
-        WorkError: no checkpoint, none of this project, or the backbone's weights are not to be had.
+        WorkError: no checkpoint, none of this project, or the backbone's weights are not available.
     """
     path = _find(Path(path))
     state = checkpoint.load(path)
@@ -108,9 +108,9 @@ def load_checkpoint(
         )
     tiling = choose_tiling(config, tile, overlap)
     device = torch.device(device) if device is not None else choose_device((-1,))
-    glass = _build(path, state, device, weights, choose_precision(precision, device))
+    scorer = _build_scorer(path, state, device, weights, choose_precision(precision, device))
     settings = ImageSettings.of_config(config if max_pixels is None else {**config, "max_pixels": max_pixels})
-    return Inspector(glass, state, settings, tiling)
+    return Inspector(scorer, state, settings, tiling)
 
 
 def _find(path: Path) -> Path:
@@ -125,11 +125,11 @@ def _find(path: Path) -> Path:
     return found[0]
 
 
-def _build(
+def _build_scorer(
     path: Path, state: Mapping[str, Any], device: torch.device, weights: str | Path | None, precision: str
-) -> GLASS:
+) -> Scorer:
     config = state["config"]
-    trained = bool(state.get("backbone"))  # then the checkpoint brings all its weights along
+    trained = bool(state.get("backbone"))  # then the checkpoint has all its weights
     source = "random" if trained else (weights or config["weights"] or "pretrained")
     if not weights and not trained and source not in ("pretrained", "random") and not Path(source).is_file():
         raise WorkError(
@@ -137,19 +137,20 @@ def _build(
             f"{config['backbone']!r}, the same file)"
         )
     backbone = backbones.load(config["backbone"], source, config["seed"])
-    wanted = {f for f in GLASS.load.__annotations__ if f in config and f not in ON_THE_RUN}
-    glass = GLASS(device).load(
-        backbone=backbone, device=device, **{name: config[name] for name in wanted}, precision=precision
-    )
-    if not trained and glass.settings["backbone_hash"] != config.get("backbone_hash"):
+    settings, dtype = Settings.of_config(config, precision=precision, compile=False), PRECISIONS[precision]
+    rounded_later = trained and device.type == "cpu" and dtype != torch.float32  # once its weights are loaded
+    features = PatchFeatures(backbone, settings, device, torch.float32 if rounded_later else dtype)
+    if not trained and features.aggregator.fingerprint != config.get("backbone_hash"):
         raise InputError(
             f"{path} was trained with other weights of {config['backbone']!r} than those from {source}: give the same "
-            "ones with --weights"
+            "weights with --weights"
         )
-    glass.load_weights(path, state)
-    if precision == "bf16" and device.type == "cpu":  # a training leaves the backbone in float32 there
-        glass.feature_aggregator = NetworkFeatureAggregator(
-            glass.feature_aggregator.backbone if trained else backbone, glass.layers_to_extract_from, device,
-            tuple(glass.input_shape), False, PRECISIONS["bf16"],
-        )  # fmt: skip
-    return glass
+    projection, discriminator = build_heads(settings, device)
+    checkpoint.load_parts(path, state, discriminator, projection, features.aggregator.backbone if trained else None)
+    if rounded_later:
+        frozen = replace(settings, train_backbone=False)
+        features = PatchFeatures(features.aggregator.backbone, frozen, device, dtype)
+    features.aggregator.train(False)
+    return Scorer(
+        features, ScoringHead(projection, discriminator, dtype), RescaleSegmentor(device, settings.image_size)
+    )

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from synthesis.arithmetic import ROWS_AT_A_TIME, mean_bce
 from synthesis.ascent import Path
+from utils import LOGGER
 
 if TYPE_CHECKING:
     from model import Discriminator
@@ -89,7 +90,7 @@ def compile_updates(device: torch.device) -> Fused:
     """Compile the element-wise part of an update (torch.compile), and try it; once a process.
 
     Raises:
-        Exception: whatever a compiler that is missing or broken ends in.
+        Exception: the compiler is missing, or does not work with this version of torch.
     """
     # for any number of rows, or each size of a batch would be compiled anew
     fused = Fused(torch.compile(_to_scores, dynamic=True), torch.compile(_to_y, dynamic=True))
@@ -98,6 +99,28 @@ def compile_updates(device: torch.device) -> Fused:
         fused.to_scores(y, row, row, row, 0.2, 8)
         fused.to_y(y, column, row, row, row, row, row, 0.2)
     return fused
+
+
+def try_to_compile(layers: int, updates: int, device: torch.device) -> Fused | None:
+    """Compiled parts of the ascent; None, with a warning, where there is nothing to compile or no compiler.
+
+    Args:
+        layers: of the discriminator.
+        updates: of the ascent.
+        device: where it runs.
+    """
+    if layers != 2 or not updates:
+        LOGGER.warning(
+            "--compile: only gradient ascent with a --dsc_layers of 2 can be compiled; continuing without it"
+        )
+        return None
+    try:
+        return compile_updates(device)
+    except Exception as error:  # a missing or incompatible compiler raises errors of many types
+        lines = [line for line in str(error).splitlines() if line.strip() and not line.endswith("raised:")]
+        reason = lines[0] if lines else type(error).__name__
+        LOGGER.warning("--compile does not work here (%s); continuing without it", reason[:200])
+        return None
 
 
 def _score_slope(logits: Tensor, count: int) -> Tensor:

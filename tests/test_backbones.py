@@ -13,9 +13,8 @@ import torchvision
 from helpers import ROOT, fill
 
 import backbones
-import embedded
 from common import NetworkFeatureAggregator
-from training import run
+from training import preparing
 from utils import InputError, WorkError
 
 SHAPE = (3, 64, 64)
@@ -237,23 +236,23 @@ def test_no_network_and_no_weights(tmp_path, name, file):
         env={"TORCH_HOME": str(tmp_path), "HF_HOME": str(tmp_path), "https_proxy": nowhere, "PATH": "/usr/bin:/bin"},
     )  # fmt: skip
     last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith("errors.WorkError: backbone")
+    assert last.startswith("utils.WorkError: backbone")
     assert file in last
     assert str(tmp_path) in last
     assert "--weights PATH" in last
 
 
 def test_the_embedded_network_comes_with_the_project():
-    assert embedded.FILE.stat().st_size <= 4e6
-    network = backbones.load(embedded.NAME)
+    assert backbones.EMBEDDED_FILE.stat().st_size <= 4e6
+    network = backbones.load(backbones.EMBEDDED)
     assert sum(p.numel() for p in network.parameters()) < 1e6
     maps = NetworkFeatureAggregator(network, ["layer2", "layer3"], "cpu", SHAPE)(torch.zeros(1, *SHAPE))
     assert [tuple(m.shape[1:]) for m in maps] == [(64, 8, 8), (128, 4, 4)]
-    state = safetensors.torch.load_file(embedded.FILE)
+    state = safetensors.torch.load_file(backbones.EMBEDDED_FILE)
     for name, parameter in network.named_parameters():
         assert torch.equal(parameter, state[name].float())
     assert not network.origin.missing
-    other = backbones.load(embedded.NAME, "random", 3)
+    other = backbones.load(backbones.EMBEDDED, "random", 3)
     assert not torch.equal(other.conv1.weight, network.conv1.weight)
 
 
@@ -264,8 +263,8 @@ def test_the_embedded_network_sees_what_the_one_it_learnt_from_sees(real):
     x = ((picture.permute(2, 0, 1).float() - 0.45) / 0.225)[None]
     of = {
         "teacher": backbones.load("resnet18", real / "weights" / "resnet18_in1k_to_layer3.pth"),
-        "student": backbones.load(embedded.NAME),
-        "random": backbones.load(embedded.NAME, "random"),
+        "student": backbones.load(backbones.EMBEDDED),
+        "random": backbones.load(backbones.EMBEDDED, "random"),
     }
     apart = {}
     for name, network in of.items():
@@ -308,7 +307,7 @@ def test_auto_keeps_what_a_training_was_begun_with_and_looks_at_no_other(tmp_pat
     (tmp_path / "damaged" / "ckpt_best_3.pth").write_bytes(b"")
 
     def of(*names, given="auto"):
-        return run._name_of_auto(given, "pretrained", [tmp_path / name for name in names])
+        return preparing.name_of_auto(given, "pretrained", [tmp_path / name for name in names])
 
     assert of("whole") == "wideresnet50"
     assert of("half", given="auto.seed-3") == "resnet18_half.seed-3"
@@ -316,8 +315,8 @@ def test_auto_keeps_what_a_training_was_begun_with_and_looks_at_no_other(tmp_pat
         assert of(name) == "chosen"
         assert of(name, "half") == "resnet18_half"
     assert of("whole", given="resnet18") == "resnet18"
-    with pytest.raises(InputError, match=r"--weights w\.pth are of which network"):
-        run._name_of_auto("auto", "w.pth", [])
+    with pytest.raises(InputError, match=r"--weights w\.pth: the network they belong to is not given"):
+        preparing.name_of_auto("auto", "w.pth", [])
 
 
 def test_cached_weights_of_another_network_are_no_traceback(monkeypatch):
@@ -330,7 +329,7 @@ def test_cached_weights_of_another_network_are_no_traceback(monkeypatch):
 def test_scaling_what_the_layers_give_changes_nothing_else():
     from tools.distil import scale_outputs
 
-    network = embedded.HalfResNet18().eval()
+    network = backbones.HalfResNet18().eval()
     fill(network, 0)
     x = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     before = NetworkFeatureAggregator(network, ["layer1", "layer2", "layer3"], "cpu", SHAPE)(x)

@@ -19,7 +19,7 @@ from inference import checkpoint
 from reporting import drawing
 from reporting import tables as report
 from reporting import tensorboard as tensorboard_log
-from training import distribution
+from training import distribution, saving
 from utils import WorkError
 
 
@@ -37,7 +37,7 @@ def small_files(size=1000):
 NOISE = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
 TABLE = pd.DataFrame({name: np.arange(300) / 7 for name in report.COLUMNS}, index=[f"row {i}" for i in range(300)])
 WRITERS = {
-    "ckpt.pth": lambda path: checkpoint.save({"x": torch.zeros(9999)}, path),
+    "ckpt.pth": lambda path: saving.save({"x": torch.zeros(9999)}, path),
     "a.png": lambda path: drawing.save_image(path, NOISE),
     "b.png": lambda path: foreground._write_png(path, NOISE),
     "c.png": lambda path: demo._write(path, NOISE[..., 0].astype(np.float32)),
@@ -152,7 +152,7 @@ def test_the_name_of_the_file_beside_is_short(name, tmp_path):
     assert beside.suffix == path.suffix or len(path.suffix) > 16
     assert beside != utils.temporary_beside(path)
     utils.write_text(path, "whole")
-    checkpoint.save({}, path)
+    saving.save({}, path)
     assert [p.name for p in tmp_path.iterdir()] == [name]
 
 
@@ -160,5 +160,5 @@ def test_what_a_kill_left_of_a_checkpoint_is_taken_away(tmp_path):
     left = [utils.temporary_beside(tmp_path / "ckpt.pth"), tmp_path / "ckpt.pth.77.tmp"]
     for path in (*left, tmp_path / "ckpt.pth", checkpoint.best_path(tmp_path, 3)):
         path.touch()
-    checkpoint.remove_other_bests(tmp_path, 3)
+    saving.remove_other_bests(tmp_path, 3)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["ckpt.pth", "ckpt_best_3.pth"]

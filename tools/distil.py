@@ -27,16 +27,17 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 import backbones
+from backbones import EMBEDDED_FILE, EMBEDDED_WIDTH, HalfResNet18
 from commands.shared import CONTEXT, Finite, run_command
 from common import NetworkFeatureAggregator
 from datasets.textures import FileTextures
-from embedded import FILE, WIDTH, HalfResNet18
-from inference import checkpoint
+from networks.weights import unreadable
 from tools.pictures import Crops, find_photographs, read_photographs
+from training import saving
 from utils import IMAGENET_MEAN, IMAGENET_STD, InputError, WorkError, choose_device, make_folder, seeded, write_bytes
 
 LAYERS = ("layer2", "layer3")
-TEACHER_CHANNELS, STUDENT_CHANNELS = (128, 256), (2 * WIDTH, 4 * WIDTH)
+TEACHER_CHANNELS, STUDENT_CHANNELS = (128, 256), (2 * EMBEDDED_WIDTH, 4 * EMBEDDED_WIDTH)
 PAIRS = 4096  # places whose distances are compared, a layer and step
 DISTANCES = 0.25  # weight of that
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
@@ -280,12 +281,12 @@ def distil(
         if (number + 1) % SAVE_EVERY == 0 or number + 1 == steps:
             spent = time.monotonic() - began
             row = _row(work, number + 1, seen, judged, batch, spent)
-            checkpoint.save({**work.state(), "asked": asked, "step": number + 1, "seconds": spent}, latest)
+            saving.save({**work.state(), "asked": asked, "step": number + 1, "seconds": spent}, latest)
             _log(out / "distil.csv", row)
             seen = []
     factors = match_scale(work, judged)
-    click.echo(f"{FILE.name}: layer2 scaled by {factors[0]:.4f}, layer3 by {factors[1]:.4f}")
-    save_weights(work.student, out / FILE.name)
+    click.echo(f"{EMBEDDED_FILE.name}: layer2 scaled by {factors[0]:.4f}, layer3 by {factors[1]:.4f}")
+    save_weights(work.student, out / EMBEDDED_FILE.name)
 
 
 def _read_state(path: Path, device: torch.device, asked: dict[str, Any]) -> dict[str, Any]:
@@ -293,7 +294,7 @@ def _read_state(path: Path, device: torch.device, asked: dict[str, Any]) -> dict
         state = torch.load(path, map_location=device, weights_only=True)
         begun = dict(state["asked"])
     except Exception as error:  # unpickling, zip and tensor errors of a damaged or foreign file
-        raise WorkError(f"{path}: {checkpoint.unreadable(error)}; take it away to begin anew") from error
+        raise WorkError(f"{path}: {unreadable(error)}; take it away to begin anew") from error
     other = [f"{key} was {begun.get(key)}, is {value}" for key, value in asked.items() if begun.get(key) != value]
     if other:
         raise InputError(f"{path} was begun otherwise ({'; '.join(other)}); take another OUT")

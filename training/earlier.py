@@ -13,114 +13,105 @@ from typing import Any
 from datasets import inventory
 from datasets.check import check_pictures
 from datasets.inventory import Inventory
-from glass import refuse_other_split
 from inference import checkpoint
 from reporting import page
 from reporting import tables as report
-from training import reading
 from training.job import ClassData, Options, Run
+from training.reading import Reader
+from training.state import refuse_other_split
 from utils import LOGGER, InputError, WorkError, printable
 
 FILES = ("results.csv", "results.xlsx", "per_image.csv", page.FILE, report.SETTINGS)
 FOLDERS = ("models", "training", "eval", page.FOLDER, "judge", "foreground", "splits", "skipped")
 
 
-def inventory_of(this: Run, data: ClassData, foreground: bool) -> Inventory:
-    """The files that a class's training comes from; with the user's foreground masks where `foreground`.
+class EarlierTrainings:
+    """What the folders of a run's classes hold from earlier trainings."""
 
-    Good images that a layout keeps for the test count too: which ones these are depends on what there is.
-    """
-    parts = {inventory.TRAIN: [s.path for s in data.train], inventory.TEST: [s.path for s in data.held_out]}
-    if foreground:
-        parts[inventory.FOREGROUND] = this.layout.foreground(data.name, data.train) or []
-    return Inventory.of(this.layout.root, parts, this.fingerprints)
+    def __init__(self, run: Run) -> None:
+        self.run = run
 
+    def refuse_other_data(self, classes: Sequence[ClassData]) -> list[ClassData]:
+        """Stop before the first class is trained where one of them was trained, or begun, with other files.
 
-def refuse_other_data(this: Run, classes: Sequence[ClassData]) -> list[ClassData]:
-    """Stop before the first class is trained where one of them was trained, or begun, with other files.
+        Returns:
+            The classes, without files that cannot be read and that their trainings had left out (`--skip_bad`).
 
-    Returns:
-        The classes, without files that cannot be read and that their trainings had left out (`--skip_bad`).
+        Raises:
+            InputError: names the class, both sets of files, and what can be done.
+        """
+        if not self.run.training:
+            return list(classes)
+        kept, refused = [], {}
+        for data in classes:
+            data, message = self._compare(data)
+            kept.append(data)
+            if message:
+                refused[data.row] = message
+        if refused:
+            first, *others = refused
+            more = f" (and so for {', '.join(others)})" if others else ""
+            raise InputError(refused[first] + more)
+        return kept
 
-    Raises:
-        InputError: names the class, both sets of files, and what can be done.
-    """
-    if not this.training:
-        return list(classes)
-    kept, refused = [], {}
-    for data in classes:
-        data, message = _compare(this, data)
-        kept.append(data)
-        if message:
-            refused[data.row] = message
-    if refused:
-        first, *others = refused
-        more = f" (and so for {', '.join(others)})" if others else ""
-        raise InputError(refused[first] + more)
-    return kept
+    def refuse_other_splits(self, data: ClassData) -> None:
+        """Stop where a class's training kept other good images for the test than this run would.
 
+        Raises:
+            InputError: says which options to give.
+        """
+        own = {"split_seed": self.run.dataset["split_seed"], "test_share": self.run.dataset["test_share"]}
+        for folder in self._folders(data) if data.held_out else ():
+            refuse_other_split(checkpoint.config_of(folder, self.run.training) or {}, own, folder)
 
-def refuse_other_splits(this: Run, data: ClassData) -> None:
-    """Stop where a class's training kept other good images for the test than this run would.
+    def _folders(self, data: ClassData) -> list[Path]:
+        return [self.run.folder(index) / data.row for index in range(len(self.run.nets))]
 
-    Raises:
-        InputError: says which options to give.
-    """
-    own = {"split_seed": this.dataset["split_seed"], "test_share": this.dataset["test_share"]}
-    for folder in _folders(this, data) if data.held_out else ():
-        refuse_other_split(checkpoint.config_of(folder, this.training) or {}, own, folder)
-
-
-def _folders(this: Run, data: ClassData) -> list[Path]:
-    return [this.models / f"backbone_{index}" / data.row for index in range(len(this.nets))]
-
-
-def _compare(this: Run, data: ClassData) -> tuple[ClassData, str]:
-    """The class, and what is wrong with its files; "" where nothing is."""
-    other = {}
-    for folder in _folders(this, data):
-        config = checkpoint.config_of(folder)
-        if config is None:
-            continue
-        if "data" not in config:
-            LOGGER.info(
-                "%s: the checkpoint in %s, of an earlier version, does not say which images it was trained on; taken "
-                "to be the present ones", data.row, folder,
-            )  # fmt: skip
-            continue
-        before = inventory.load(folder, config["data"])
-        now = inventory_of(this, data, config["foreground"])
-        if now.digest != config["data"]:
-            data = _without_unreadable(this, data, before)
-            now = inventory_of(this, data, config["foreground"])
-        if now.digest != config["data"]:
-            other[folder] = _both_sides(config, before, now)
-    if not other:
-        return data, ""
-    place = "--models_path" if this.main["models_path"] else "--results_path"
-    folder, sides = next(iter(other.items()))
-    return data, (
-        f"class {data.row}: its training in {folder} was begun with other images: {sides}; give another {place}, "
-        f"put the images back as they were, or delete {' and '.join(map(str, other))} to train anew"
-    )
-
-
-def _without_unreadable(this: Run, data: ClassData, before: Inventory | None) -> ClassData:
-    """The class without the images that are new and cannot be read: its training may have left them out.
-
-    Raises:
-        WorkError: there are such images, the training goes on, and they are not to be left out.
-    """
-    paths = [sample.path for sample in (*data.train, *data.held_out)]
-    new = [p for p in paths if before is None or inventory.below(p, this.layout.root) not in before.files]
-    problems = check_pictures(new, full=f"{data.row}: new images", reading=data.settings.reading)
-    if problems and not this.finished(data):
-        reading.stop_or_skip(this, f"class {data.row}", problems)
-    elif problems:
-        LOGGER.warning(
-            "%s: %d files cannot be read, such as %s; they are left out", data.row, len(problems), problems[0]
+    def _compare(self, data: ClassData) -> tuple[ClassData, str]:
+        """The class, and what is wrong with its files; "" where nothing is."""
+        other = {}
+        for folder in self._folders(data):
+            config = checkpoint.config_of(folder)
+            if config is None:
+                continue
+            if "data" not in config:
+                LOGGER.info(
+                    "%s: the checkpoint in %s, of an earlier version, does not say which images it was trained on; "
+                    "assumed to be the present ones", data.row, folder,
+                )  # fmt: skip
+                continue
+            before = inventory.load(folder, config["data"])
+            now = self.run.inventory_of(data, config["foreground"])
+            if now.digest != config["data"]:
+                data = self._without_unreadable(data, before)
+                now = self.run.inventory_of(data, config["foreground"])
+            if now.digest != config["data"]:
+                other[folder] = _both_sides(config, before, now)
+        if not other:
+            return data, ""
+        place = "--models_path" if self.run.main["models_path"] else "--results_path"
+        folder, sides = next(iter(other.items()))
+        return data, (
+            f"class {data.row}: its training in {folder} was begun with other images: {sides}; give another {place}, "
+            f"put the images back as they were, or delete {' and '.join(map(str, other))} to train anew"
         )
-    return data.without(problems)
+
+    def _without_unreadable(self, data: ClassData, before: Inventory | None) -> ClassData:
+        """The class without the images that are new and cannot be read: its training may have left them out.
+
+        Raises:
+            WorkError: there are such images, the training goes on, and they are not to be left out.
+        """
+        paths = [sample.path for sample in (*data.train, *data.held_out)]
+        new = [p for p in paths if before is None or inventory.below(p, self.run.layout.root) not in before.files]
+        problems = check_pictures(new, full=f"{data.row}: new images", reading=data.settings.reading)
+        if problems and not self.run.finished(data):
+            Reader(self.run).stop_or_skip(f"class {data.row}", problems)
+        elif problems:
+            LOGGER.warning(
+                "%s: %d files cannot be read, such as %s; they are left out", data.row, len(problems), problems[0]
+            )
+        return data.without(problems)
 
 
 def _both_sides(config: dict[str, Any], before: Inventory | None, now: Inventory) -> str:

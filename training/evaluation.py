@@ -65,13 +65,6 @@ def evaluate(found: Predictions) -> dict[str, float]:
     return dict(zip(METRICS, values, strict=True))
 
 
-def selection_value(figures: Mapping[str, Any]) -> float | None:
-    """Image AUROC + pixel AUROC, of which one may be missing; None where both are."""
-    values = [figures.get(key, math.nan) for key in ("image_auroc", "pixel_auroc")]
-    values = [v for v in values if not math.isnan(v)]
-    return sum(values) if values else None
-
-
 def metrics_line(figures: Mapping[str, float]) -> str:
     """Those of `METRICS` that there are, in percent."""
     return "  ".join(f"{name} {100 * figures[name]:.2f}" for name in METRICS if name in figures)
@@ -92,18 +85,6 @@ def why_nan(figures: Mapping[str, float], masks: Sequence[NDArray[np.int8]] = ()
             reason += f"; of {lost} masks no anomalous pixel is left after resizing and crop"
         reasons.append(reason)
     return reasons
-
-
-def ended(record: Mapping[str, Any], meta_epochs: int, patience: int) -> bool:
-    """Whether a training is over: all its epochs done, or none better in `patience` evaluations."""
-    return record["epoch"] >= meta_epochs or bool(patience and record.get("stale", 0) >= patience)
-
-
-def remember(record: dict[str, Any], figures: Mapping[str, float]) -> None:
-    """Add an epoch to the record's history: its figures, with the metrics where it was evaluated."""
-    epoch = record["epoch"] - 1
-    judged = record["last"] if record["last"] and record["last"]["epoch"] == epoch else {}
-    record["history"] = [*record["history"], {**figures, **judged, "epoch": epoch}]
 
 
 def judge(found: Predictions, thresholds: Thresholds | None) -> dict[str, float]:

@@ -11,15 +11,16 @@ import numpy as np
 import torch
 from torch import nn
 
-from datasets import ImageSettings, Layout, Sample, TestDataset
+from datasets import ImageSettings, Layout, Sample, TestDataset, inventory
 from datasets.cache import ImageCache
 from datasets.check import Problem, drop_bad
 from datasets.defects import Pair, of_class
 from datasets.geometry import Size, Tiling
+from datasets.inventory import Inventory
 from datasets.textures import Textures
 from datasets.tiles import TiledTestDataset, tiles_of
 from inference import checkpoint
-from training.evaluation import ended
+from training.record import Record
 
 Options = Mapping[str, Any]
 
@@ -105,7 +106,7 @@ class Run:
     configs: dict[str, dict[str, Any]] = field(default_factory=dict)
     fingerprints: dict[Path, str] = field(default_factory=dict)  # of files' contents, as far as they were read
     trained: bool = False  # whether this run trained anything
-    begun: str = ""  # when it was noted in the settings
+    noted: str = ""  # when this call was noted in the settings
 
     @property
     def training(self) -> bool:
@@ -118,7 +119,7 @@ class Run:
 
     def finished(self, data: ClassData) -> bool:
         """Whether a class is trained already, with every backbone."""
-        return all(self.is_trained(self.models / f"backbone_{i}" / data.row) for i in range(len(self.nets)))
+        return all(self.is_trained(self.folder(i) / data.row) for i in range(len(self.nets)))
 
     def is_trained(self, folder: Path) -> bool:
         """Whether the training of a class's folder is over."""
@@ -126,7 +127,25 @@ class Run:
         if latest is None:
             return checkpoint.find_best(folder) is not None
         record = latest.get("record")
-        return isinstance(record, dict) and ended(record, self.net["meta_epochs"], self.net["patience"])
+        return isinstance(record, dict) and Record.of(record).is_over(self.net["meta_epochs"], self.net["patience"])
+
+    def inventory_of(self, data: ClassData, foreground: bool) -> Inventory:
+        """The files that a class's training comes from; with the user's foreground masks where `foreground`.
+
+        Good images that a layout keeps for the test count as well: which ones these are depends on what there is.
+        """
+        parts = {inventory.TRAIN: [s.path for s in data.train], inventory.TEST: [s.path for s in data.held_out]}
+        if foreground:
+            parts[inventory.FOREGROUND] = self.layout.foreground(data.name, data.train) or []
+        return Inventory.of(self.layout.root, parts, self.fingerprints)
+
+    def folder(self, index: int) -> Path:
+        """The checkpoints of all classes with one of several backbones."""
+        return self.models / f"backbone_{index}"
+
+    def row_of(self, data: ClassData, net: Net) -> str:
+        """What a class is called in the results, with one of several backbones."""
+        return data.row if len(self.nets) == 1 else f"{data.row} {net.name}"
 
     def trains(self, data: ClassData) -> bool:
         """Whether there is anything left to train of a class."""

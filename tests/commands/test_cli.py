@@ -161,7 +161,7 @@ def test_judged_class_is_trained_in_the_same_run(tiny, tmp_path):
 def test_killed_run_started_again_ends_with_the_same_weights(trained, tiny, tmp_path, kill):
     arguments = ["--gpu", -1, "--results_path", tmp_path / "r", *NET, "--meta_epochs", 15, *DATASET, "-d", "disc"]
     # the state is written after every epoch, or so short a training would end before it is due
-    code = "import main; from inference import checkpoint; checkpoint.SAVE_EVERY = 0; main.main(prog_name='main.py')"
+    code = "import main; from training import saving; saving.SAVE_EVERY = 0; main.main(prog_name='main.py')"
     command_line = [sys.executable, "-c", code, *map(str, arguments), "custom", *map(str, tiny)]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}  # as in this process, for numbers that are the same to the bit
     # a shell starts background jobs with SIGINT ignored, which a child would inherit

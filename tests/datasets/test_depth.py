@@ -19,6 +19,7 @@ from datasets.foreground import make_masks
 from glass import load_checkpoint
 from inference import checkpoint
 from reporting import preview
+from training import saving
 from utils import LOGGER, InputError
 
 RNG = np.random.default_rng(0)
@@ -223,7 +224,7 @@ def test_a_training_keeps_its_depth_for_all_that_follows(run, log):
     for path in folder.glob("ckpt*.pth"):  # made before there was a choice
         state = checkpoint.load(path)
         del state["config"]["bits"], state["config"]["max_pixels"]
-        checkpoint.save(state, path)
+        saving.save(state, path)
     assert load_checkpoint(folder).reading == ReadOptions(16)
     log.clear()
     assert cli(*run[1]).returncode == 0

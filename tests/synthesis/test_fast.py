@@ -12,13 +12,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_runs import rows, run
 
-import glass as glass_module
 import main as command
 import metrics
 import utils
+from common import NetworkFeatureAggregator
+from inference.features import FeatureCache
+from inference.settings import check_feature_cache
+from synthesis import slope
 from synthesis.gas import gas
-from training import device_metrics, feature_cache
-from training.feature_cache import FeatureCache, feature_budget
+from training import device_metrics
+from training.evaluation import evaluate
+from training.feature_cache import feature_budget
+from training.testing import TestMemory, score_set
+from training.trainer import allocate_cache
 from utils import InputError
 
 SIZE = 64
@@ -42,7 +48,7 @@ def centred(**kwargs):
 def direct_embedding(model):
     def embed(images):
         with torch.no_grad():
-            maps = model.feature_aggregator(images)
+            maps = model.features.aggregator(images)
             return reference.unfold_embed(maps, 3, model.pretrain_embed_dimension, model.target_embed_dimension)
 
     return embed
@@ -176,13 +182,13 @@ def test_nothing_is_kept_of_what_changes(tmp_path, flags):
 def test_backbone_sees_each_image_once(tmp_path, monkeypatch):
     data, textures = make_mvtec(tmp_path)
     seen = []
-    forward = glass_module.NetworkFeatureAggregator.forward
+    forward = NetworkFeatureAggregator.forward
 
     def counted(self, images):
         seen.append(len(images))
         return forward(self, images)
 
-    monkeypatch.setattr(glass_module.NetworkFeatureAggregator, "forward", counted)
+    monkeypatch.setattr(NetworkFeatureAggregator, "forward", counted)
     done = run(data, textures, tmp_path / "r", net=("--meta_epochs", 4))
     assert done.exit_code == 0, done.output
     # f(I) of 6 training images once, f(I') of 6 in each of 4 epochs; the test images in the first evaluation, with the
@@ -224,9 +230,9 @@ def test_memory_that_is_taken_meanwhile_is_none(monkeypatch):
 
     model = make_glass()
     loader = torch.utils.data.DataLoader([0] * 3)
-    assert model._kept_features(loader, "disc", 1 << 40).capacity == 3
-    monkeypatch.setattr(feature_cache.torch, "empty", refuse)
-    assert model._kept_features(loader, "disc", 1 << 40) is None
+    assert allocate_cache(model, loader, "disc", 1 << 40).capacity == 3
+    monkeypatch.setattr(torch, "empty", refuse)
+    assert allocate_cache(model, loader, "disc", 1 << 40) is None
 
 
 def test_precision_by_device(monkeypatch, caplog):
@@ -241,7 +247,7 @@ def test_precision_by_device(monkeypatch, caplog):
     assert "compute capability 7.5, 8.0 or more has it" in caplog.text
     assert CliRunner().invoke(command.main, ["net", "--precision", "fp8"]).exit_code == 2
     with pytest.raises(InputError, match="--feature_cache x"):
-        feature_cache.check_choice("x")
+        check_feature_cache("x")
     assert feature_budget("off", cpu) == 0
 
 
@@ -306,7 +312,7 @@ def test_maps_may_stay_on_the_device_from_the_first_evaluation_on(monkeypatch, t
     found = model.predict(test_batches(seed=10), tmp_path)
     assert isinstance(found.maps, torch.Tensor)
     assert len(list(tmp_path.iterdir())) == 4
-    assert model.evaluate(found) == pytest.approx(model.evaluate(expected), abs=1e-5)
+    assert evaluate(found) == pytest.approx(evaluate(expected), abs=1e-5)
     np.testing.assert_array_equal(found.on_host().maps, expected.maps)
 
 
@@ -317,18 +323,18 @@ def test_an_evaluation_that_remembers_is_the_same(monkeypatch):
     batches = [{**batch, "index": torch.arange(len(batch["image"]))} for batch in test_batches(seed=10)[:1]]
     first = model.predict(batches)
     kept = FeatureCache(len(first.scores), (64, 96), torch.float32, torch.device("cpu"), 1 << 30)
-    memory = glass_module.TestMemory(kept)
-    model.predict(batches, None, memory)
+    memory = TestMemory(kept)
+    score_set(model.scorer(), batches, None, memory)
     assert memory.complete
-    monkeypatch.setattr(model, "_embed", None)  # not needed any more
-    again = model.predict(batches, None, memory)
+    monkeypatch.setattr(model.features, "embed", None)  # not needed any more
+    again = score_set(model.scorer(), batches, None, memory)
     np.testing.assert_allclose(again.maps, first.maps, atol=1e-6)
     np.testing.assert_allclose(again.scores, first.scores, atol=1e-6)
-    assert model.evaluate(again) == pytest.approx(model.evaluate(first), nan_ok=True, abs=1e-6)
+    assert evaluate(again) == pytest.approx(evaluate(first), nan_ok=True, abs=1e-6)
     monkeypatch.setattr(device_metrics.DeviceTruth, "fits", staticmethod(lambda *_: True))
-    on_device = model.predict(batches, None, memory)
+    on_device = score_set(model.scorer(), batches, None, memory)
     assert isinstance(on_device.maps, torch.Tensor)
-    assert model.evaluate(on_device) == pytest.approx(model.evaluate(first), nan_ok=True, abs=1e-5)
+    assert evaluate(on_device) == pytest.approx(evaluate(first), nan_ok=True, abs=1e-5)
 
 
 # -------------------------------------------------------------------------------------- scoring
@@ -348,15 +354,15 @@ def test_an_evaluation_that_remembers_is_the_same(monkeypatch):
 def test_scores_of_the_folded_head_are_those_of_the_whole_network(layers, more):
     model = make_glass(layers=layers, size=(64, 96), dsc_hidden=64, **more)
     images = torch.randn(3, 3, 64, 96, generator=torch.Generator().manual_seed(1))
-    found = model._score_images(model._head(), images)
-    model._set_mode(False)
+    scorer = model.scorer()
+    found = scorer.score_images(images)
     with torch.no_grad():
-        maps = model.feature_aggregator(images)
+        maps = model.features.aggregator(images)
         features = reference.unfold_embed(
             maps, model.patchsize, model.pretrain_embed_dimension, model.target_embed_dimension
         )
         expected = model.discriminator(model.pre_projection(features) if model.pre_projection else features)
-        of_features = model._score(model._head(), features)
+        of_features = scorer.score_features(features)
     assert found.shape == (3, *model.grid)
     torch.testing.assert_close(found, expected.view(3, *model.grid), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(of_features, expected.view(3, *model.grid), rtol=1e-4, atol=1e-5)
@@ -381,7 +387,7 @@ def test_nothing_to_compile_is_said(tmp_path, net):
     data, textures = make_mvtec(tmp_path)
     done = run(data, textures, tmp_path / "r", net=("--compile", "--meta_epochs", 1, *net))
     assert done.exit_code == 0, done.output
-    assert "--compile: only gradient ascent through a --dsc_layers of 2 can be compiled" in done.output
+    assert "--compile: only gradient ascent with a --dsc_layers of 2 can be compiled" in done.output
 
 
 def test_without_a_compiler_it_goes_on(tmp_path, monkeypatch):
@@ -390,7 +396,9 @@ def test_without_a_compiler_it_goes_on(tmp_path, monkeypatch):
     def fail(*_args, **_kwargs):
         raise RuntimeError("No working C++ compiler found in cpp.cxx\nmore")
 
-    monkeypatch.setattr(glass_module, "compile_updates", fail)
+    monkeypatch.setattr(slope, "compile_updates", fail)
     done = run(data, textures, tmp_path / "r", net=("--compile",))
     assert done.exit_code == 0, done.output
-    assert "--compile does not work here (No working C++ compiler found in cpp.cxx); going on without" in done.output
+    assert (
+        "--compile does not work here (No working C++ compiler found in cpp.cxx); continuing without it" in done.output
+    )

@@ -10,10 +10,12 @@ from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter
 
 import perlin
-from common import FusedPooling, RescaleSegmentor
+from common import RescaleSegmentor
+from inference.pooling import FusedPooling
 from loss import focal_loss
 from model import Discriminator, Projection
 from synthesis import arithmetic, las
+from training.trainer import compute_mean_embedding
 from utils import InputError
 
 
@@ -31,7 +33,7 @@ def test_embedding_is_the_unfolded_one(layers, size, patchsize, pretrain, target
     )
     images = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1))
     ours, shapes = model._embed(images)
-    expected = reference.embed(model.feature_aggregator(images), patchsize, pretrain, target)
+    expected = reference.embed(model.features.aggregator(images), patchsize, pretrain, target)
     assert shapes[0] == model.grid
     torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
 
@@ -125,13 +127,13 @@ def test_trained_backbone_learns_and_keeps_to_eval_in_prediction():
     model = make_glass(train_backbone=True)
     image, aug = torch.randn(2, 2, 3, 64, 64)
     model.c = torch.zeros(64, 96)
-    before = {k: v.clone() for k, v in model.feature_aggregator.backbone.state_dict().items()}
+    before = {k: v.clone() for k, v in model.features.aggregator.backbone.state_dict().items()}
     model.train_step(image, aug, torch.eye(8).expand(2, 8, 8))
-    after = model.feature_aggregator.backbone.state_dict()
+    after = model.features.aggregator.backbone.state_dict()
     assert any(not torch.equal(before[k], after[k]) for k in before if k.endswith("conv1.weight"))
     statistics = {k: v.clone() for k, v in after.items() if "running" in k}
     model._predict(image)
-    assert all(torch.equal(v, model.feature_aggregator.backbone.state_dict()[k]) for k, v in statistics.items())
+    assert all(torch.equal(v, model.features.aggregator.backbone.state_dict()[k]) for k, v in statistics.items())
 
 
 # --------------------------------------------------------------------------------------------- LAS
@@ -250,7 +252,7 @@ def test_centre_of_the_mean_is_the_mean_of_the_centres():
     model = make_glass()
     fill(model.pre_projection, 5)
     batches = [{"image": torch.randn(n, 3, 64, 64)} for n in (3, 1)]
-    model._set_centre(model._mean_embedding(batches))
+    model._set_centre(compute_mean_embedding(model, batches))
     images = torch.cat([batch["image"] for batch in batches])
     expected = model._features(images).unflatten(0, (4, -1)).mean(0).detach()
     torch.testing.assert_close(model.c, expected, rtol=1e-4, atol=1e-5)

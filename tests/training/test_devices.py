@@ -23,7 +23,10 @@ from glass import GLASS
 from inference import checkpoint
 from inference import inspector as inference
 from inference.thresholds import HELD_OUT
-from training import run
+from training import run, saving
+from training.calibration import calibrate
+from training.state import TrainingState, weights_of
+from training.testing import score_chosen
 
 CUDA = torch.device("cuda", 0)
 CONFIG = {"class_name": "folder_disc", "resize": 48, "imagesize": 48, "keep_all": False}
@@ -42,7 +45,7 @@ def embedded_glass(folder, **settings):
     )  # fmt: skip
     model.extra_config = dict(CONFIG)
     model.set_model_dir(folder, "disc")
-    checkpoint.save(model._weights({"epoch": 0}), checkpoint.best_path(model.model_dir, 0))
+    saving.save(weights_of(model, {"epoch": 0}), checkpoint.best_path(model.model_dir, 0))
     return model
 
 
@@ -66,12 +69,12 @@ def test_a_threshold_is_to_the_digit_the_score_that_predict_gives(trained, tmp_p
     # as on CUDA, where bfloat16 rounds the backbone, too
     monkeypatch.setattr(GLASS, "_dtype_of_backbone", lambda _: torch.bfloat16)
     model, images = embedded_glass(tmp_path, train_backbone=trained), pictures()
-    own = model.feature_aggregator
+    own = model.features.aggregator
     assert own.dtype == torch.bfloat16
     rounded = model._predict(good_batches(images)[0]["image"])[0]
-    made = model.calibrate(good_batches(images), "disc", HELD_OUT)
-    found = model.look_at(good_batches(images), "disc").found
-    assert model.feature_aggregator is own
+    made = calibrate(model, good_batches(images), "disc", HELD_OUT)
+    found = score_chosen(model, good_batches(images), "disc").found
+    assert model.features.aggregator is own
     assert own.dtype == torch.bfloat16
     monkeypatch.undo()
     inspector = inference.load_checkpoint(model.model_dir)
@@ -85,9 +88,8 @@ def test_a_threshold_is_to_the_digit_the_score_that_predict_gives(trained, tmp_p
 
 def test_without_bfloat16_nothing_is_built_anew(tmp_path, monkeypatch):
     model = embedded_glass(tmp_path)
-    assert model._unrounded is None
-    monkeypatch.setattr("glass.NetworkFeatureAggregator", None)
-    model.calibrate(good_batches(pictures(2)), "disc", HELD_OUT)
+    monkeypatch.setattr("inference.features.NetworkFeatureAggregator", None)
+    calibrate(model, good_batches(pictures(2)), "disc", HELD_OUT)
 
 
 # -------------------------------------------------------------------------------------------- resuming
@@ -115,7 +117,7 @@ def test_a_training_goes_on_though_its_random_state_is_of_another_kind_of_device
             assert model.trainer(batches, None, "disc")["epoch"] == 2
             utils.LOGGER.removeHandler(caplog.handler)
         found.append(model.discriminator.state_dict())
-    assert "begun on another kind of device" in caplog.text
+    assert "started on another kind of device" in caplog.text
     for key, value in found[0].items():
         assert torch.equal(value, found[1][key])
 
@@ -136,7 +138,7 @@ def test_the_optimisers_counts_of_steps_stay_off_the_device(tmp_path, monkeypatc
 
     monkeypatch.setattr(checkpoint, "load", marked)
     model.device = CUDA
-    model.start("disc")
+    TrainingState(model, "disc").start()
     steps = [state["step"] for optimiser in model.optimisers.values() for state in optimiser.state.values()]
     assert len(steps) == 7  # parameters
     assert {float(step) for step in steps} == {1.0}
@@ -262,15 +264,14 @@ def test_the_network_that_auto_tries_is_loaded_once(tmp_path, monkeypatch):
     (tmp_path / "data" / "disc").mkdir(parents=True)
     for i, one in enumerate(pictures(2)):
         one.save(tmp_path / "data" / "disc" / f"{i}.png")
-    monkeypatch.setattr(run.reading, "glance_at_textures", lambda _: None)
     prepared = []
-    prepare = run._prepare
+    prepare = run.prepare
 
     def stop(*options):
         prepared.append(prepare(*options))
         raise utils.InputError("far enough")
 
-    monkeypatch.setattr(run, "_prepare", stop)
+    monkeypatch.setattr(run, "prepare", stop)
     nets = ["net", "-b", "auto", "-b", "auto.seed-3", "-b", "resnet18"]
     done = cli("--gpu", -1, "--results_path", tmp_path / "r", *nets, "dataset", "folder", tmp_path / "data", "builtin")
     assert "far enough" in done.stdout

@@ -1,6 +1,7 @@
 """A training that diverges, and weights that are no numbers: one line, and nothing bad is kept or judged by."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,7 +19,11 @@ from datasets.geometry import Geometry
 from inference import checkpoint
 from inference import judge as judgement
 from inference.thresholds import HELD_OUT, Thresholds
+from networks import weights
 from synthesis import arithmetic
+from training import saving
+from training.calibration import calibrate
+from training.state import weights_of
 from utils import InputError, WorkError
 
 SETTINGS = {"class_name": "disc", "resize": SIDE, "imagesize": SIDE, "keep_all": False}
@@ -132,10 +137,10 @@ def spoil(path, change):
 @pytest.fixture
 def kept(tmp_path):
     model = ready(tmp_path)
-    model.settings["backbone"] = "resnet18_half"
+    model.settings = replace(model.settings, backbone="resnet18_half")
     path = checkpoint.best_path(model.model_dir, 0)
     made = Thresholds(0.5, 0.5, source=HELD_OUT).plain()
-    checkpoint.save({**model._weights({"epoch": 0}), "thresholds": made}, path)
+    saving.save({**weights_of(model, {"epoch": 0}), "thresholds": made}, path)
     return path
 
 
@@ -159,12 +164,12 @@ def test_thresholds_that_are_no_numbers_count_as_none():
 def test_no_threshold_is_made_of_scores_that_are_no_numbers(tmp_path, monkeypatch):
     model = ready(tmp_path)
     path = checkpoint.best_path(model.model_dir, 0)
-    checkpoint.save(model._weights({"epoch": 0}), path)
+    saving.save(weights_of(model, {"epoch": 0}), path)
     before = path.read_bytes()
     images = judged_batches()
     images[0]["image"][1] = math.nan
     with pytest.raises(WorkError, match=r"a score that is not finite"):
-        model.calibrate(images, "disc", HELD_OUT)
+        calibrate(model, images, "disc", HELD_OUT)
     with pytest.raises(WorkError, match=r"a score that is not finite"):
         model.tester(images, "disc")
     assert path.read_bytes() == before
@@ -219,6 +224,4 @@ def test_a_network_whose_layers_overflow_is_refused_before_any_training():
 
 def test_a_sound_checkpoint_still_loads(kept):
     assert isinstance(checkpoint.load(kept)["discriminator"], dict)
-    assert (
-        checkpoint.not_finite({"half": torch.ones(2).to(torch.float8_e4m3fn), "count": torch.tensor(3), "n": 1}) == []
-    )
+    assert weights.not_finite({"half": torch.ones(2).to(torch.float8_e4m3fn), "count": torch.tensor(3), "n": 1}) == []

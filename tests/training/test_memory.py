@@ -19,6 +19,7 @@ from model import Discriminator, Projection
 from synthesis import arithmetic, ascent, slope
 from training import device_metrics, feature_cache
 from training.feature_cache import feature_budget, step_bytes
+from training.trainer import Loaders, Trainer, step_bytes_of
 
 VARIANTS = (
     {"svd": 0},
@@ -71,7 +72,7 @@ def test_a_model_that_is_done_with_is_freed(trained, no_collector):
     model = small_glass(train_backbone=trained)
     batch = small_batch(model)
     model.train_step(*batch)
-    network, aggregator = weakref.ref(model.feature_aggregator.backbone), weakref.ref(model.feature_aggregator)
+    network, aggregator = weakref.ref(model.features.aggregator.backbone), weakref.ref(model.features.aggregator)
     del model
     assert aggregator() is None
     assert network() is None
@@ -80,7 +81,7 @@ def test_a_model_that_is_done_with_is_freed(trained, no_collector):
 def test_a_cut_network_outlives_its_aggregator():
     model = small_glass(train_backbone=True)
     images, *_ = small_batch(model)
-    network, expected = model.feature_aggregator.backbone, model.feature_aggregator(images)
+    network, expected = model.features.aggregator.backbone, model.features.aggregator(images)
     del model
     again = NetworkFeatureAggregator(network, LAYERS, "cpu", (3, SIDE, SIDE))
     torch.testing.assert_close(again(images), expected, rtol=1e-3, atol=1e-4)
@@ -97,7 +98,7 @@ def peak_of_a_step(rows, width, hidden, whole, monkeypatch, dtype=torch.float32,
     model = small_glass(**settings)
     model.discriminator = Discriminator(width, layers, hidden)
     model.pre_projection = Projection(width, width, pre_proj) if pre_proj else None
-    model._dtype, model.c = dtype, torch.randn(64, width)
+    model.dtype, model.c = dtype, torch.randn(64, width)
     model._embed = lambda _: (torch.randn(rows, width), None)
     model.optimisers = {"discriminator": torch.optim.AdamW(model.discriminator.parameters())}
     if pre_proj:
@@ -152,14 +153,17 @@ def test_what_a_step_needs_is_kept_free(monkeypatch):
 
 def test_a_training_keeps_no_features_in_the_place_of_its_own_steps(monkeypatch):
     model, loader = small_glass(svd=1), DataLoader(torch.zeros(20, 1), batch_size=4)
-    needed = model._step_bytes(loader)
+    needed = step_bytes_of(model, loader)
     assert needed > step_bytes(4 * 64, WIDTH, 16, svd=1)  # the backbone's pass, too
-    assert model._step_bytes(DataLoader(torch.zeros(20, 1), batch_size=8)) > needed
+    assert step_bytes_of(model, DataLoader(torch.zeros(20, 1), batch_size=8)) > needed
     monkeypatch.setattr(feature_cache, "free_memory", lambda: needed + 2 * 3 * 64 * WIDTH * 4)
-    kept, _ = model._memories(loader, None, "disc")
-    assert kept.capacity == 3
+    model.set_model_dir("unused", "disc")
+    trainer = Trainer(model, Loaders(loader), "disc")
+    trainer._allocate_memories()
+    assert trainer._cache.capacity == 3
     monkeypatch.setattr(feature_cache, "free_memory", lambda: needed)
-    assert model._memories(loader, None, "disc") == (None, None)
+    trainer._allocate_memories()
+    assert (trainer._cache, trainer._memory) == (None, None)
 
 
 @pytest.mark.parametrize(("size", "bins"), [(48, 1 << 30), (64, 1 << 30), (64, 50)])

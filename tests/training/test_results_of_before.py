@@ -8,11 +8,11 @@ from helpers import make_mvtec
 from test_runs import run
 from test_waste import kept_class
 
-from glass import GLASS
 from inference import checkpoint
 from reporting import page
 from reporting import tables as report
-from training import earlier
+from training import class_run, earlier
+from training.trainer import Trainer
 from utils import WorkError
 
 HEADER = "Row Names,image_auroc,image_ap,pixel_auroc,pixel_ap,pixel_pro,best_epoch\n"
@@ -139,7 +139,7 @@ def test_nothing_is_trained_before_it_is_said(two, tmp_path, monkeypatch, damage
         checkpoint.load(results / damage)
     elif damage is not None:
         (results / damage).write_text("no")
-    monkeypatch.setattr(GLASS, "trainer", None)
+    monkeypatch.setattr(Trainer, "train", None)
     done = run(data, textures, results, net=("--meta_epochs", 1, "--step", 0, *net))
     assert done.exit_code == code, done.output
     line = done.output.strip().splitlines()[-1]
@@ -150,7 +150,7 @@ def test_nothing_is_trained_before_it_is_said(two, tmp_path, monkeypatch, damage
 
 def test_a_test_is_refused_before_the_first_class_too(two, tmp_path, monkeypatch):
     data, textures, before = two
-    monkeypatch.setattr(GLASS, "look_at", None)
+    monkeypatch.setattr(class_run, "score_chosen", None)
     main = ("--test", "test", "--models_path", before / "models")
     done = run(data, textures, tmp_path / "t", main=main, net=("--dsc_hidden", 16))
     assert done.exit_code == 2

@@ -14,10 +14,10 @@ from test_waste import kept_class
 
 from datasets.depth import find_depth
 from datasets.files import DEFAULT, read_header
-from inference import checkpoint
 from inference.inspector import load_checkpoint
 from reporting import page
 from reporting import tables as report
+from training import saving
 from utils import WorkError
 
 
@@ -74,7 +74,7 @@ def test_what_the_thresholds_come_from_is_no_other_model(trained):
 
 
 def test_a_killed_training_is_taken_by_predict_as_by_a_test(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "SAVE_EVERY", 0)
+    monkeypatch.setattr(saving, "SAVE_EVERY", 0)
     stop(tmp_path, monkeypatch, 1, killed=True, select="last")
     assert names(tmp_path) == ["ckpt.pth"]
     with pytest.raises(WorkError, match=r"ckpt\.pth does not say how it was trained"):  # found; without data settings
@@ -88,9 +88,9 @@ def test_no_more_than_the_interval_is_at_stake(tmp_path, monkeypatch):
         saver._written, saver._waiting = clock[0], None
         written.append(clock[0])
 
-    monkeypatch.setattr(checkpoint.time, "monotonic", lambda: clock[0])
-    monkeypatch.setattr(checkpoint.Saver, "_write", write)
-    saver = checkpoint.Saver(tmp_path)
+    monkeypatch.setattr(saving.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(saving.Saver, "_write", write)
+    saver = saving.Saver(tmp_path)
     for i in range(6):  # epochs of 20 s: the next one would end beyond 30 s
         clock[0] = 20.0 * i
         saver.put({"record": {"best": None}})

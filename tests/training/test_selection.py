@@ -19,7 +19,10 @@ from datasets.base import Sample
 from datasets.textures import open_textures
 from datasets.validation import DRAWS, GoodImages, ValidationDataset, hold_out
 from inference import checkpoint
-from inference.thresholds import HELD_OUT, TRAINING, Thresholds, best_f1, calibrate, normalise, quantile
+from inference import thresholds as thresholds_module
+from inference.thresholds import HELD_OUT, TRAINING, Thresholds, best_f1, normalise, quantile
+from training.calibration import calibrate
+from training.state import TrainingState
 from utils import InputError
 
 test_batches.__test__ = False
@@ -66,7 +69,7 @@ def test_best_f1_lies_between_the_two_kinds():
 
 
 def test_what_a_threshold_from_few_images_says():
-    made = calibrate([0.1, 0.2, 0.3], [0.05, 0.1, 0.15], 0.01, TRAINING)
+    made = thresholds_module.calibrate([0.1, 0.2, 0.3], [0.05, 0.1, 0.15], 0.01, TRAINING)
     assert (made.image, made.pixel, made.reached, made.images) == (0.3, 0.15, 0.0, 3)
     assert "too few images to tell a share of 1 %" in made.describe()
     assert "--val_share 0.1 holds images out" in made.describe()
@@ -147,14 +150,14 @@ def test_validation_is_needed_to_choose_by_it(tmp_path):
 
 
 def test_last_keeps_the_last_whatever_the_test_set_says(tmp_path, monkeypatch):
-    monkeypatch.setattr("glass.selection_value", lambda figures: -figures["epoch"])
+    monkeypatch.setattr("training.record.selection_value", lambda figures: -figures["epoch"])
     ours = model(tmp_path, select="last")
     ours.trainer(batches(), test_batches(), "class")
     assert checkpoint.find_best(ours.model_dir)[1] == 3
 
 
 def test_patience_ends_a_training_that_gets_no_better(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr("glass.selection_value", lambda figures: -abs(figures["epoch"] - 1))
+    monkeypatch.setattr("training.record.selection_value", lambda figures: -abs(figures["epoch"] - 1))
     ours = model(tmp_path, meta_epochs=10, patience=3)
     with caplog.at_level("INFO"):
         record = ours.trainer(batches(), test_batches(), "class")
@@ -175,12 +178,12 @@ def test_killed_and_resumed_chooses_the_same(tmp_path, monkeypatch, select):
     with monkeypatch.context() as patch:
 
         def dying(self, record, is_best):
-            if record["epoch"] == 3:
+            if record.epoch == 3:
                 raise Killed
             return save(self, record, is_best)
 
-        save = type(whole)._save_epoch
-        patch.setattr(type(whole), "_save_epoch", dying)
+        save = TrainingState.save_epoch
+        patch.setattr(TrainingState, "save_epoch", dying)
         with pytest.raises(Killed):
             model(tmp_path / "b", select=select).trainer(batches(), test_batches(), "class", val_loader=test_batches(5))
     resumed = model(tmp_path / "b", select=select)
@@ -193,7 +196,7 @@ def test_killed_and_resumed_chooses_the_same(tmp_path, monkeypatch, select):
 def test_checkpoint_carries_thresholds_and_the_tester_uses_them(tmp_path):
     ours = model(tmp_path, false_alarm=0.5)
     ours.trainer(batches(), test_batches(), "class")
-    made = ours.calibrate(test_batches(), "class", HELD_OUT)
+    made = calibrate(ours, test_batches(), "class", HELD_OUT)
     state = checkpoint.load(checkpoint.find_best(ours.model_dir)[0])
     assert state["thresholds"] == made.plain()
     assert made.images == 2
@@ -213,10 +216,10 @@ def test_checkpoint_carries_thresholds_and_the_tester_uses_them(tmp_path):
 def test_calibration_is_kept_until_another_rate_is_asked_for(tmp_path, monkeypatch):
     ours = model(tmp_path)
     ours.trainer(batches(), test_batches(), "class")
-    made = ours.calibrate(test_batches(), "class", HELD_OUT)
-    assert ours.calibrate(Untouchable(), "class", HELD_OUT) == made
+    made = calibrate(ours, test_batches(), "class", HELD_OUT)
+    assert calibrate(ours, Untouchable(), "class", HELD_OUT) == made
     other = model(tmp_path, false_alarm=0.5)
-    assert other.calibrate(test_batches(), "class", HELD_OUT).false_alarm == 0.5
+    assert calibrate(other, test_batches(), "class", HELD_OUT).false_alarm == 0.5
 
 
 def test_checkpoint_without_thresholds_is_tested_all_the_same(tmp_path):
@@ -280,7 +283,7 @@ def test_val_share_is_fixed_by_the_training(tmp_path):
     [
         (("--select", "val"), (), "there are 6 good images"),
         (("--select", "val"), ("--val_share", 0), "--select val needs images held out"),
-        (("--select", "last", "--patience", 2), (), "--patience needs figures to go by"),
+        (("--select", "last", "--patience", 2), (), "--patience needs figures to compare"),
         (("--select", "median"), (), "'median' is not one of 'best', 'last', 'val'"),
         (("--false_alarm", 1), (), "not in the range"),
     ],

@@ -7,9 +7,12 @@ import pytest
 import torch
 from helpers import make_glass
 
-from glass import GLASS, METRICS
+from glass import GLASS
 from inference import checkpoint
 from reporting import tables as report
+from training import saving, trainer
+from training.evaluation import METRICS
+from training.testing import score_set
 from utils import InputError, WorkError
 
 
@@ -59,8 +62,8 @@ def assert_same_weights(a, b):
 @pytest.mark.parametrize("at", ["step", 1, 2, 3, 5])
 def test_killed_and_resumed_ends_bit_for_bit_as_if_never_killed(tmp_path, monkeypatch, at):
     # every epoch is a new best one, so that both files are written at each end
-    monkeypatch.setattr("glass.selection_value", lambda figures: figures["epoch"])
-    monkeypatch.setattr("inference.checkpoint.SAVE_EVERY", 0)
+    monkeypatch.setattr("training.record.selection_value", lambda figures: figures["epoch"])
+    monkeypatch.setattr("training.saving.SAVE_EVERY", 0)
     whole = model(tmp_path / "whole", train_backbone=at == "step")
     record = whole.trainer(batches(), test_batches(), "class")
 
@@ -76,7 +79,7 @@ def test_killed_and_resumed_ends_bit_for_bit_as_if_never_killed(tmp_path, monkey
 
         monkeypatch.setattr(GLASS, "train_step", dying_step)
     else:  # before a file is written: at the start, the first best, the latest beside it, the next latest
-        real_save, saved = checkpoint.save, []
+        real_save, saved = saving.save, []
 
         def dying_save(state, path):
             saved.append(path)
@@ -84,11 +87,11 @@ def test_killed_and_resumed_ends_bit_for_bit_as_if_never_killed(tmp_path, monkey
                 raise Killed
             real_save(state, path)
 
-        monkeypatch.setattr(checkpoint, "save", dying_save)
+        monkeypatch.setattr(saving, "save", dying_save)
     with pytest.raises(Killed):
         killed.trainer(batches(), test_batches(), "class")
     monkeypatch.undo()
-    monkeypatch.setattr("glass.selection_value", lambda figures: figures["epoch"])
+    monkeypatch.setattr("training.record.selection_value", lambda figures: figures["epoch"])
 
     again = model(tmp_path / "killed", train_backbone=at == "step")
     resumed = again.trainer(batches(), test_batches(), "class")
@@ -177,7 +180,7 @@ def test_checkpoint_of_another_model(tmp_path, other, reason):
     # the published code's checkpoints tell no settings, only shapes
     path, _ = checkpoint.find_best(tmp_path / "class")
     state = checkpoint.load(path)
-    checkpoint.save({key: state[key] for key in ("discriminator", "pre_projection")}, path)
+    saving.save({key: state[key] for key in ("discriminator", "pre_projection")}, path)
     with pytest.raises(WorkError, match=reason):
         model(tmp_path, **other).tester(test_batches(), "class")
 
@@ -206,17 +209,17 @@ def test_checkpoint_with_code_or_damage_is_refused(tmp_path):
 
 
 def test_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
-    checkpoint.save({"discriminator": {"a": torch.zeros(1)}}, tmp_path / "ckpt.pth")
+    saving.save({"discriminator": {"a": torch.zeros(1)}}, tmp_path / "ckpt.pth")
     monkeypatch.setattr(torch, "save", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(WorkError, match="No space left"):
-        checkpoint.save({}, tmp_path / "ckpt.pth")
+        saving.save({}, tmp_path / "ckpt.pth")
     assert [p.name for p in tmp_path.iterdir()] == ["ckpt.pth"]
     assert "discriminator" in checkpoint.load(tmp_path / "ckpt.pth")
 
 
 def test_first_of_equal_epochs_is_kept(tmp_path, monkeypatch):
     figures = iter([0.5, 0.9, 0.9, 0.7])
-    monkeypatch.setattr(GLASS, "evaluate", staticmethod(lambda _: dict.fromkeys(METRICS, next(figures))))
+    monkeypatch.setattr(trainer, "evaluate", lambda _: dict.fromkeys(METRICS, next(figures)))
     record = model(tmp_path).trainer(batches(1), test_batches(), "class")
     assert record["best"]["epoch"] == 1
     assert record["last"]["epoch"] == 3
@@ -232,15 +235,14 @@ def test_selection_where_metrics_are_missing(tmp_path, monkeypatch, image, pixel
         bonus = 0.1 if len(calls) == 2 else 0
         return dict.fromkeys(METRICS, 0.0) | {"image_auroc": image + bonus, "pixel_auroc": pixel + bonus}
 
-    monkeypatch.setattr(GLASS, "evaluate", staticmethod(evaluate))
+    monkeypatch.setattr(trainer, "evaluate", evaluate)
     record = model(tmp_path).trainer(batches(1), test_batches(), "class")
     assert record["best"]["epoch"] == best
 
 
 def test_evaluation_every_few_epochs_and_at_the_end(tmp_path, monkeypatch):
     seen = []
-    real = GLASS.predict
-    monkeypatch.setattr(GLASS, "predict", lambda self, *a: seen.append(1) or real(self, *a))
+    monkeypatch.setattr(trainer, "score_set", lambda *a: seen.append(1) or score_set(*a))
     record = model(tmp_path, eval_epochs=3).trainer(batches(1), test_batches(), "class")
     assert len(seen) == 2
     assert record["last"]["epoch"] == 3

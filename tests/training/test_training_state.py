@@ -13,6 +13,9 @@ from test_training import assert_same_weights, batches, test_batches
 from glass import GLASS
 from inference import checkpoint
 from inference.thresholds import HELD_OUT
+from training import saving
+from training.calibration import calibrate
+from training.state import TrainingState
 
 test_batches.__test__ = False
 SMALL = {"step": 1, "meta_epochs": 4}
@@ -63,7 +66,7 @@ def stop(folder, monkeypatch, epoch=2, killed=False, **settings):
     with monkeypatch.context() as patch:
         die_in_epoch(patch, epoch)
         if killed:
-            patch.setattr(GLASS, "_conclude", lambda *_: None)
+            patch.setattr(TrainingState, "conclude", lambda *_: None)
         with pytest.raises(KeyboardInterrupt):
             train(folder, **settings)
 
@@ -73,13 +76,15 @@ def names(folder):
 
 
 def test_state_is_written_when_due_and_at_the_end(tmp_path, monkeypatch):
-    monkeypatch.setattr("glass.selection_value", lambda figures: figures["epoch"])  # every epoch is a new best one
-    real, written = checkpoint.save, []
-    monkeypatch.setattr(checkpoint, "save", lambda state, path: written.append(path.name) or real(state, path))
+    monkeypatch.setattr(
+        "training.record.selection_value", lambda figures: figures["epoch"]
+    )  # every epoch is a new best one
+    real, written = saving.save, []
+    monkeypatch.setattr(saving, "save", lambda state, path: written.append(path.name) or real(state, path))
     train(tmp_path / "a")
     assert written == ["ckpt.pth", "ckpt_best_3.pth", "ckpt.pth"]
     written.clear()
-    monkeypatch.setattr(checkpoint, "SAVE_EVERY", 0)
+    monkeypatch.setattr(saving, "SAVE_EVERY", 0)
     train(tmp_path / "b")
     assert len(written) == 1 + 2 * 4
     for name in ("ckpt.pth", "ckpt_best_3.pth"):
@@ -91,13 +96,13 @@ def test_state_is_written_when_due_and_at_the_end(tmp_path, monkeypatch):
 @pytest.mark.parametrize("killed", [False, True])
 def test_stopped_between_two_writings_it_resumes_to_the_same(tmp_path, monkeypatch, killed):
     whole, record = train(tmp_path / "whole")
-    put = checkpoint.Saver.put
+    put = saving.Saver.put
 
     def sometimes(self, latest, best=None):
-        monkeypatch.setattr(checkpoint, "SAVE_EVERY", 0 if latest["record"]["epoch"] in (0, 1) else np.inf)
+        monkeypatch.setattr(saving, "SAVE_EVERY", 0 if latest["record"]["epoch"] in (0, 1) else np.inf)
         put(self, latest, best)
 
-    monkeypatch.setattr(checkpoint.Saver, "put", sometimes)
+    monkeypatch.setattr(saving.Saver, "put", sometimes)
     stop(tmp_path / "parts", monkeypatch, 3, killed)
     done = checkpoint.read_latest(tmp_path / "parts" / "class")["record"]["epoch"]
     assert done == (1 if killed else 3)
@@ -113,14 +118,14 @@ def test_stopped_between_two_writings_it_resumes_to_the_same(tmp_path, monkeypat
 @pytest.mark.parametrize("killed", [False, True])
 def test_a_training_that_ended_early_has_a_checkpoint(tmp_path, monkeypatch, settings, killed):
     if killed:
-        monkeypatch.setattr(checkpoint, "SAVE_EVERY", 0)
+        monkeypatch.setattr(saving, "SAVE_EVERY", 0)
     stop(tmp_path, monkeypatch, 2, killed, **settings)
     assert ("ckpt_best_1.pth" in names(tmp_path)) == (not killed)
     figures = model(tmp_path, **SMALL, **settings).tester(test_batches(), "class")
     assert figures["best_epoch"] == 1
     fewer, record = train(tmp_path, 1, **settings)
     assert record["epoch"] == 2
-    assert fewer.calibrate(test_batches(), "class", HELD_OUT).images == 2
+    assert calibrate(fewer, test_batches(), "class", HELD_OUT).images == 2
     assert fewer.tester(test_batches(), "class")["image_threshold"] >= 0
     assert names(tmp_path) == ["ckpt.pth", "ckpt_best_1.pth"]
     _, more = train(tmp_path, **settings)
@@ -130,7 +135,7 @@ def test_a_training_that_ended_early_has_a_checkpoint(tmp_path, monkeypatch, set
 
 def test_last_is_the_last_also_where_a_shorter_training_had_ended_before(tmp_path, monkeypatch):
     train(tmp_path, 1, select="last")
-    monkeypatch.setattr(checkpoint, "SAVE_EVERY", 0)
+    monkeypatch.setattr(saving, "SAVE_EVERY", 0)
     stop(tmp_path, monkeypatch, 1, killed=True, select="last")  # two more epochs, and a step
     assert names(tmp_path) == ["ckpt.pth", "ckpt_best_0.pth"]
     assert model(tmp_path, **SMALL, select="last").tester(test_batches(), "class")["best_epoch"] == 1
@@ -162,7 +167,7 @@ def test_a_finished_class_is_skipped_without_reading_its_state(tmp_path, monkeyp
         read.clear()
     more, _ = train(tmp_path, 5)
     assert [mapped for _, mapped in read] == [True, False]  # its plain values, then all of it
-    assert train(tmp_path / "new", 5)[1] == more.start("class")
+    assert train(tmp_path / "new", 5)[1] == TrainingState(more, "class").start().plain()
 
 
 def test_last_with_images_held_out_from_the_command_line(tmp_path, monkeypatch):

@@ -17,11 +17,13 @@ from datasets import ImageSettings, MVTecLayout, TestDataset
 from datasets.base import EpochSampler, end_workers, make_loader
 from datasets.geometry import Geometry, Tiling
 from datasets.tiles import TiledTestDataset
-from glass import TestMemory
 from metrics import PackedMasks
 from reporting import page
 from reporting import tables as report
 from training.evaluation import METRICS, Predictions
+from training.record import Record
+from training.testing import TestMemory, score_set
+from training.trainer import Loaders, Trainer, allocate_cache
 
 TestMemory.__test__ = TestDataset.__test__ = False
 
@@ -43,14 +45,16 @@ class Board:
 def shown(pictures, best, epochs=40, **settings):
     model = make_glass(meta_epochs=epochs, **settings)
     model.pictures = pictures
+    model.set_model_dir("unused", "class")
     masks = PackedMasks(2, (8, 8))
     found = Predictions(np.zeros(2, np.float32), np.zeros((2, 8, 8), np.float32), np.array([False, True]), masks, [])
     judged = [{"image": torch.zeros(3, 8, 8)}] * 2
-    board, record = Board(), {"best": None, "history": [{"loss": 1}], "stale": 0}
+    board, trainer = Board(), Trainer(model, Loaders([], DataLoader(judged), None, DataLoader(judged)), "class")
+    trainer.record = Record(history=[{"loss": 1}])
     for epoch in range(epochs):
-        record |= {"epoch": epoch + 1, "last": dict.fromkeys(METRICS, 0.0) | {"epoch": epoch}}
-        model._write_board(board, {}, record, found, judged, epoch in best)
-        if model.finished(record):
+        trainer.record.epoch, trainer.record.last = epoch + 1, dict.fromkeys(METRICS, 0.0) | {"epoch": epoch}
+        trainer._write_board(board, {}, found, epoch in best)
+        if trainer.state.is_over(trainer.record):
             break
     return board.pictures
 
@@ -128,16 +132,16 @@ def test_whole_pictures_are_read_for_pictures_alone(tmp_path, monkeypatch):
     pixels, mask = tiled.whole._pixels, tiled.whole._mask
     monkeypatch.setattr(tiled.whole, "_pixels", lambda index: read.append(index) or pixels(index))
     monkeypatch.setattr(tiled.whole, "_mask", lambda index: masks.append(index) or mask(index))
-    memory = TestMemory(model._kept_features(loader, "disc", 1 << 30))
+    memory = TestMemory(allocate_cache(model, loader, "disc", 1 << 30))
     for _ in range(3):
-        found = model.predict(loader, None, memory)
+        found = score_set(model.scorer(), loader, None, memory)
         np.testing.assert_allclose(found.maps, expected.maps, atol=1e-6)
         assert found.paths == expected.paths
         assert found.labels.tolist() == expected.labels.tolist()
         assert all((found.masks[i] == expected.masks[i]).all() for i in range(3))
     assert (read, masks) == ([], [0, 1, 2])
     assert memory.complete
-    model.predict(loader, tmp_path / "pictures", memory)
+    score_set(model.scorer(), loader, tmp_path / "pictures", memory)
     assert read == [0, 1, 2]
     assert cv2.imread(str(next((tmp_path / "pictures").glob("*.png")))) is not None
 
@@ -180,7 +184,7 @@ def test_training_goes_the_same_whichever_images_are_sent(tmp_path, monkeypatch,
     for kind, expected in ((Sending, 6), (EpochSampler, 6 - kept)):
         model = make_glass(meta_epochs=2, step=1)
         model.set_model_dir(tmp_path / kind.__name__, "class")
-        monkeypatch.setattr("glass.feature_budget", lambda *_: kept * 8 * 8 * 16 * 4)
+        monkeypatch.setattr("training.trainer.feature_budget", lambda *_: kept * 8 * 8 * 16 * 4)
         loader = make_loader(data, 2, 0, kind(6, 0))
         centre = make_loader(datasets.base.CentreDataset(data), 2, 0, EpochSampler(6, 0, shuffle=False))
         model.trainer(loader, None, "class", centre)
@@ -194,8 +198,11 @@ def test_memory_goes_to_what_is_asked_for_more_often(monkeypatch):
     per_image = 8 * 8 * 16 * 4
     for limit, eval_epochs, expected in ((4, 1, (2, 6)), (4, 4, (8, 0)), (392, 1, (8, 0))):
         model = make_glass(limit=limit, eval_epochs=eval_epochs)
-        monkeypatch.setattr("glass.feature_budget", lambda *_: 8 * per_image)
-        kept, memory = model._memories(DataLoader(range(20), 2), DataLoader(range(6), 2), "class")
+        model.set_model_dir("unused", "class")
+        monkeypatch.setattr("training.trainer.feature_budget", lambda *_: 8 * per_image)
+        trainer = Trainer(model, Loaders(DataLoader(range(20), 2), DataLoader(range(6), 2)), "class")
+        trainer._allocate_memories()
+        kept, memory = trainer._cache, trainer._memory
         assert (kept.capacity, memory.features.capacity if memory else 0) == expected
 
 
@@ -203,12 +210,12 @@ def test_what_is_remembered_of_a_test_set_holds_no_map(tmp_path):
     data, _ = make_mvtec(tmp_path, train=0, good=1, defective=1)
     loader = DataLoader(TestDataset(MVTecLayout(data).test("disc"), ImageSettings(resize=64, imagesize=64)), 2)
     model = make_glass()
-    memory = TestMemory(model._kept_features(loader, "disc", 1 << 30))
-    first = model.predict(loader, None, memory)
-    for array in (memory.found.maps, memory.found.scores):
+    memory = TestMemory(allocate_cache(model, loader, "disc", 1 << 30))
+    first = score_set(model.scorer(), loader, None, memory)
+    for array in (memory.predictions.maps, memory.predictions.scores):
         assert array.nbytes == 0
         assert array.base is None
-    assert model.predict(loader, None, memory).maps.shape == first.maps.shape
+    assert score_set(model.scorer(), loader, None, memory).maps.shape == first.maps.shape
 
 
 def alive():
@@ -229,10 +236,10 @@ def test_workers_end_when_they_are_not_needed_any_more(tmp_path):
     assert len(multiprocessing.active_children()) == loader.num_workers  # they wait for the next reading
     end_workers(loader)
     assert alive() == 0
-    memory = TestMemory(model._kept_features(loader, "disc", 1 << 30))
-    found = model.predict(loader, None, memory)
+    memory = TestMemory(allocate_cache(model, loader, "disc", 1 << 30))
+    found = score_set(model.scorer(), loader, None, memory)
     assert alive() == 0  # all features are known: no image is read again
-    np.testing.assert_array_equal(model.predict(loader, tmp_path / "pictures", memory).scores, found.scores)
+    np.testing.assert_array_equal(score_set(model.scorer(), loader, tmp_path / "pictures", memory).scores, found.scores)
     assert alive() == 0
     end_workers(None)
     end_workers([])

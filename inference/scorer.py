@@ -1,0 +1,79 @@
+"""From images to scores: what training, testing, `predict` and the export all use."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from common import RescaleSegmentor
+from inference.features import PatchFeatures
+from inference.head import ScoringHead
+from model import PatchMaker
+from utils import WorkError
+
+
+class Scorer:
+    """Patch features, the folded head, and what makes image scores and anomaly maps of patch scores.
+
+    The head holds copies of the weights: after a step of training, a new Scorer is needed.
+
+    Args:
+        features: backbone and pooling.
+        head: A and D, folded.
+        segmentor: patch scores → anomaly map.
+    """
+
+    def __init__(self, features: PatchFeatures, head: ScoringHead, segmentor: RescaleSegmentor) -> None:
+        self.features, self.head, self.segmentor = features, head, segmentor
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(H, W) of the images and of their maps."""
+        return self.segmentor.target_size
+
+    @torch.no_grad()
+    def score_features(self, features: Tensor) -> Tensor:
+        """f(I), (B·P, C) → patch scores (B, H', W'), float32 in [0, 1]."""
+        count = len(features) // self.features.shape[0]
+        return PatchMaker.unpatch_scores(self.head(features.float()), count, self.features.grid)
+
+    @torch.no_grad()
+    def score_images(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) → patch scores (B, H', W'), float32 in [0, 1]; where the pooling allows it, the features of the
+        layers are never concatenated.
+        """
+        pooling = self.features.fused_pooling
+        if pooling is None:
+            return self.score_features(self.features.embed(images)[0])
+        return self.head.of_parts([part.float() for part in pooling.parts(self.features.maps(images))])
+
+    def finish(self, patch_scores: Tensor) -> tuple[Tensor, Tensor]:
+        """Patch scores (B, H', W') → image scores (B,) and anomaly maps (B, H, W)."""
+        return PatchMaker.score(patch_scores), self.segmentor(patch_scores)
+
+    @torch.no_grad()
+    def predict(self, images: Tensor) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """(B, 3, H, W) → image scores (B,) and anomaly maps (B, H, W), both float32 in [0, 1].
+
+        Raises:
+            WorkError: a score is not finite.
+        """
+        scores, maps = self.finish(self.score_images(images))
+        return finite_scores(scores), maps.cpu().numpy()
+
+
+def finite_scores(scores: Tensor) -> NDArray[np.float32]:
+    """Scores as an array.
+
+    Raises:
+        WorkError: one is not finite, so that no metric, threshold or decision could be based on it.
+    """
+    values = scores.cpu().numpy()
+    if not np.isfinite(values).all():
+        raise WorkError(
+            "the model gives a score that is not finite (NaN or infinity): its training diverged (try a smaller --lr "
+            "or --noise), or its weights are damaged"
+        )
+    return values

@@ -1,0 +1,158 @@
+"""From the options of the command line to a run: everything that can be checked before a file of a class is read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import nn
+
+import backbones
+from datasets import DATASETS, ImageSettings
+from datasets.cache import cache_budget
+from datasets.defects import list_defects
+from datasets.textures import open_textures
+from inference import checkpoint
+from inference.settings import Settings
+from training.job import Net, Options, Run
+from utils import LOGGER, InputError, WorkError, choose_device, fix_seeds, make_folder, printable, row_name
+
+DIMENSIONS = ("pretrain_embed_dimension", "target_embed_dimension")
+
+
+def folder_of_results(main: Options) -> Path:
+    """The folder of --results_path, created where it does not exist."""
+    where_models_go = "models_path" if main["models_path"] else "results_path"
+    if main["test"] == "ckpt" and any("\ud800" <= character <= "\udfff" for character in main[where_models_go]):
+        raise InputError(
+            f"--{where_models_go} {printable(main[where_models_go])}: the name is not UTF-8, and TensorBoard cannot "
+            "write there; give another"
+        )
+    return make_folder(Path(main["results_path"]), "--results_path")
+
+
+def prepare(main: Options, net: Options, dataset: Options) -> Run:
+    """A run, with its backbones loaded.
+
+    Args:
+        main, net, dataset: options of the three commands, by name.
+
+    Raises:
+        InputError: something that was given cannot work.
+        WorkError: weights are not available.
+    """
+    if dataset["name"] not in DATASETS:
+        raise InputError(f"unknown data set {dataset['name']!r}; possible: {', '.join(DATASETS)}")
+    results = folder_of_results(main)
+    device = choose_device(main["gpu"])
+    fix_seeds(main["seed"])
+    dataset = {**dataset, "val_share": _val_share(net, dataset)}
+    layout = DATASETS[dataset["name"]](dataset["data_path"], dataset["split_seed"], dataset["test_share"])
+    classes = layout.choose(dataset["subdatasets"])
+    settings = ImageSettings.of(dataset)
+    Settings.check(net)
+    training = main["test"] == "ckpt"
+    textures = open_textures(dataset["aug_path"], main["seed"], settings.reading) if training else None
+    defects = list_defects(dataset["defects"]) if training and dataset["defects"] else []
+    models = Path(main["models_path"]) if main["models_path"] else results / "models"
+    rows = _rows_of(dataset["name"], classes)
+    chosen, nets = _nets(main, net, models, rows)
+    budget = cache_budget(dataset["cache_gb"])
+    net = {**net, "backbone_names": chosen}
+    return Run(main, net, dataset, device, results, models, layout, nets, textures, defects, budget)
+
+
+def _nets(main: Options, net: Options, models: Path, rows: Sequence[str]) -> tuple[list[str], list[Net]]:
+    """The names of the backbones, without `auto`, and the networks."""
+    weights = _weights_of(net)
+    loaded: dict[str, nn.Module] = {}
+    chosen = [
+        name_of_auto(name, source, [models / f"backbone_{i}" / row for row in rows], loaded)
+        for i, (name, source) in enumerate(zip(net["backbone_names"], weights, strict=True))
+    ]
+    names = [backbones.split_seed(name) for name in chosen]
+    layers = _layers_of(net["layers_to_extract_from"], len(names))
+    for name, _ in names:
+        backbones.resolve(name)
+    if "random" in weights:
+        LOGGER.warning("backbone weights are random: expect poor results")
+    nets = []
+    for full_name, (name, seed), used, source in zip(chosen, names, layers, weights, strict=True):
+        seed = main["seed"] if seed is None else seed
+        # random weights alone depend on the seed
+        known = loaded.get(name) if source == "pretrained" else None
+        nets.append(Net(full_name, backbones.load(name, source, seed) if known is None else known, used, seed))
+    return chosen, nets
+
+
+def _rows_of(dataset: str, classes: Sequence[str]) -> list[str]:
+    """What tables and folders call the classes."""
+    rows = [row_name(dataset, name) for name in classes]
+    twice = [row for row in rows if rows.count(row) > 1]
+    if twice:
+        raise InputError(
+            f"two classes would both be called {twice[0]} in the results; rename the folder of one of them"
+        )
+    return rows
+
+
+def _weights_of(net: Options) -> list[str]:
+    """--weights of each backbone."""
+    weights, count = list(net["weights"]), len(net["backbone_names"])
+    weights = weights if len(weights) > 1 else weights * count
+    if len(weights) != count:
+        raise InputError(f"{len(weights)} --weights for {count} backbones; give one for all or one for each")
+    return weights
+
+
+def name_of_auto(
+    backbone: str, weights: str, folders: Sequence[Path], loaded: dict[str, nn.Module] | None = None
+) -> str:
+    """The backbone that `auto` stands for, with the reason in the log; a training in `folders` keeps the one it has.
+
+    A network that had to be loaded to decide stays in `loaded`.
+    """
+    name, seed = backbones.split_seed(backbone)
+    if name != backbones.AUTO:
+        return backbone
+    if weights != "pretrained":
+        raise InputError(f"--weights {weights}: the network they belong to is not given; name it with -b")
+    chosen, reason = _started_with(folders) or (backbones.choose() if loaded is None else backbones.choose(loaded))
+    LOGGER.info("backbone %s: %s", chosen, reason)
+    return chosen if seed is None else f"{chosen}.seed-{seed}"
+
+
+def _started_with(folders: Sequence[Path]) -> tuple[str, str] | None:
+    """The backbone of a training in one of the folders that `auto` could stand for, and the reason."""
+    for path in (path for folder in folders for path in sorted(folder.glob("ckpt*.pth"))):
+        try:
+            config = checkpoint.read_plain(path).get("config")
+        except WorkError:  # a damaged checkpoint is reported where it is to be used
+            continue
+        name = config.get("backbone") if isinstance(config, dict) else None
+        if name in (backbones.PREFERRED, backbones.EMBEDDED):
+            return name, f"as the training in {path.parent} was started"
+    return None
+
+
+def _val_share(net: Options, dataset: Options) -> float:
+    """--val_share, or its default."""
+    share = dataset["val_share"]
+    if net["select"] == "val" and share == 0:
+        raise InputError("--select val needs images held out, --val_share is 0; leave it out for 0.1")
+    return (0.1 if net["select"] == "val" else 0.0) if share is None else share
+
+
+def _layers_of(layers: Sequence[str], count: int) -> list[list[str]]:
+    """Layers of each backbone; with several, `N.LAYER` is for the N-th alone."""
+    if count == 1:
+        return [list(layers)]
+    of_backbones: list[list[str]] = [[] for _ in range(count)]
+    for layer in layers:
+        match = re.fullmatch(r"(\d+)\.(.+)", layer)
+        if match and int(match[1]) >= count:
+            raise InputError(f"-le {layer}: there are only backbones 0 to {count - 1}")
+        for i in [int(match[1])] if match else range(count):
+            of_backbones[i].append(match[2] if match else layer)
+    return of_backbones

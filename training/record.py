@@ -1,0 +1,78 @@
+"""The record of a training: how many epochs are done, what they gave, and which of them is the best."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+Figures = dict[str, Any]
+
+
+@dataclass
+class Record:
+    """What a training knows of its epochs; checkpoints keep it as plain values.
+
+    Attributes:
+        epoch: how many epochs are done.
+        best: `epoch` (from 0) and metrics of the epoch to keep; None as long as there is none.
+        last: likewise of the last evaluation.
+        history: the figures of each epoch.
+        stale: evaluations since the best one.
+    """
+
+    epoch: int = 0
+    best: Figures | None = None
+    last: Figures | None = None
+    history: list[Figures] = field(default_factory=list)
+    stale: int = 0
+
+    @classmethod
+    def of(cls, saved: Mapping[str, Any]) -> Record:
+        """The record in a checkpoint; earlier versions did not have all of its values."""
+        return cls(**{name: saved[name] for name in cls.__dataclass_fields__ if name in saved})
+
+    def plain(self) -> dict[str, Any]:
+        """The record as a checkpoint keeps it."""
+        return asdict(self)
+
+    def is_over(self, meta_epochs: int, patience: int) -> bool:
+        """Whether all epochs are done, or none was better in `patience` evaluations."""
+        return self.epoch >= meta_epochs or bool(patience and self.stale >= patience)
+
+    def add(self, figures: Mapping[str, float]) -> None:
+        """Add an epoch to the history: its figures, with the metrics where it was evaluated."""
+        epoch = self.epoch - 1
+        evaluated = self.last if self.last and self.last["epoch"] == epoch else {}
+        self.history = [*self.history, {**figures, **evaluated, "epoch": epoch}]
+
+    def compare_last(self) -> bool | None:
+        """Compare the last evaluation with the best one, and count in `stale` how many were not better.
+
+        Returns:
+            Whether it is better; None where neither of its two AUROCs could be computed.
+        """
+        value = selection_value(self.last) if self.last else None
+        if value is None:
+            return None
+        best = selection_value(self.best) if self.best else None
+        better = best is None or value > best
+        self.stale = 0 if better else self.stale + 1
+        return better
+
+    def in_short(self) -> str:
+        """Image and pixel AUROC of the last and the best evaluation, for the progress bar."""
+        parts = []
+        for name, figures in (("last", self.last), ("best", self.best)):
+            if figures and "image_auroc" in figures:
+                image, pixel = 100 * figures["image_auroc"], 100 * figures["pixel_auroc"]
+                parts.append(f"{name} {image:.1f}/{pixel:.1f}@{figures['epoch']}")
+        return " ".join(parts)
+
+
+def selection_value(figures: Mapping[str, Any]) -> float | None:
+    """Image AUROC + pixel AUROC, of which one may be missing; None where both are."""
+    values = [figures.get(key, math.nan) for key in ("image_auroc", "pixel_auroc")]
+    values = [value for value in values if not math.isnan(value)]
+    return sum(values) if values else None
