@@ -416,14 +416,6 @@ def test_asking_for_another_variant_of_a_finished_class_is_refused(trained, tiny
     assert "distribution was 2, is 3" in done.stdout
 
 
-def test_readme_has_every_option_as_the_command_line_has_it():
-    from tools import flags
-
-    text = flags.README.read_text(encoding="utf-8")
-    assert flags.renewed(text) == text, "python -m tools.flags writes it anew"
-    assert flags.table().count("\n") > 70
-
-
 def test_a_results_folder_is_for_one_run_at_a_time(tiny, tmp_path):
     (tmp_path / "r").mkdir()
     with one_at_a_time(tmp_path / "r"):

@@ -10,6 +10,7 @@ from helpers import ROOT, cli
 
 import main as front
 from commands.program import CHAIN
+from tools import flags
 
 TABLE = front.main.list_commands(None)
 HEAVY = {"torch", "torchvision", "pandas", "scipy", "cv2", "numpy", "PIL", "tqdm", "onnxruntime", "matplotlib"}
@@ -115,3 +116,13 @@ def test_the_comparison_as_a_process(tmp_path):
     )
     assert done.returncode == 2, done.stderr
     assert "no results folder of a run" in done.stderr
+
+
+def test_the_document_of_options_is_what_the_commands_say():
+    text = flags.TARGET.read_text(encoding="utf-8")
+    assert flags.document() == text, "python -m tools.flags writes it again"
+    assert [line[3:] for line in text.splitlines() if line.startswith("## ")][1:-2] == TABLE
+    for name in TABLE:
+        for option in front.main.get_command(None, name).params:
+            if isinstance(option, click.Option):
+                assert f"{option.opts[-1]}`" in text
