@@ -16,11 +16,12 @@ from tools import ROOT, script
 TARGET = ROOT / "docs" / "options.md"
 TITLE = """# Options of every command
 
-Written by `python -m tools.flags` from the commands themselves: change the option, not this file. `--help` of a command shows
-the same. An option may be spelled with `-` or `_` (`--meta-epochs`). Options of a training stand before `net`; another
-command that has one of them takes it before its name as well (`python main.py --gpu -1 predict …`).
+Written by `python -m tools.flags` from the commands themselves: change the option, not this file. `--help` of a
+command shows the same. An option may be spelled with `-` or `_` (`--meta-epochs`). Options of a training stand before
+`net`; another command that has one of them takes it before its name as well (`python main.py --gpu -1 predict …`).
 
-Exit codes: 0 done, 1 the work failed, 2 wrong usage, 130 interrupted. What `check` and `predict` mean by 1 is said below."""
+Exit codes: 0 done, 1 the work failed, 2 wrong usage, 130 interrupted."""
+CHAIN = "python main.py [OPTIONS] net [OPTIONS] dataset [OPTIONS] NAME DATA_PATH AUG_PATH"
 STATED = re.compile(r"\s*\[default: (.*)\]$")
 HEAD = ("| option | default | meaning |", "|---|---|---|")
 
@@ -35,7 +36,7 @@ def document() -> str:
 
 def _of_program() -> Iterator[str]:
     yield "## Options of a training"
-    yield "Before `net` and `dataset`: `python main.py [OPTIONS] net [OPTIONS] dataset [OPTIONS] NAME DATA_PATH AUG_PATH`"
+    yield f"Before `net` and `dataset`: `{CHAIN}`"
     yield _table(main.params)
 
 

@@ -444,7 +444,7 @@ def test_a_stop_that_reaches_a_loaders_worker_first_is_a_stop():
 def test_missing_textures_are_said_with_what_would_do(tmp_path):
     done = cli("net", "dataset", "folder", tmp_path)
     assert done.returncode == 2
-    assert "Missing argument 'AUG_PATH': a folder of texture pictures, or the word builtin" in done.stdout
+    assert "Missing argument 'AUG_PATH': a folder of texture images, or the word builtin" in done.stdout
 
 
 def test_what_the_crop_leaves_out_is_said_in_training_and_when_judging(tmp_path):

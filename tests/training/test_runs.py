@@ -212,7 +212,7 @@ def test_image_in_train_and_test_is_warned_of(tmp_path, textures):
 def test_sizes_that_are_none(tmp_path, value):
     done = run(tmp_path, tmp_path, tmp_path / "r", f"--imagesize={value.lstrip('=')}")
     assert done.exit_code == 2
-    assert "is no size; possible: 288, or 256x512" in done.output
+    assert "is not a size; possible: 288, or 256x512" in done.output
 
 
 # ---------------------------------------------------------------------------------- known defects
