@@ -271,7 +271,7 @@ def test_no_pictures_have_no_results(inspector):
         (("--none", "1", "predict", "x.png"), 2, "No such option '--none'"),
         (("--test", "predict"), 2, "'--test': 'predict' is not one of"),
         (("--gpu", "-1", "predict"), 2, "Missing"),
-        (("--help", "predict"), 0, "Judge pictures: files"),
+        (("--help", "predict"), 0, "Judge images: files"),
     ],
 )
 def test_options_before_predict_are_its_own(arguments, code, says):
