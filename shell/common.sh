@@ -1,23 +1,24 @@
-# Sourced by the scripts beside it: the Python environment, and one way to run a benchmark.
+# Sourced by the scripts beside it: the Python environment, and how to run a benchmark.
 set -euo pipefail
 
 ROOT=$(cd -P "$(dirname "${BASH_SOURCE[0]}")/.." && pwd) # -P: the folder may be a link, too
 SCRIPT=$(basename "$0")
+MVTEC_AD="carpet grid leather tile wood bottle cable capsule hazelnut metal_nut pill screw toothbrush transistor zipper"
 
-fail() { # message: say it in one line and end as for wrong usage
+fail() { # MESSAGE: print it in one line and exit as for wrong usage
     echo "$SCRIPT: $1" >&2
     exit 2
 }
 
-absolute() { # PATH: seen from anywhere
+absolute() { # PATH: the same file from any folder
     case $1 in /*) echo "$1" ;; *) echo "$PWD/$1" ;; esac
 }
 
-# ensure_env FILE: make .venv and install the requirements file, once a version of it.
-# PYTHON=/path/to/python uses that interpreter as it is instead.
+# ensure_env FILE: make .venv and install the requirements file, again whenever it has changed.
+# PYTHON=/path/to/python uses that interpreter, as it is, instead.
 ensure_env() {
     if [ -n "${PYTHON:-}" ]; then
-        command -v "$PYTHON" >/dev/null || fail "PYTHON=$PYTHON is no program; name a Python interpreter, or leave it out"
+        command -v "$PYTHON" >/dev/null || fail "PYTHON=$PYTHON is not a program; name a Python interpreter, or leave it out"
         case $PYTHON in */*) PYTHON=$(absolute "$PYTHON") ;; esac
         return
     fi
@@ -34,8 +35,8 @@ ensure_env() {
     if [ -x "$PYTHON" ] && [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then
         return
     fi
-    if ! "$PYTHON" -m pip --version >/dev/null 2>&1; then # none there, or one whose making ended early
-        [ -n "$base" ] || fail "Python 3.10 to 3.13 is needed and not found; install one, or name it with PYTHON=…"
+    if ! "$PYTHON" -m pip --version >/dev/null 2>&1; then # there is none, or one that was not completed
+        [ -n "$base" ] || fail "Python 3.10 to 3.13 is needed and was not found; install one, or name it with PYTHON=…"
         if ! "$base" -m venv --clear "$ROOT/.venv"; then
             rm -rf "$ROOT/.venv"
             fail "cannot make $ROOT/.venv with $base (on Debian: apt install python3-venv)"
@@ -46,21 +47,21 @@ ensure_env() {
     echo "$wanted" >"$stamp"
 }
 
-need_folder() { # NAME what-it-is: the variable must name a folder
+need_folder() { # NAME DESCRIPTION: the variable must name a folder
     local value=${!1:-}
     [ -n "$value" ] || fail "$1 is not set: $2. Try: ${EXAMPLE:-DATAPATH=/data/… AUGPATH=/data/dtd/images} bash shell/$SCRIPT"
-    [ -d "$value" ] || fail "$1=$value is no folder: $2"
+    [ -d "$value" ] || fail "$1=$value is not a folder: $2"
 }
 
-# class_names DATA TEXT: into the array `names`. With a line break in it, TEXT holds one name a line. Otherwise it holds
-# words, of which quotes or a backslash make one; words that are no folder of DATA by themselves, but are one together, are
-# one name: "metal nut".
+# class_names DATA TEXT: sets the array `names`. If TEXT has several lines, each line is a name. Otherwise TEXT holds words,
+# which quotes or a backslash may join; words that are not folders of DATA alone, but one folder together, are one name:
+# "metal nut".
 class_names() {
     local data=$1 text=${2//$'\r'/} words=() word missing=0 longest i j
     names=()
     case $text in
         *$'\n'*)
-            while read -r word; do # without the blanks around it
+            while read -r word; do # without blanks around it
                 [ -z "$word" ] || names+=("$word")
             done <<<"$text"
             return
@@ -70,7 +71,7 @@ class_names() {
         while IFS= read -r word; do
             [ -z "$word" ] || words+=("$word")
         done <<<"$word"
-    else # a quote that is not closed is a part of a name
+    else # a quote that is not closed is part of a name
         read -r -a words <<<"$text"
     fi
     for word in ${words[@]+"${words[@]}"}; do [ -d "$data/$word" ] || missing=1; done
@@ -85,8 +86,8 @@ class_names() {
 }
 
 # benchmark NAME RESULTS DATA TEST DISTRIBUTION FG DEFAULT_CLASSES [flags of main.py]
-# The settings are the published ones. The backbone and -le are left to the defaults where NET_FLAGS names others, which
-# would only be added to given ones. BACKBONE="" leaves the backbone to the default in any case.
+# The settings are the published ones. The backbone is left out if NET_FLAGS names one, which would otherwise be added to it.
+# BACKBONE="" leaves it to the default of main.py.
 benchmark() {
     local name=$1 results=$2 data=$3 test=$4 distribution=$5 fg=$6 classes=$7 class
     shift 7
@@ -106,10 +107,20 @@ benchmark() {
         --resize 288 --imagesize 288 ${chosen[@]+"${chosen[@]}"} ${DATASET_FLAGS:-} "$name" "$data" "$AUGPATH"
 }
 
-# each_subset PATTERN: the folders of that name in DATAPATH, one a line
-each_subset() {
-    local found
-    found=$(find -L "$DATAPATH" -mindepth 1 -maxdepth 2 -type d -name "$1" | sort)
-    [ -n "$found" ] || fail "DATAPATH=$DATAPATH holds no folder $1"
-    echo "$found"
+# score_subsets WHAT PATTERN RESULTS DEFAULT_CLASSES [flags of main.py]
+# Score every folder of that name in DATAPATH with the checkpoints of MVTec AD in MODELS; nothing is trained.
+score_subsets() {
+    local what=$1 pattern=$2 results=${RESULTS:-$ROOT/results/$3} classes=$4 subsets subset
+    shift 4
+    need_folder DATAPATH "the folder of $what with $pattern folders in it"
+    MODELS=${MODELS:-$ROOT/results/mvtec/models}
+    need_folder MODELS "checkpoints of a run on MVTec AD (shell/run-mvtec.sh makes them)"
+    AUGPATH=${AUGPATH:-.} # no texture is read
+    subsets=$(find -L "$DATAPATH" -mindepth 1 -maxdepth 2 -type d -name "$pattern" | sort)
+    [ -n "$subsets" ] || fail "DATAPATH=$DATAPATH holds no folder $pattern"
+    ensure_env requirements.txt
+    while read -r subset; do
+        echo "$(basename "$subset")" >&2
+        benchmark mvtec "$results/$(basename "$subset")" "$subset" test 0 1 "$classes" --models_path "$MODELS" "$@" </dev/null
+    done <<<"$subsets"
 }

@@ -28,7 +28,8 @@ from tqdm import tqdm
 
 import backbones
 from backbones import EMBEDDED_FILE, EMBEDDED_WIDTH, HalfResNet18
-from commands.shared import CONTEXT, Finite, run_command
+from commands.command import CONTEXT
+from commands.parameters import Finite
 from common import NetworkFeatureAggregator
 from datasets.textures import FileTextures
 from networks.weights import unreadable

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -80,7 +79,6 @@ def run(main: Options, net: Options, dataset: Options) -> None:
         WorkError: something failed on the way.
     """
     setup_logging()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the stop signal of a batch system ends it like Ctrl-C
     started = time.monotonic()
     results = folder_of_results(main)
     if not (results / "models").exists() and any(results.glob("seed_*/models")):

@@ -140,7 +140,7 @@ def test_an_interpreter_that_is_none(tiny, tmp_path):
     done = script("run-custom.sh", cwd=tmp_path, DATAPATH=tiny[0], PYTHON=tmp_path / "nope")
     assert done.returncode == 2
     assert done.stdout.strip() == (
-        f"run-custom.sh: PYTHON={tmp_path / 'nope'} is no program; name a Python interpreter, or leave it out"
+        f"run-custom.sh: PYTHON={tmp_path / 'nope'} is not a program; name a Python interpreter, or leave it out"
     )
 
 

@@ -18,7 +18,6 @@ from datasets.files import CLIPPED, ReadOptions, read_header, read_peak, read_rg
 from datasets.foreground import make_masks
 from glass import load_checkpoint
 from inference import checkpoint
-from reporting import preview
 from training import saving
 from utils import LOGGER, InputError
 

@@ -266,12 +266,12 @@ def test_no_pictures_have_no_results(inspector):
         ),
         (("--checkpoint", "predict", "--json", "predict", "x.png"), 2, "x.png: no such file"),
         (("--batch_size", "0", "predict", "x.png", "--json", "--checkpoint", "c"), 2, "'--batch_size': 0 is not in"),
-        (("--seed", "1", "predict", "x.png", "--checkpoint", "c"), 2, "--seed is no option of predict"),
-        (("--gpu", "-1", "--results_path", "r", "predict"), 2, "--results_path is no option of predict"),
+        (("--seed", "1", "predict", "x.png", "--checkpoint", "c"), 2, "--seed is not an option of predict"),
+        (("--gpu", "-1", "--results_path", "r", "predict"), 2, "--results_path is not an option of predict"),
         (("--none", "1", "predict", "x.png"), 2, "No such option '--none'"),
         (("--test", "predict"), 2, "'--test': 'predict' is not one of"),
         (("--gpu", "-1", "predict"), 2, "Missing"),
-        (("--help", "predict"), 0, "Judge pictures: files"),
+        (("--help", "predict"), 0, "Judge images: files"),
     ],
 )
 def test_options_before_predict_are_its_own(arguments, code, says):
