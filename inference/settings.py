@@ -77,59 +77,67 @@ class Settings:
     layers_to_extract_from: tuple[str, ...]
     input_shape: tuple[int, int, int]
     pretrain_embed_dimension: int = _size(
-        "Length each layer's patch vector is pooled to.  [default: 1536, of resnet18_half 192]"
+        "Length that each layer's patch vector is pooled to.  [default: 1536; 192 for resnet18_half]"
     )
-    target_embed_dimension: int = _size("Length of the patch features.  [default: 1536, of resnet18_half 192]")
-    patchsize: int = _setting(3, "Side of the neighbourhood that describes a location, odd.", low=1)
-    meta_epochs: int = _setting(640, "Epochs of training.", low=1)
-    eval_epochs: int = _setting(1, "Epochs from one evaluation to the next.", low=1)
-    dsc_layers: int = _setting(2, "Layers of the discriminator.", low=1)
+    target_embed_dimension: int = _size("Length of the patch features.  [default: 1536; 192 for resnet18_half]")
+    patchsize: int = _setting(3, "Side of the neighbourhood that describes a location; an odd number.", low=1)
+    meta_epochs: int = _setting(640, "Number of training epochs.", low=1)
+    eval_epochs: int = _setting(1, "Number of epochs between evaluations.", low=1)
+    dsc_layers: int = _setting(2, "Number of layers of the discriminator.", low=1)
     dsc_hidden: int = _setting(1024, "Width of the discriminator.", low=1)
     dsc_margin: float = _setting(
         0.5, "Score from which a patch counts as anomalous in p_true and p_fake.", low=0, high=1
     )
     train_backbone: bool = _setting(False, "Train the backbone as well.  [default: no]")
-    pre_proj: int = _setting(1, "Layers of the projection; 0 is none.", low=0)
+    pre_proj: int = _setting(1, "Number of layers of the projection; 0 leaves it out.", low=0)
     mining: int = _setting(1, "1: gradient ascent (GAS); 0: noise alone.", low=0, high=1)
-    noise: float = _setting(0.015, "Standard deviation of the noise on features.", low=0)
-    radius: float = _setting(0.75, "Quantile of the distances that is taken as radius.", low=0, high=1)
+    noise: float = _setting(0.015, "Standard deviation of the noise added to features.", low=0)
+    radius: float = _setting(0.75, "Quantile of the distances that is used as the radius.", low=0, high=1)
     p: float = _setting(0.5, "Share of the easiest patches that the local loss leaves out.", low=0, high=1)
     lr: float = _setting(
-        1e-4, "Learning rate of the projection; the discriminator's is twice that.", low=0, open_low=True
+        1e-4, "Learning rate of the projection; that of the discriminator is twice as high.", low=0, open_low=True
     )
     svd: int = _setting(
         0,
-        "0 manifold, 1 hypersphere; takes precedence over --distribution.  [default: as --distribution says]",
+        "Variant: 0 manifold, 1 hypersphere; overrides --distribution.  [default: as --distribution says]",
         low=0,
         high=1,
         cli_default=None,
     )
-    step: int = _setting(20, "Updates of gradient ascent.", low=0)
+    step: int = _setting(20, "Number of steps of gradient ascent.", low=0)
     limit: int = _setting(392, "An epoch ends once more samples than this have been used.", low=1)
     seed: int = _internal(0)
     precision: str = _setting(
         "fp32",
-        "Number format of matrix products and kept embeddings, on CUDA of the backbone as well; auto is bf16 on "
-        "CUDA of compute capability 8.0 or more, else fp32.",
+        (
+            "Precision of matrix products and stored embeddings, on CUDA also of the backbone; auto: bf16 on"
+            " CUDA with compute capability 8.0 or higher, else fp32."
+        ),
         choices=(AUTO, *PRECISION_NAMES),
         cli_default=AUTO,
     )
     feature_cache: str = _setting(
         AUTO,
-        "Memory for embeddings of images that stay the same: gigabytes, auto (half of the device's free memory that a "
-        "training step leaves), or off.",
+        (
+            "Memory for embeddings of images that do not change: a number of gigabytes, auto (half of the "
+            "free device memory that a training step leaves), or off."
+        ),
     )
     compile: bool = _setting(
         False, "Compile parts of the training (torch.compile); needs a C++ compiler.  [default: no]"
     )
     select: str = _setting(
         "best",
-        "Epoch to keep: best on the test set, as published; last; or val, best on good images held out (--val_share) "
-        "with synthetic defects, so that no test image is looked at.",
+        (
+            "Epoch to keep: best on the test set, as published; last; or val, the best on held-out good "
+            "images (--val_share) with synthetic defects, which uses no test image."
+        ),
         choices=SELECTIONS,
     )
     patience: int = _setting(
-        0, "End the training after so many evaluations without a better one; 0 is never. Not with --select last.", low=0
+        0,
+        ("End the training after this many evaluations without a better one; 0 never does. Not with --select last."),
+        low=0,
     )
     false_alarm: float = _setting(
         0.01,

@@ -322,4 +322,4 @@ def _log(path: Path, row: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    main()
