@@ -594,19 +594,19 @@ def predict_command(inputs: tuple[str, ...], **options: Any) -> int:
     if options["go_on"] and options["out"] is None:
         raise click.UsageError("--continue needs the --out DIR to go on with")
     from inference.inspector import load_checkpoint
-    from inference.predict import FILE, Path, Wishes, find_pictures, listed, predict
+    from inference.predict import FILE, Path, PredictionOptions, find_pictures, paths_from_stdin, predict
     from utils import LOGGER, choose_device, setup_logging
 
     setup_logging()
     out = Path(options["out"]) if options["out"] else None
-    pictures = find_pictures(inputs, listed() if "-" in inputs else (), out)
+    pictures = find_pictures(inputs, paths_from_stdin() if "-" in inputs else (), out)
     device = choose_device(options["gpu"])
     how = {key: options[key] for key in ("weights", "precision", "tile", "overlap", "max_pixels")}
     model = load_checkpoint(options["checkpoint"], device, **how)
-    wishes = Wishes(out, options["maps"] if options["save"] else "", options["lines"], options["batch_size"])
+    wanted = PredictionOptions(out, options["maps"] if options["save"] else "", options["lines"], options["batch_size"])
     if model.thresholds is None:
         LOGGER.warning("the checkpoint has no threshold: scores without decisions")
-    failed = predict(model, pictures, wishes, options["go_on"])
+    failed = predict(model, pictures, wanted, options["go_on"])
     if failed:
         where = f"; {out / FILE} says why" if out else ""
         click.echo(f"Error: {failed} of {len(pictures)} pictures could not be judged{where}", err=True)

@@ -18,7 +18,7 @@ from datasets.geometry import Tiling
 from datasets.settings import ImageSettings, normalise
 from glass import GLASS, PRECISIONS
 from inference import checkpoint
-from inference.judge import Judge, Prepared, choose_tiling
+from inference.judge import Judge, PreparedImage, choose_tiling
 from inference.thresholds import Thresholds
 from utils import InputError, WorkError, choose_device, choose_precision
 
@@ -49,12 +49,12 @@ class Inspector(Judge):
         self._smoothing = threading.Lock()  # its matrices are made when first needed
 
     def score_pictures(
-        self, pictures: Sequence[Image.Image | Prepared]
+        self, pictures: Sequence[Image.Image | PreparedImage]
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """RGB pictures → scores (B,) and maps (B, H, W) of what the network saw of them."""
         if not len(pictures):
             return np.zeros(0, np.float32), np.zeros((0, *self.geometry.size), np.float32)
-        seen = [one.seen if isinstance(one, Prepared) else self.prepare(one) for one in pictures]
+        seen = [one.network_input if isinstance(one, PreparedImage) else self.prepare(one) for one in pictures]
         return self.score(torch.stack(seen))
 
     def prepare(self, picture: Image.Image) -> torch.Tensor:

@@ -24,7 +24,7 @@ from PIL import Image  # noqa: E402
 from datasets.files import FULL_BITS, MAX_PIXELS, ReadOptions  # noqa: E402
 from datasets.geometry import Geometry  # noqa: E402
 from inference.judge import Judge, choose_tiling  # noqa: E402
-from inference.predict import FILE, Wishes, find_pictures, listed, predict  # noqa: E402
+from inference.predict import FILE, PredictionOptions, find_pictures, paths_from_stdin, predict  # noqa: E402
 from inference.thresholds import Thresholds  # noqa: E402
 from utils import LOGGER, InputError, WorkError, describe_os_error, escape_what_cannot_be_printed, setup_logging  # noqa: E402  # noqa: E402
 
@@ -224,12 +224,12 @@ def work(given: argparse.Namespace) -> int:
     for name in ("save", "go_on"):
         if getattr(given, name) and given.out is None:
             raise InputError(f"--{name.replace('go_on', 'continue')} needs --out DIR")
-    pictures = find_pictures(given.inputs, listed() if "-" in given.inputs else (), given.out)
+    pictures = find_pictures(given.inputs, paths_from_stdin() if "-" in given.inputs else (), given.out)
     model = GraphJudge(given.model, given.provider, given.tile, given.overlap, given.threads, given.max_pixels)
     if model.thresholds is None:
         LOGGER.warning("the graph has no threshold: scores without decisions")
-    failed = predict(model, pictures, Wishes(given.out, given.maps if given.save else "", given.json, given.batch_size),
-                     given.go_on)  # fmt: skip
+    options = PredictionOptions(given.out, given.maps if given.save else "", given.json, given.batch_size)
+    failed = predict(model, pictures, options, given.go_on)
     if failed:
         where = f"; {given.out / FILE} says why" if given.out else ""
         raise WorkError(f"{failed} of {len(pictures)} pictures could not be judged{where}")

@@ -43,7 +43,7 @@ from datasets.files import list_images, read_rgb  # noqa: E402
 from datasets.geometry import pair  # noqa: E402
 from datasets.settings import ImageSettings  # noqa: E402
 from inference.inspector import Inspector, load_checkpoint  # noqa: E402
-from inference.judge import open_picture  # noqa: E402
+from inference.loading import open_rgb  # noqa: E402
 from inference.thresholds import TINY  # noqa: E402
 from main import CONTEXT, OneLine, SizeType  # noqa: E402
 from utils import IMAGENET_MEAN, IMAGENET_STD, LOGGER, InputError, WorkError, reason_of, setup_logging, write_atomically  # noqa: E402  # noqa: E402
@@ -306,9 +306,9 @@ def difference(path: Path, model: Inspector, pictures: Sequence[np.ndarray]) -> 
     worst = [0.0, 0.0]
     for picture in pictures:
         found = session.run(None, _as_input(session, picture))
-        scores, maps = model.score(model.prepare(open_picture(picture))[None])
+        scores, maps = model.score(model.prepare(open_rgb(picture))[None])
         if "patch_scores" in (output.name for output in session.get_outputs()):
-            maps = _patch_scores(model, open_picture(picture))
+            maps = _patch_scores(model, open_rgb(picture))
         worst[0] = max(worst[0], float(np.abs(found[0] - scores).max()))
         if found[-1].shape == maps.shape:
             worst[1] = max(worst[1], float(np.abs(found[-1] - maps).max()))

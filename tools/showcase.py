@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from commands.shared import CONTEXT, run_command
 from inference.inspector import Inspector, load_checkpoint
-from inference.judge import open_picture
+from inference.loading import open_rgb
 from inference.thresholds import normalise
 from reporting.drawing import heatmap, outline
 from utils import write_atomically
@@ -27,7 +27,7 @@ COLUMNS = 2  # of examples side by side
 def panels(model: Inspector, picture: Path, mask: Path) -> NDArray[np.uint8]:
     """Picture, truth, anomaly map and decision side by side, BGR."""
     result = model.predict_image(picture)
-    plain = cv2.cvtColor(np.asarray(open_picture(picture)), cv2.COLOR_RGB2BGR)
+    plain = cv2.cvtColor(np.asarray(open_rgb(picture)), cv2.COLOR_RGB2BGR)
     decided = plain.copy()
     outline(decided, result.mask, 2)
     parts = [plain, cv2.imread(str(mask)), heatmap(normalise(result.map, model.thresholds.pixel)), decided]

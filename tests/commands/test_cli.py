@@ -466,4 +466,4 @@ def test_what_the_crop_leaves_out_is_said_in_training_and_when_judging(tmp_path)
     )
     assert "--keep_all shows the model the whole picture" in done.stdout
     judged = ("predict", "--checkpoint", tmp_path / "r/models/backbone_0/folder_long", "--json", tmp_path / "data/long")
-    assert "of 4 of 4 pictures the crop leaves out more than 10 %, where no defect is seen" in cli(*judged).stdout
+    assert "in 4 of 4 images the crop leaves out more than 10 % of the image" in cli(*judged).stdout

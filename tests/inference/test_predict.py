@@ -89,7 +89,7 @@ def test_arrays_files_and_pictures_are_the_same(tiny, model):
     gray = np.asarray(picture.convert("L"))
     assert model.predict_image(gray).score == model.predict_image(gray[..., None]).score
     for wrong in (gray.astype(np.float32), np.zeros((3, 64, 64), np.uint8), np.zeros(5, np.uint8)):
-        with pytest.raises(InputError, match="is no picture"):
+        with pytest.raises(InputError, match="is not an image"):
             model.predict_image(wrong)
 
 
@@ -220,14 +220,14 @@ def test_goes_on_where_it_was_and_tries_again_what_failed(folder, tiny, tmp_path
     assert run("--checkpoint", folder, "--out", tmp_path / "o", tmp_path / "p").returncode == 1
     refused = run("--checkpoint", folder, "--out", tmp_path / "o", tmp_path / "p")
     assert refused.returncode == 2
-    assert "give --continue to go on with it" in last_line(refused)
+    assert "give --continue to continue it" in last_line(refused)
     first.write_bytes(whole)
     with (tmp_path / "o/predictions.csv").open("a") as file:
         file.write("/half/a/line,0.")
     shutil.copy(first, tmp_path / "p" / "later.png")
     done = run("--checkpoint", folder, "--out", tmp_path / "o", tmp_path / "p", "--continue")
     assert done.returncode == 0, done.stdout
-    assert "2 of 4 pictures are judged already" in done.stdout
+    assert "2 of 4 images are judged already" in done.stdout
     text = (tmp_path / "o/predictions.csv").read_text()
     assert text.count("\n") == 5
     assert "/half" not in text
@@ -271,14 +271,14 @@ def test_memory_does_not_grow_with_the_pictures(model, tmp_path, monkeypatch):
             alive.discard(id(self))
 
     plain = Image.new("RGB", (64, 64))
-    monkeypatch.setattr(predict, "open_picture", lambda *_: Counted(plain))
+    monkeypatch.setattr(predict, "open_rgb", lambda *_: Counted(plain))
     monkeypatch.setattr(predict.Image, "Image", Counted)
     monkeypatch.setattr(
         model, "predict_images", lambda images: [model.result(0.5, np.zeros((64, 64), np.float32))] * len(images)
     )
-    pictures = [predict.Picture(tmp_path / f"{i}.png", f"{i}.png") for i in range(500)]
-    assert predict.predict(model, pictures, predict.Wishes(tmp_path, "", False, 4)) == 0
-    assert most[0] <= 4 * (predict.AHEAD + 2)
+    pictures = [predict.InputImage(tmp_path / f"{i}.png", f"{i}.png") for i in range(500)]
+    assert predict.predict(model, pictures, predict.PredictionOptions(tmp_path, "", False, 4)) == 0
+    assert most[0] <= 4 * (predict.BATCHES_AHEAD + 2)
 
 
 # ------------------------------------------------------------------------------------ bad requests
@@ -291,7 +291,7 @@ def test_memory_does_not_grow_with_the_pictures(model, tmp_path, monkeypatch):
         (("--checkpoint", "{ckpt}", "{good}"), 2, "give --out DIR for a table, --json"),
         (("--checkpoint", "{ckpt}", "{good}", "--json", "--save"), 2, "--save needs --out"),
         (("--checkpoint", "{ckpt}", "/none/such.png", "--json"), 2, "/none/such.png: no such file or folder"),
-        (("--checkpoint", "{ckpt}", "{empty}", "--json"), 2, "the folder holds no picture"),
+        (("--checkpoint", "{ckpt}", "{empty}", "--json"), 2, "the folder holds no image"),
         (("--checkpoint", "{ckpt}", "--json"), 2, "Missing argument"),
         (("--checkpoint", "/none.pth", "{good}", "--json"), 2, "no checkpoint /none.pth"),
         (("--checkpoint", "{empty}", "{good}", "--json"), 2, "no ckpt_best_*.pth in"),
@@ -413,7 +413,7 @@ def test_a_table_of_another_model_or_kind_is_left_alone(folder, tiny, tmp_path):
         path.write_text(text)
         done = cli(*call, "--continue")
         assert done.returncode == 1
-        assert "no table of predictions of this command" in done.stdout
+        assert "is not a table that this command wrote" in done.stdout
         assert path.read_text() == text
 
 
@@ -438,7 +438,7 @@ def test_what_cannot_be_judged_takes_no_other_picture_with_it(model, tmp_path, m
     for i, side in enumerate((64, 70, 66)):
         Image.new("RGB", (side, side)).save(tmp_path / f"{i}.png")
     pictures = predict.find_pictures([str(tmp_path)])
-    assert predict.predict(model, pictures, predict.Wishes(tmp_path / "o", "", False, 8)) == 1
+    assert predict.predict(model, pictures, predict.PredictionOptions(tmp_path / "o", "", False, 8)) == 1
     rows = {os.path.basename(p): row for p, row in table(tmp_path / "o").items()}
     assert rows["1.png"]["error"] == "out of memory"
     assert rows["0.png"]["score"]
@@ -463,5 +463,5 @@ def test_pil_pictures_are_read_as_their_files(model, tmp_path):
 
 @pytest.mark.parametrize("given", [None, b"x", [[1, 2]], 3, torch.zeros(3, 9, 9)])
 def test_what_is_no_picture_is_said(model, given):
-    with pytest.raises(InputError, match="is not a picture; possible: a path, a PIL image, or a NumPy array"):
+    with pytest.raises(InputError, match="is not an image; possible: a path, a PIL image, or a NumPy array"):
         model.predict_image(given)

@@ -14,9 +14,10 @@ from PIL import Image
 
 from datasets.geometry import Geometry
 from datasets.settings import ImageSettings
-from inference import predict
+from inference import inputs, predict
 from inference.inspector import Inspector
-from inference.judge import Judge, Prepared
+from inference.judge import Judge, PreparedImage
+from inference.table import PredictionsTable
 from inference.thresholds import Thresholds
 from utils import WorkError
 
@@ -43,7 +44,9 @@ def pictures_in(folder, names):
 
 def judge(folder, out, maps="tiff", go_on=False, model=None, batch_size=4):
     pictures = predict.find_pictures([str(folder)], out=out)
-    return predict.predict(model or Brightness(), pictures, predict.Wishes(out, maps, False, batch_size), go_on)
+    return predict.predict(
+        model or Brightness(), pictures, predict.PredictionOptions(out, maps, False, batch_size), go_on
+    )
 
 
 def rows_of(out):
@@ -53,7 +56,7 @@ def rows_of(out):
 
 def saved_in(out):
     return sorted(
-        p.relative_to(out).as_posix() for name in predict.SAVED for p in (out / name).rglob("*.*") if p.is_file()
+        p.relative_to(out).as_posix() for name in inputs.SAVED for p in (out / name).rglob("*.*") if p.is_file()
     )
 
 
@@ -158,7 +161,7 @@ def test_folders_that_cannot_be_made_are_told_before_the_first_picture(tmp_path)
 
 
 def test_a_table_on_a_full_disk_keeps_whole_rows(tmp_path, monkeypatch):
-    table = predict.Table(tmp_path, False, {}, False)
+    table = PredictionsTable(tmp_path, False, {}, False)
     table.add([{"path": "a.png", "score": "1"}])
     whole = (tmp_path / "predictions.csv").read_bytes()
 
@@ -186,7 +189,7 @@ def test_lines_for_other_programs_on_a_full_disk(monkeypatch):
     with open("/dev/full", "w") as full, monkeypatch.context() as patched:
         patched.setattr("sys.stdout", full)
         with pytest.raises(WorkError, match="standard output: the disk is full"):
-            predict._print_lines([{"path": "a", "error": ""}])
+            predict.print_json_lines([{"path": "a", "error": ""}])
 
 
 # ------------------------------------------------------------------------------ before the network
@@ -223,10 +226,10 @@ def test_pictures_are_resized_by_the_threads_that_read_them(inspector, tmp_path,
 def test_what_is_prepared_counts_as_memory(inspector):
     image = Image.new("RGB", (32, 32))
     ready = inspector.prepare_ahead(image)
-    assert isinstance(ready, Prepared)
-    assert predict._pixels(ready) == 32 * 32 + 4 * 64 * 64
+    assert isinstance(ready, PreparedImage)
+    assert predict.memory_in_pixels(ready) == 32 * 32 + 4 * 64 * 64
     assert inspector.predict_images([ready])[0].score == inspector.predict_image(image).score
-    assert predict._pixels(image) == 32 * 32
+    assert predict.memory_in_pixels(image) == 32 * 32
 
 
 def test_a_narrow_picture_is_refused_before_it_is_resized(inspector, tmp_path, monkeypatch):

@@ -17,6 +17,8 @@ from PIL import Image
 from test_saving import Brightness
 
 from inference import predict
+from inference.inputs import parse_path_list
+from inference.table import parse_rows
 from reporting import cells, compare, page
 from reporting import tables as report
 from training import distribution, run
@@ -48,8 +50,8 @@ def test_predictions_of_odd_names_are_whole_rows_and_done_once(tmp_path, monkeyp
     for name in names:
         Image.new("RGB", (32, 32)).save(Path(f"{name}.png"))
     Path("=empty.png").touch()
-    pictures = [predict.Picture(Path(f"{name}.png"), f"{name}.png") for name in (*names, "=empty")]
-    wishes = predict.Wishes(tmp_path / "o", "npy", False, 4)
+    pictures = [predict.InputImage(Path(f"{name}.png"), f"{name}.png") for name in (*names, "=empty")]
+    wishes = predict.PredictionOptions(tmp_path / "o", "npy", False, 4)
     for go_on in (False, True):
         assert predict.predict(Brightness(), pictures, wishes, go_on) == 1
         with (tmp_path / "o/predictions.csv").open(newline="") as file:
@@ -64,7 +66,7 @@ def test_predictions_of_odd_names_are_whole_rows_and_done_once(tmp_path, monkeyp
 
 def test_a_table_that_a_spreadsheet_saved_goes_on(tmp_path):
     Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
-    pictures, wishes = predict.find_pictures([str(tmp_path)]), predict.Wishes(tmp_path / "o", "", False, 4)
+    pictures, wishes = predict.find_pictures([str(tmp_path)]), predict.PredictionOptions(tmp_path / "o", "", False, 4)
     predict.predict(Brightness(), pictures, wishes)
     path = tmp_path / "o/predictions.csv"
     before = path.read_bytes()
@@ -73,12 +75,12 @@ def test_a_table_that_a_spreadsheet_saved_goes_on(tmp_path):
     assert path.read_bytes() == before
     # a row that a name tore is judged again
     path.write_bytes(before + b"b\rb.png,1,1,1,1,,\n" + before.splitlines()[1].replace(b"a.png", b"c.png") + b"\n")
-    assert [row[0][-5:] for row in predict._rows_in(path.read_bytes().decode())] == ["path", "a.png", "c.png"]
+    assert [row[0][-5:] for row in parse_rows(path.read_bytes().decode())] == ["path", "a.png", "c.png"]
     predict.predict(Brightness(), pictures, wishes, True)
     assert path.read_bytes().count(b"\n") == 3
     for foreign in ("path\rscore\n", "my notes", "path,score\n"):
         path.write_text(foreign)
-        with pytest.raises(WorkError, match="is no table of predictions"):
+        with pytest.raises(WorkError, match="is not a table that this command wrote"):
             predict.predict(Brightness(), pictures, wishes, True)
         assert path.read_bytes().decode() == foreign
 
@@ -155,20 +157,20 @@ LISTED = ["/p/a b.png", "/p/ü 検.png"]
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\0"])
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
 def test_lists_of_every_encoding(encoding, end):
-    assert predict.paths_in((end.join(LISTED) + end).encode(encoding)) == LISTED
-    assert predict.paths_in(end.join(LISTED).encode(encoding)) == LISTED
+    assert parse_path_list((end.join(LISTED) + end).encode(encoding)) == LISTED
+    assert parse_path_list(end.join(LISTED).encode(encoding)) == LISTED
 
 
 def test_lists_of_names_with_quotes_and_line_ends(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert predict.paths_in(b'a\nb.png\0c\r.png\0"q".png\0') == ["a\nb.png", "c\r.png", '"q".png']
-    assert predict.paths_in(b"\"a b.png\"\r\n'c d.png'\n\n \n") == ["a b.png", "c d.png"]
-    assert predict.paths_in(b"caf\xe9.png\n") == [os.fsdecode(b"caf\xe9.png")]
-    assert predict.paths_in(b"") == predict.paths_in(b"\xff\xfe") == predict.paths_in(b"\xef\xbb\xbf\r\n") == []
+    assert parse_path_list(b'a\nb.png\0c\r.png\0"q".png\0') == ["a\nb.png", "c\r.png", '"q".png']
+    assert parse_path_list(b"\"a b.png\"\r\n'c d.png'\n\n \n") == ["a b.png", "c d.png"]
+    assert parse_path_list(b"caf\xe9.png\n") == [os.fsdecode(b"caf\xe9.png")]
+    assert parse_path_list(b"") == parse_path_list(b"\xff\xfe") == parse_path_list(b"\xef\xbb\xbf\r\n") == []
     for name in ('"both".png"', "it''s.png", 'q"q.png', " lead.png", "cr\r", "'x'"):
         Path(name).touch()
-    assert predict.paths_in(b"'x'\ncr\r\n lead.png\n  q\"q.png\t\n") == ["'x'", "cr\r", " lead.png", 'q"q.png']
-    assert predict.paths_in(b'"q\\"q.png"\n"q""q.png"\n') == ['q"q.png'] * 2
+    assert parse_path_list(b"'x'\ncr\r\n lead.png\n  q\"q.png\t\n") == ["'x'", "cr\r", " lead.png", 'q"q.png']
+    assert parse_path_list(b'"q\\"q.png"\n"q""q.png"\n') == ['q"q.png'] * 2
 
 
 @pytest.mark.parametrize("content", [b"\xef\xbb\xbfa.png\r\n", "a.png\r\n".encode("utf-16"), b"a.png\0", b'"a.png"\n'])
@@ -176,13 +178,13 @@ def test_a_list_on_standard_input_finds_its_files(content, tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     Path("a.png").touch()
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
-    assert [str(one.path) for one in predict.find_pictures(["-"], predict.listed())] == ["a.png"]
+    assert [str(one.path) for one in predict.find_pictures(["-"], predict.paths_from_stdin())] == ["a.png"]
 
 
 def test_a_closed_standard_input_is_said(monkeypatch):
     monkeypatch.setattr(sys, "stdin", None)
     with pytest.raises(InputError, match="which is closed"):
-        predict.listed()
+        predict.paths_from_stdin()
 
 
 def test_names_that_are_too_long_for_any_file_are_no_crash():
