@@ -33,8 +33,7 @@ from inference.thresholds import HELD_OUT, Thresholds, best_f1
 from inference.thresholds import calibrate as thresholds_of
 from loss import focal_loss
 from model import Discriminator, PatchMaker, Projection
-from reporting import tables as report
-from reporting import tensorboard
+from reporting import drawing, tensorboard
 from synthesis.arithmetic import Workspace, linear, quantile, ring_factor
 from synthesis.gas import GASResult, gas
 from synthesis.slope import Fused, compile_updates
@@ -1031,9 +1030,9 @@ class GLASS:
             found.paths += list(batch.get("image_path", [""] * len(images)))
             if pictures is not None:
                 for i in range(len(images)):
-                    file = pictures / report.picture_name(found.paths[at + i], names)
+                    file = pictures / drawing.picture_name(found.paths[at + i], names)
                     one_map = maps_of_all[at + i].cpu().numpy()
-                    report.save_picture(file, images[i].cpu().numpy(), found.masks[at + i], one_map)
+                    drawing.save_picture(file, images[i].cpu().numpy(), found.masks[at + i], one_map)
             at = stop
         if on_device:
             found.truth = DeviceTruth(found.masks, size, self.device)
@@ -1066,8 +1065,8 @@ class GLASS:
                 found.masks[at], found.labels[at], path = whole.truth(at)
                 found.paths.append(path)
             if pictures is not None:
-                file = pictures / report.picture_name(found.paths[at], names)
-                report.save_picture(file, whole[at]["image"].numpy(), found.masks[at], found.maps[at])
+                file = pictures / drawing.picture_name(found.paths[at], names)
+                drawing.save_picture(file, whole[at]["image"].numpy(), found.masks[at], found.maps[at])
             blend = None
         if memory is not None:
             memory.found = found.without_scores()

@@ -12,8 +12,9 @@ from urllib.parse import quote
 import click
 import pandas as pd
 
-from reporting import page
+from reporting import class_record, page
 from reporting import tables as report
+from reporting.formats import valid_utf8
 from training.evaluation import METRICS
 from utils import InputError, WorkError, escape_what_cannot_be_printed, printable, write_text
 
@@ -39,7 +40,7 @@ def read_run(folder: Path, taken: Sequence[str] = ()) -> RunTable:
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; give the --results_path of a run")
     table = report.read_rows(folder / "results.csv")
-    if not len(table) and not (folder / page.FOLDER).is_dir():
+    if not len(table) and not (folder / class_record.FOLDER).is_dir():
         inside = sorted(f.name for f in folder.iterdir() if (f / "results.csv").is_file())
         hint = f"; {', '.join(inside[:3])} in it {'is' if len(inside) == 1 else 'are'}" if inside else ""
         raise InputError(f"{folder} is no results folder of a run that tested anything: no results.csv in it{hint}")
@@ -149,7 +150,7 @@ def write_seeds(results: Path, folders: Sequence[Path]) -> None:
     runs = read_runs([folder for folder in folders if len(report.read_rows(folder / "results.csv"))])
     note = "The same training with several seeds: mean ± standard deviation, then each seed against the first."
     summary = report.read_rows(results / "results.csv")
-    write_text(results / page.FILE, page._plain(render(runs, results.resolve().name, note, results, summary)))
+    write_text(results / page.FILE, valid_utf8(render(runs, results.resolve().name, note, results, summary)))
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
@@ -165,12 +166,12 @@ def main(results: tuple[Path, ...], out: Path | None) -> None:
     escape_what_cannot_be_printed()
     try:
         runs = read_runs(results)
-        if len(runs) == 1 and (results[0] / page.FOLDER).is_dir() and out is None:
+        if len(runs) == 1 and (results[0] / class_record.FOLDER).is_dir() and out is None:
             page.write(results[0])
             written = results[0] / page.FILE
         else:
             written = out or Path("comparison.html")
-            write_text(written, page._plain(render(runs, "Comparison", home=written.resolve().parent)))
+            write_text(written, valid_utf8(render(runs, "Comparison", home=written.resolve().parent)))
     except (InputError, WorkError) as error:
         click.echo(f"Error: {error}", err=True)
         raise SystemExit(2 if isinstance(error, InputError) else 1) from error

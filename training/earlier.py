@@ -15,14 +15,14 @@ from datasets.check import check_pictures
 from datasets.inventory import Inventory
 from glass import refuse_other_split
 from inference import checkpoint
-from reporting import page
+from reporting import class_record, page
 from reporting import tables as report
 from training import reading
 from training.job import ClassData, Options, Run
 from utils import LOGGER, InputError, WorkError, printable
 
 FILES = ("results.csv", "results.xlsx", "per_image.csv", page.FILE, report.SETTINGS)
-FOLDERS = ("models", "training", "eval", page.FOLDER, "judge", "foreground", "splits", "skipped")
+FOLDERS = ("models", "training", "eval", class_record.FOLDER, "judge", "foreground", "splits", "skipped")
 
 
 def inventory_of(this: Run, data: ClassData, foreground: bool) -> Inventory:

@@ -34,7 +34,7 @@ from datasets.validation import GoodImages, ValidationDataset, hold_out
 from glass import GLASS, METRICS
 from inference import checkpoint
 from inference.thresholds import HELD_OUT, TRAINING
-from reporting import compare, page
+from reporting import class_record, compare, page
 from reporting import tables as report
 from reporting import tensorboard as tensorboard_log
 from reporting.cells import csv_text, path_as_cell
@@ -455,7 +455,7 @@ def _run_class(
     best = checkpoint.find_chosen(model.model_dir)
     state = checkpoint.read_plain(best[0]) if best else {}
     this.configs[f"{folder.name}/{data.row}"] = state.get("config") or model.config
-    before = {} if record else page.read_history(this.results, row) or {}
+    before = {} if record else class_record.read_existing(this.results, row) or {}
     history = (record or before).get("history", [])
     if test_loader is None:
         kept = " of the last epoch" if this.training and this.net["select"] == "best" else ""
@@ -463,7 +463,7 @@ def _run_class(
             "%s: no test images, nothing to test; the model%s is %s", data.row, kept, best[0] if best else folder
         )
         shown = before.get("looked_at") if examples is None else _look_at(this, data, model, examples)
-        page.save_class(this.results, row, page.untested(state, history, best[1] if best else None, shown))
+        class_record.save(this.results, row, class_record.of_untested(state, history, best[1] if best else None, shown))
         return None
     tested = model.test(test_loader, data.row)
     figures = tested.figures
@@ -472,7 +472,8 @@ def _run_class(
         figures |= {"last_epoch": record["epoch"] - 1, **{f"last_{m}": last[m] for m in METRICS}}
     LOGGER.info("%s: the kept epoch, %d, on the test set: %s", data.row, figures["best_epoch"], _in_percent(figures))
     select = this.configs[f"{folder.name}/{data.row}"].get("select", "best")
-    page.save_class(this.results, row, page.tested(tested, _shown_of(test_loader), history, this.main["seed"], select))
+    kept = class_record.of_tested(tested, _shown_of(test_loader), history, this.main["seed"], select)
+    class_record.save(this.results, row, kept)
     return figures
 
 
@@ -480,7 +481,7 @@ def _look_at(this: Run, data: ClassData, model: GLASS, examples: Dataset) -> dic
     """Of a class without test images: what the model makes of the pictures that its thresholds come from."""
     chosen = np.unique(np.linspace(0, len(examples) - 1, min(len(examples), EXAMPLES)).astype(int)).tolist()
     some = Subset(examples, chosen)
-    return page.looked_at(model.look_at(_in_order(this, some), data.row), some, this.main["seed"])
+    return class_record.of_examples(model.look_at(_in_order(this, some), data.row), some, this.main["seed"])
 
 
 def _model(this: Run, data: ClassData, net: Net, folder: Path, decision: Decision | None) -> GLASS:

@@ -19,8 +19,7 @@ from test_saving import Brightness
 from inference import predict
 from inference.inputs import parse_path_list
 from inference.table import parse_rows
-from reporting import cells, compare, page
-from reporting import tables as report
+from reporting import cells, compare, drawing, page, tables
 from training import distribution, run
 from utils import InputError, WorkError
 
@@ -90,23 +89,23 @@ def image_row(path):
 
 
 def test_tables_of_a_run_hold_no_formula_and_whole_rows(tmp_path):
-    figures = dict.fromkeys(report.COLUMNS, -0.1)
+    figures = dict.fromkeys(tables.COLUMNS, -0.1)
     names = ["=1+1", "-x", "cr\rcr", "new\nline", "'=1", "plain"]
-    report.write_results(tmp_path, {"@before": figures})
-    table = report.write_results(tmp_path, dict.fromkeys(names, figures))
-    back = report.read_rows(tmp_path / "results.csv")
-    assert list(back.index) == list(table.index) == ["@before", *names, report.MEAN]
+    tables.write_results(tmp_path, {"@before": figures})
+    table = tables.write_results(tmp_path, dict.fromkeys(names, figures))
+    back = tables.read_rows(tmp_path / "results.csv")
+    assert list(back.index) == list(table.index) == ["@before", *names, tables.MEAN]
     assert (back.image_auroc == -0.1).all()
     text = (tmp_path / "results.csv").read_text()
     assert "\n'=1+1,-0.1," in text
     per_image = {"=1": [image_row("=d/a.png"), image_row("-e/\r.png")], "plain": [image_row("/abs/\rb.png")]}
-    report.write_per_image(tmp_path, per_image)
+    tables.write_per_image(tmp_path, per_image)
     images = pd.read_csv(tmp_path / "per_image.csv")
     assert images.path.tolist() == ["./=d/a.png", "./-e/\r.png", "/abs/\rb.png"]
     assert images["class"].tolist() == ["'=1", "'=1", "plain"]
     assert images.score.tolist() == [-0.1] * 3
     settings = {"arguments": {"main": {"run_name": "=cmd|' /C calc'!A0", "note": "#N/A", "lr": -1}}}
-    report.write_workbook(tmp_path, table, settings, per_image)
+    tables.write_workbook(tmp_path, table, settings, per_image)
     book = openpyxl.load_workbook(tmp_path / "results.xlsx")
     found = {cell.value: cell for sheet in book for row in sheet.iter_rows() for cell in row}
     for value in ("=1+1", "=cmd|' /C calc'!A0", "=d/a.png", "#N/A"):
@@ -138,7 +137,7 @@ def test_links_of_a_comparison_lead_to_the_reports(tmp_path):
     names = ["a b", "50% off?#x", 'q"<b>', "a:b", "ü&amp;", os.fsdecode(b"caf\xe9")]
     for name in names:
         folder = tmp_path / name
-        report.write_results(folder, {"folder_x": dict.fromkeys(report.COLUMNS, 0.5)})
+        tables.write_results(folder, {"folder_x": dict.fromkeys(tables.COLUMNS, 0.5)})
         (folder / page.FILE).touch()
     html = compare.render(compare.read_runs([tmp_path / name for name in names]), "t", home=tmp_path)
     links = re.findall(r'<a href="([^"]*)"', html)
@@ -195,8 +194,8 @@ def test_names_that_are_too_long_for_any_file_are_no_crash():
 
 def test_a_picture_of_a_report_has_a_name_that_can_be_written(tmp_path):
     taken = set()
-    names = {report.picture_name(f"/d/{'檢' * 80}/{'b' * 249}{i}.png", taken) for i in range(3)}
+    names = {drawing.picture_name(f"/d/{'檢' * 80}/{'b' * 249}{i}.png", taken) for i in range(3)}
     assert len(names) == 3
     for name in names:
-        report.save_image(tmp_path / name, np.zeros((2, 2), np.uint8))
-    assert report.picture_name("/d/broken/000.png", taken) == "broken_000.png"
+        drawing.save_image(tmp_path / name, np.zeros((2, 2), np.uint8))
+    assert drawing.picture_name("/d/broken/000.png", taken) == "broken_000.png"

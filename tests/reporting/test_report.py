@@ -16,8 +16,7 @@ from test_runs import run
 import metrics
 from inference.thresholds import Thresholds
 from reporting import compare as compare_command
-from reporting import drawing, gallery
-from reporting import tables as report
+from reporting import drawing, gallery, tables
 from training.evaluation import Predictions, Tested
 
 
@@ -61,7 +60,7 @@ def test_decision_contour_is_where_the_map_passes_the_threshold():
     anomaly_map[20:40, 10:30] = 1
     parts = gallery.panels(np.zeros((3, 64, 64), np.float32), np.full((64, 64), -1, np.int8), anomaly_map, found)
     assert [p.shape for p in parts] == [(192, 192, 3)] * 4
-    assert (parts[1] == report.UNKNOWN_GRAY).all()  # a truth that is not known
+    assert (parts[1] == drawing.UNKNOWN_GRAY).all()  # a truth that is not known
     drawn = (parts[3] == drawing.CONTOUR).all(2)
     rows, columns = np.nonzero(drawn)
     assert rows.min() == pytest.approx(60, abs=4)
@@ -70,8 +69,8 @@ def test_decision_contour_is_where_the_map_passes_the_threshold():
 
 
 def test_scale_is_in_the_picture():
-    picture = report.picture(np.zeros((3, 64, 64), np.float32), np.zeros((64, 64), np.int8), np.ones((64, 64)))
-    assert picture.shape == (64, 3 * 64 + report.BAR_WIDTH, 3)
+    picture = drawing.picture(np.zeros((3, 64, 64), np.float32), np.zeros((64, 64), np.int8), np.ones((64, 64)))
+    assert picture.shape == (64, 3 * 64 + drawing.BAR_WIDTH, 3)
     bar = picture[:, 3 * 64 + 5]
     assert (bar[0] == drawing.heatmap(np.ones((1, 1)))[0, 0]).all()
     assert (bar[-1] == drawing.heatmap(np.zeros((1, 1)))[0, 0]).all()
@@ -157,7 +156,7 @@ def test_a_class_that_lacks_something_goes_through_the_whole_report(tmp_path, la
 
 def test_names_of_sheets_are_what_excel_allows():
     taken = {"results"}
-    names = [report._sheet_name(n, taken) for n in ("a" * 40, "a" * 41, "x[1]:y/z", "Results")]
+    names = [tables._sheet_name(n, taken) for n in ("a" * 40, "a" * 41, "x[1]:y/z", "Results")]
     assert len({n.lower() for n in names}) == 4
     assert all(len(n) <= 31 for n in names)
     assert not set("".join(names)) & set("[]:*?/\\")
@@ -179,7 +178,7 @@ def test_several_seeds_give_mean_and_deviation(seeds, trained):
     each = [pd.read_csv(results / f"seed_{s}" / "results.csv", index_col=0) for s in (0, 3)]
     assert (results / "seed_0" / "results.csv").read_text() == (trained[0] / "results.csv").read_text()
     both = pd.read_csv(results / "results.csv", index_col=0)
-    assert list(both.columns[:7]) == [*report.COLUMNS, "seeds"]
+    assert list(both.columns[:7]) == [*tables.COLUMNS, "seeds"]
     for name in ("custom_disc", "Mean"):
         values = [table.loc[name, "pixel_auroc"] for table in each]
         assert both.loc[name, "pixel_auroc"] == pytest.approx(np.mean(values), abs=1e-5)
@@ -367,8 +366,8 @@ def test_without_test_images_nothing_claims_that_they_chose(tmp_path):
     assert "--patience does nothing without test images" in done.output
     assert "--pictures every_eval does nothing" in done.output
     text = (tmp_path / "r" / "report.html").read_text()
-    assert "The last epoch is the one kept" in text
-    assert "too good" not in text
+    assert "The last epoch was kept" in text
+    assert "optimistic" not in text
     again = compare(tmp_path / "r")
     assert again.returncode == 0
     assert "no class of these runs has test images" in again.stdout
