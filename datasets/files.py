@@ -28,6 +28,7 @@ from PIL.ExifTags import Base as Exif
 from PIL.Image import Transpose
 
 from datasets import damage, tiff
+from datasets.limits import FULL_BITS, MAX_PIXELS
 from utils import InputError, WorkError
 
 SUFFIXES = frozenset({
@@ -39,8 +40,6 @@ FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "JPEG2000", "PPM")
 # files that lie beside pictures everywhere and are none
 BESIDE_PICTURES = frozenset({"readme", "license", "licence", "thumbs", "desktop"})
 
-MAX_PIXELS = 500_000_000  # of a picture, unless told otherwise
-FULL_BITS = 16
 DARK_BELOW = 1 << 14  # of 16 bits: a picture that stays below may be of a camera with fewer
 JPEG_IN_TIFF = 7
 CLIPPED, PAGES, DARK = (

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from datasets.files import CLIPPED, DARK, DEFAULT, PAGES, ReadOptions
-from datasets.geometry import AUTO, DEFAULT_OVERLAP, Blend, Geometry, Tiling, batches, pair
+from datasets.geometry import Blend, Geometry, Tiling, batches, pair
+from datasets.limits import AUTO, DEFAULT_OVERLAP
 from inference.loading import ImageSource, open_rgb
 from inference.thresholds import Thresholds
 from inference.thresholds import normalise as normalise_scores
