@@ -103,8 +103,9 @@ class Bench:
             picture.save(file)
         given = {"image": np.stack([np.asarray(p.resize(self.size)) for p in self.pictures[:count]])}
         made: dict[str, Callable[[], object]] = {}
-        for name, change in (("onnx fp32", None), ("onnx int8", lambda net: export.to_int8(net, model, files))):
-            graph = export.export(model, 18, True, True, change).SerializeToString()
+        to_int8 = export.quantisation.to_int8
+        for name, change in (("onnx fp32", None), ("onnx int8", lambda net: to_int8(net, model, files))):
+            graph = export.export(model, export.GraphOptions(), change).SerializeToString()
             options = onnxruntime.SessionOptions()
             options.intra_op_num_threads = torch.get_num_threads()
             session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])

@@ -233,7 +233,7 @@ def work(given: argparse.Namespace) -> int:
     failed = predict(model, pictures, options, given.go_on)
     if failed:
         where = f"; {given.out / FILE} says why" if given.out else ""
-        raise WorkError(f"{failed} of {len(pictures)} pictures could not be judged{where}")
+        raise WorkError(f"{failed} of {len(pictures)} images could not be judged{where}")
     return 0
 
 

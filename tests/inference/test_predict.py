@@ -176,7 +176,7 @@ def test_json_for_other_programs(folder, tiny, tmp_path):
     assert all(0 <= line["score"] <= 1 for line in lines[:3])
     assert lines[3]["score"] is None
     assert "the file is empty" in lines[3]["error"]
-    assert "1 of 4 pictures could not be judged" in done.stderr
+    assert "1 of 4 images could not be judged" in done.stderr
 
 
 def bad_pictures(folder):
@@ -199,7 +199,7 @@ def test_a_bad_picture_is_a_row_and_the_rest_is_done(folder, tmp_path):
     bad_pictures(tmp_path / "p")
     done = run("--checkpoint", folder, "--out", tmp_path / "o", tmp_path / "p", "--batch_size", 2)
     assert done.returncode == 1
-    assert last_line(done).startswith("Error: 5 of 7 pictures could not be judged; ")
+    assert last_line(done).startswith("Error: 5 of 7 images could not be judged; ")
     rows = {os.path.basename(p): row for p, row in table(tmp_path / "o").items()}
     assert len(rows) == 7
     for name, says in (
@@ -422,7 +422,7 @@ def test_a_listed_picture_that_is_gone_is_a_row(folder, tiny, tmp_path):
     listed = f"{picture}\n{tmp_path}/gone.png\n{picture.parent}/../good/{picture.name}\n"
     done = run("--checkpoint", folder, "--out", tmp_path / "o", "-", input=listed)
     assert done.returncode == 1
-    assert "1 of 2 pictures could not be judged" in last_line(done)
+    assert "1 of 2 images could not be judged" in last_line(done)
     assert table(tmp_path / "o")[f"{tmp_path}/gone.png"]["error"]
 
 

@@ -2,34 +2,24 @@
 
 import csv
 import errno
-import importlib.util
 import os
 import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import ROOT, cli, make_glass
+from helpers import Brightness, cli, make_glass
 from PIL import Image
 
 from datasets.geometry import Geometry
 from datasets.settings import ImageSettings
 from inference import inputs, predict
 from inference.inspector import Inspector
-from inference.judge import Judge, PreparedImage
+from inference.judge import PreparedImage
 from inference.table import PredictionsTable
 from inference.thresholds import Thresholds
+from tools import script
 from utils import WorkError
-
-
-class Brightness(Judge):
-    """Scores a picture by how bright it is: no network."""
-
-    geometry, thresholds, class_name = Geometry(imagesize=32), Thresholds(0.5, 0.5), "part"
-
-    def score_pictures(self, pictures):
-        values = np.array([np.asarray(picture).mean() / 255 for picture in pictures], np.float32)
-        return values, values[:, None, None] * np.ones((32, 32), np.float32)
 
 
 def pictures_in(folder, names):
@@ -246,10 +236,8 @@ def test_no_pictures_have_no_results(inspector):
     scores, maps = inspector.score_pictures([])
     assert scores.shape == (0,)
     assert maps.shape == (0, 64, 64)
-    spec = importlib.util.spec_from_file_location("ort", ROOT / "onnx" / "ort.py")
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    graph = script.GraphJudge.__new__(script.GraphJudge)
+    graph_judge = script("ort").GraphJudge
+    graph = graph_judge.__new__(graph_judge)
     graph.geometry, graph.thresholds = Geometry(imagesize=64), None
     assert graph.predict_images([]) == []
     assert graph.score_pictures([])[1].shape == (0, 64, 64)
@@ -269,12 +257,12 @@ def test_no_pictures_have_no_results(inspector):
         ),
         (("--checkpoint", "predict", "--json", "predict", "x.png"), 2, "x.png: no such file"),
         (("--batch_size", "0", "predict", "x.png", "--json", "--checkpoint", "c"), 2, "'--batch_size': 0 is not in"),
-        (("--seed", "1", "predict", "x.png", "--checkpoint", "c"), 2, "--seed is no option of predict"),
-        (("--gpu", "-1", "--results_path", "r", "predict"), 2, "--results_path is no option of predict"),
+        (("--seed", "1", "predict", "x.png", "--checkpoint", "c"), 2, "--seed is not an option of predict"),
+        (("--gpu", "-1", "--results_path", "r", "predict"), 2, "--results_path is not an option of predict"),
         (("--none", "1", "predict", "x.png"), 2, "No such option '--none'"),
         (("--test", "predict"), 2, "'--test': 'predict' is not one of"),
         (("--gpu", "-1", "predict"), 2, "Missing"),
-        (("--help", "predict"), 0, "Judge pictures: files"),
+        (("--help", "predict"), 0, "Judge images: files"),
     ],
 )
 def test_options_before_predict_are_its_own(arguments, code, says):

@@ -8,10 +8,10 @@ import openvino
 import pytest
 from helpers import run_here
 from PIL import Image
-from test_onnx import script
 
 from datasets.settings import ImageSettings, normalise
 from glass import load_checkpoint
+from tools import script
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,7 @@ def folder(trained):
 
 @pytest.fixture(scope="module")
 def exporter():
-    return script()
+    return script("pth2onnx")
 
 
 def in_onnxruntime(path):
@@ -54,11 +54,10 @@ RUNTIMES = {"onnxruntime": in_onnxruntime, "openvino": in_openvino, "opencv": in
 
 def preparation(exporter, settings, size=None):
     """A graph of nothing but resize, crop and normalisation."""
-    model = type("Model", (), {"settings": settings})()
-    made = exporter._preparation(model, 18, True, False, size)
-    made.ir_version = 10
-    onnx.checker.check_model(made, full_check=True)
-    return made
+    graph = exporter.prepare_images(settings, exporter.GraphOptions(picture_size=size))
+    graph.ir_version = 10
+    onnx.checker.check_model(graph, full_check=True)
+    return graph
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)

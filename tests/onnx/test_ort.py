@@ -1,7 +1,6 @@
 """`onnx/ort.py` in an environment that has onnxruntime, numpy, OpenCV and Pillow and no more: it says what torch says."""
 
 import csv
-import importlib.util
 import json
 import os
 import re
@@ -15,11 +14,12 @@ import numpy as np
 import onnx
 import pandas as pd
 import pytest
-from helpers import ROOT, cli
+from helpers import ROOT, cli, export_onnx
 from onnx import TensorProto, helper
 from PIL import Image
-from test_onnx import export
 from test_tiling import in_tiles, sheets  # noqa: F401 fixtures
+
+from tools import script
 
 NEEDED = ("onnxruntime", "numpy", "opencv-python-headless", "pillow")
 
@@ -66,7 +66,7 @@ def folder(trained):
 @pytest.fixture(scope="module")
 def graph(folder, tmp_path_factory):
     out = tmp_path_factory.mktemp("graph") / "model.onnx"
-    assert export(folder, "--out", out).returncode == 0
+    assert export_onnx(folder, "--out", out).returncode == 0
     return out
 
 
@@ -106,7 +106,7 @@ def test_ort_and_predict_leave_the_same_behind(bare, graph, folder, tiny, tmp_pa
 
 def test_ort_cuts_tiles_as_the_training_did(bare, in_tiles, sheets, tmp_path):  # noqa: F811
     out = tmp_path / "tiles.onnx"
-    done = export(in_tiles[0] / "models/backbone_0/mvtec_cloth", "--out", out)
+    done = export_onnx(in_tiles[0] / "models/backbone_0/mvtec_cloth", "--out", out)
     assert done.returncode == 0, done.stdout
     done = ort(bare, out, sheets[0] / "cloth/test", "--out", tmp_path / "o", "--save", "--maps", "npy")
     assert done.returncode == 0, done.stdout
@@ -123,7 +123,7 @@ def test_json_and_bad_pictures(bare, graph, tiny, tmp_path):
     assert done.returncode == 1
     lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     assert [line["error"] is None for line in lines] == [True, True, True, False]
-    assert done.stdout.strip().splitlines()[-1] == "Error: 1 of 4 pictures could not be judged"
+    assert done.stdout.strip().splitlines()[-1] == "Error: 1 of 4 images could not be judged"
 
 
 @pytest.fixture(scope="module")
@@ -164,11 +164,8 @@ def strange(graph, tmp_path_factory):
     ],
 )
 def test_requests_that_cannot_work(graph, strange, capsys, arguments, code, says):
-    spec = importlib.util.spec_from_file_location("ort", ROOT / "onnx" / "ort.py")
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
     try:
-        found = script.main([a.format(s=strange, g=graph) for a in arguments])
+        found = script("ort").main([a.format(s=strange, g=graph) for a in arguments])
     except SystemExit as stopped:  # argparse's own
         found = stopped.code
     assert found == code

@@ -13,8 +13,8 @@ import numpy as np
 import openpyxl
 import pandas as pd
 import pytest
+from helpers import Brightness
 from PIL import Image
-from test_saving import Brightness
 
 from inference import predict
 from inference.inputs import parse_path_list
@@ -139,7 +139,7 @@ def test_links_of_a_comparison_lead_to_the_reports(tmp_path):
         folder = tmp_path / name
         tables.write_results(folder, {"folder_x": dict.fromkeys(tables.COLUMNS, 0.5)})
         (folder / page.FILE).touch()
-    html = compare.render(compare.read_runs([tmp_path / name for name in names]), "t", home=tmp_path)
+    html = compare.render(compare.read_runs([tmp_path / name for name in names]), "t", tmp_path)
     links = re.findall(r'<a href="([^"]*)"', html)
     assert all(re.fullmatch(r"[\w./%~-]+", link, re.ASCII) for link in links)
     assert [unquote(link, errors="surrogateescape") for link in links] == [f"{name}/{page.FILE}" for name in names]

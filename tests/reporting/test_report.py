@@ -221,7 +221,7 @@ def test_comparing_what_is_no_run(seeds, tmp_path):
     (tmp_path / "broken" / "results.csv").write_text("nothing,like\n1,it\n")
     for folder, code, says in (
         (tmp_path / "none", 2, "no such folder"),
-        (tmp_path, 2, "no results folder of a run"),
+        (tmp_path, 2, "is not the results folder of a finished run"),
         (tmp_path / "broken", 1, "cannot read"),
     ):
         done = compare(folder)
