@@ -109,5 +109,5 @@ def test_a_graph_for_one_size_of_picture_refuses_others(exporter, folder, tmp_pa
     assert judge_of(path).predict_image(picture).score == pytest.approx(
         load_checkpoint(folder).predict_image(picture).score, abs=2e-4
     )
-    with pytest.raises(Exception, match=r"takes pictures of 90x70 pixels .* this one has 91x70; export it without"):
+    with pytest.raises(Exception, match=r"takes only images of 90x70 pixels .* this one has 91x70; export the model without"):
         judge_of(path).predict_image(np.zeros((91, 70, 3), np.uint8))

@@ -62,12 +62,17 @@ def test_stopped_and_gone_on_with_gives_the_same_weights(photographs, teacher, t
 
     # other pictures, another teacher, other settings: not the same training
     (photographs / "a/0.png").rename(photographs / "a/2.png")
-    other = distilled(tmp_path / "whole", photographs, teacher)
-    assert isinstance(other.exception, InputError)
-    assert "was begun otherwise (pictures was" in str(other.exception)
-    assert "crops was 8, is 10" in str(distilled(tmp_path / "whole", photographs, teacher, "--crops", 10).exception)
+    for flags, message in (
+        ((), "was begun with other settings (pictures was"),
+        (("--crops", 10), "crops was 8, is 10"),
+    ):
+        done = distilled(tmp_path / "whole", photographs, teacher, *flags)
+        assert done.exit_code == 2
+        assert message in done.output
     (tmp_path / "whole" / "distil.pth").write_bytes(b"no")
-    assert "take it away to begin anew" in str(distilled(tmp_path / "whole", photographs, teacher).exception)
+    done = distilled(tmp_path / "whole", photographs, teacher)
+    assert done.exit_code == 1
+    assert "move it away to start again" in done.output
 
 
 def test_held_out_is_a_folder_below_the_given_one(photographs):
@@ -77,7 +82,7 @@ def test_held_out_is_a_folder_below_the_given_one(photographs):
         pictures.find_photographs(photographs, ["bumby"])
     with pytest.raises(InputError, match="no folder of that name"):  # the way to it does not count
         pictures.find_photographs(photographs, ["photos"])
-    with pytest.raises(InputError, match="every picture"):
+    with pytest.raises(InputError, match="every image"):
         pictures.find_photographs(photographs, ["a", "b"])
 
 
