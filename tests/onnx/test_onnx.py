@@ -1,4 +1,4 @@
-"""The exported graph against torch: every family of backbones, every kind of export, and what cannot be exported."""
+"""The exported graph compared with torch: every backbone family, every kind of export, and impossible exports."""
 
 import json
 import subprocess
@@ -46,7 +46,7 @@ def run(graph, images):
         ("vit_swin_base", ["layers.0", "layers.1"], 224, 96),
     ],
 )
-def test_every_family_gives_what_torch_gives(name, layers, size, width):
+def test_every_backbone_family_gives_the_same_as_torch(name, layers, size, width):
     model = GLASS("cpu").load(
         backbones.load(name, "random", 0), layers, "cpu", (3, size, size), width, width, dsc_hidden=32
     )
@@ -69,7 +69,7 @@ def folder(trained):
 
 
 def export_process(*arguments, cwd):
-    """As a user runs it."""
+    """Run the export as a user does, in a process of its own."""
     return subprocess.run(
         [sys.executable, str(SCRIPT), *map(str, arguments)], cwd=cwd, text=True, timeout=200,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -100,7 +100,7 @@ def test_each_kind_of_export(folder, tiny, tmp_path, flags, apart):
         assert found["map"].shape == (1, 64, 64)
 
 
-def test_without_postprocessing_patch_scores_come_out(folder, tmp_path):
+def test_without_postprocessing_the_graph_gives_patch_scores(folder, tmp_path):
     done = export_onnx(folder, "--out", tmp_path / "m.onnx", "--no-postprocess")
     assert done.returncode == 0, done.stdout
     found = run((tmp_path / "m.onnx").read_bytes(), pictures(2, 64, 64))
@@ -135,7 +135,7 @@ def test_the_only_checkpoint_is_found_and_several_are_listed(folder, tmp_path, m
         (("{ckpt}", "--out", "/proc/none/m.onnx"), 1, "cannot write"),
     ],
 )
-def test_exports_that_cannot_work(folder, arguments, code, says):
+def test_impossible_exports_end_with_one_line(folder, arguments, code, says):
     done = CliRunner().invoke(script("pth2onnx").main, [a.format(ckpt=folder) for a in arguments])
     assert isinstance(done.exception, SystemExit)
     assert done.exit_code == code, done.output

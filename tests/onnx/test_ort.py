@@ -1,4 +1,4 @@
-"""`onnx/ort.py` in an environment that has onnxruntime, numpy, OpenCV and Pillow and no more: it says what torch says."""
+"""`onnx/ort.py` in an environment with only onnxruntime, NumPy, OpenCV and Pillow gives the results of torch."""
 
 import csv
 import json
@@ -25,7 +25,7 @@ NEEDED = ("onnxruntime", "numpy", "opencv-python-headless", "pillow")
 
 
 def parts_of(name, seen):
-    """Top folders and files of a package and of what it requires."""
+    """The top folders and files of a package and of its requirements."""
     if name in seen:
         return
     seen.add(name)
@@ -42,7 +42,7 @@ def parts_of(name, seen):
 
 @pytest.fixture(scope="session")
 def bare(tmp_path_factory):
-    """A Python with these packages alone."""
+    """A Python with only these packages."""
     folder = tmp_path_factory.mktemp("bare")
     venv.create(folder, symlinks=True, with_pip=False)
     site = next(folder.glob("lib/python*/site-packages"))
@@ -87,7 +87,7 @@ def files_of(folder):
     return {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
 
 
-def test_ort_and_predict_leave_the_same_behind(bare, graph, folder, tiny, tmp_path):
+def test_ort_and_predict_write_the_same_files(bare, graph, folder, tiny, tmp_path):
     pictures = tiny[0] / "disc" / "test"
     with_torch = cli("predict", pictures, "--checkpoint", folder, "--out", tmp_path / "torch", "--save")
     without = ort(bare, graph, pictures, "--out", tmp_path / "ort", "--save")
@@ -117,7 +117,7 @@ def test_ort_cuts_tiles_as_the_training_did(bare, in_tiles, sheets, tmp_path):  
     assert np.load(tmp_path / "o/maps/good/0.npy").shape == (256, 256)
 
 
-def test_json_and_bad_pictures(bare, graph, tiny, tmp_path):
+def test_json_lines_and_bad_images(bare, graph, tiny, tmp_path):
     (tmp_path / "empty.png").touch()
     done = ort(bare, graph, tiny[0] / "disc/test/good", tmp_path / "empty.png", "--json")
     assert done.returncode == 1
@@ -127,8 +127,8 @@ def test_json_and_bad_pictures(bare, graph, tiny, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def strange(graph, tmp_path_factory):
-    """Files that are no graph of ours."""
+def foreign_files(graph, tmp_path_factory):
+    """Files that are not graphs of this project."""
     root = tmp_path_factory.mktemp("strange")
     (root / "text.onnx").write_text("no graph")
     (root / "empty.onnx").touch()
@@ -163,9 +163,9 @@ def strange(graph, tmp_path_factory):
         (("{g}", "--json"), 2, "INPUT"),
     ],
 )
-def test_requests_that_cannot_work(graph, strange, capsys, arguments, code, says):
+def test_wrong_usage_ends_with_one_line(graph, foreign_files, capsys, arguments, code, says):
     try:
-        found = script("ort").main([a.format(s=strange, g=graph) for a in arguments])
+        found = script("ort").main([a.format(s=foreign_files, g=graph) for a in arguments])
     except SystemExit as stopped:  # argparse's own
         found = stopped.code
     assert found == code
