@@ -30,11 +30,12 @@ def judges(folder: Path, good: Path, place: Path) -> dict[str, Judge]:
     export, ort = script("pth2onnx"), script("ort")
     model = load_checkpoint(folder)
     made: dict[str, Judge] = {"library": model, "bf16": load_checkpoint(folder, precision="bf16")}
-    paths = export._spread(list_images(good), export.CALIBRATED)
-    for name, change in (("onnx fp32", None), ("onnx int8", lambda net: export.to_int8(net, model, paths))):
+    quantisation = export.quantisation
+    paths = quantisation.calibration_sample(list_images(good))
+    for name, change in (("onnx fp32", None), ("onnx int8", lambda net: quantisation.to_int8(net, model, paths))):
         file = place / f"{name.replace(' ', '_')}.onnx"
-        graph = export.export(model, 18, True, True, change)
-        export.finish(graph, export.describe(model, export.OUTPUTS, name), file)
+        graph = export.export(model, export.GraphOptions(), change)
+        export.save(graph, export.describe(model, export.OUTPUTS, name), file)
         made[name] = ort.GraphJudge(file)
     return made
 

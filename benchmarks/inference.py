@@ -32,10 +32,13 @@ from PIL import Image  # noqa: E402
 from skimage import data as photographs  # noqa: E402
 
 import backbones  # noqa: E402
-from common import NetworkFeatureAggregator  # noqa: E402
+from common import NetworkFeatureAggregator, RescaleSegmentor  # noqa: E402
 from datasets.settings import ImageSettings  # noqa: E402
-from glass import GLASS, PRECISIONS  # noqa: E402
+from inference.features import PRECISIONS, PatchFeatures  # noqa: E402
+from inference.head import ScoringHead, build_heads  # noqa: E402
 from inference.inspector import Inspector  # noqa: E402
+from inference.scorer import Scorer  # noqa: E402
+from inference.settings import Settings  # noqa: E402
 from tools import script  # noqa: E402
 
 LAYERS = ["layer2", "layer3"]
@@ -57,31 +60,30 @@ class Bench:
         self.images = torch.stack([ours.prepare(picture) for picture in self.pictures]).to(self.device)
 
     def _inspector(self, precision: str) -> Inspector:
-        glass = GLASS(self.device).load(
-            self.backbone, LAYERS, self.device, (3, *self.size), self.args.dimension, self.args.dimension,
-            precision=precision,
-        )  # fmt: skip
-        if precision == "bf16" and self.device.type == "cpu":  # as inference.load_checkpoint
-            glass.features.aggregator = NetworkFeatureAggregator(
-                self.backbone, LAYERS, self.device, (3, *self.size), False, PRECISIONS[precision]
-            )
+        settings, dtype = (
+            Settings(LAYERS, (3, *self.size), self.args.dimension, self.args.dimension),
+            PRECISIONS[precision],
+        )
+        self.heads = build_heads(settings, self.device)
+        features = PatchFeatures(self.backbone, settings, self.device, dtype)
+        scorer = Scorer(features, ScoringHead(*self.heads, dtype), RescaleSegmentor(self.device, self.size))
         config = {"backbone": self.args.backbone, "layers_to_extract_from": LAYERS}
-        return Inspector(glass, {"config": config}, self.settings)
+        return Inspector(scorer, {"config": config}, self.settings)
 
     @torch.no_grad()
     def direct(self, images: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
         """Scores and maps as obviously as can be."""
-        glass = self.models["fp32"].glass
-        glass.set_mode(False)
+        projection, discriminator = (head.eval() for head in self.heads)
         features = reference.unfold_embed(self.whole(images), 3, self.args.dimension, self.args.dimension)
-        scores = glass.discriminator(glass.pre_projection(features)).reshape(len(images), *glass.grid).cpu()
+        grid = self.models["fp32"].scorer.features.grid
+        scores = discriminator(projection(features)).reshape(len(images), *grid).cpu()
         maps = np.stack([reference.segment(one, self.size) for one in scores])
         return scores.flatten(1).amax(1).numpy(), maps
 
     def forms(self, count: int) -> dict[str, Callable[[], object]]:
         """What each form does with so many images."""
         images = self.images[:count]
-        aggregators = {f"backbone {p}": m.glass.features.aggregator for p, m in self.models.items()}
+        aggregators = {f"backbone {p}": m.scorer.features.aggregator for p, m in self.models.items()}
         return {
             "direct": lambda: self.direct(images),
             **{f"{form}": lambda model=model: model.score(images) for form, model in self.models.items()},
@@ -103,8 +105,9 @@ class Bench:
             picture.save(file)
         given = {"image": np.stack([np.asarray(p.resize(self.size)) for p in self.pictures[:count]])}
         made: dict[str, Callable[[], object]] = {}
-        for name, change in (("onnx fp32", None), ("onnx int8", lambda net: export.to_int8(net, model, files))):
-            graph = export.export(model, 18, True, True, change).SerializeToString()
+        to_int8 = export.quantisation.to_int8
+        for name, change in (("onnx fp32", None), ("onnx int8", lambda net: to_int8(net, model, files))):
+            graph = export.export(model, export.GraphOptions(), change).SerializeToString()
             options = onnxruntime.SessionOptions()
             options.intra_op_num_threads = torch.get_num_threads()
             session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])

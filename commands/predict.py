@@ -88,18 +88,19 @@ def command(inputs: tuple[str, ...], **options: Any) -> int:
     """
     _check(options)
     from inference.inspector import load_checkpoint  # slow to import
-    from inference.predict import FILE, Wishes, find_pictures, listed, predict
+    from inference.predict import FILE, PredictionOptions, find_pictures, paths_from_stdin, predict
     from utils import LOGGER, choose_device, setup_logging
 
     setup_logging()
     out = Path(options["out"]) if options["out"] else None
-    images = find_pictures(inputs, listed() if "-" in inputs else (), out)
+    images = find_pictures(inputs, paths_from_stdin() if "-" in inputs else (), out)
     model_options = {key: options[key] for key in ("weights", "precision", "tile", "overlap", "max_pixels")}
     model = load_checkpoint(options["checkpoint"], choose_device(options["gpu"]), **model_options)
-    wishes = Wishes(out, options["maps"] if options["save"] else "", options["json_lines"], options["batch_size"])
+    map_format = options["maps"] if options["save"] else ""
+    wanted = PredictionOptions(out, map_format, options["json_lines"], options["batch_size"])
     if model.thresholds is None:
         LOGGER.warning("the checkpoint has no threshold: scores without decisions")
-    failed = predict(model, images, wishes, options["continued"])
+    failed = predict(model, images, wanted, options["continued"])
     if not failed:
         return DONE
     where = f"; {out / FILE} says why" if out else ""

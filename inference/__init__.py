@@ -1,1 +1,1 @@
-"""A trained model in use: from a checkpoint and a picture to a decision."""
+"""A trained model in use: from a checkpoint and an image to a decision."""

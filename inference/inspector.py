@@ -20,7 +20,7 @@ from datasets.settings import ImageSettings, normalise
 from inference import checkpoint
 from inference.features import PRECISIONS, PatchFeatures
 from inference.head import ScoringHead, build_heads
-from inference.judge import Judge, Prepared, choose_tiling
+from inference.judge import Judge, PreparedImage, choose_tiling
 from inference.scorer import Scorer
 from inference.settings import Settings
 from inference.thresholds import Thresholds
@@ -49,12 +49,12 @@ class Inspector(Judge):
         self._finishing = threading.Lock()  # the segmentor's matrices are made when they are first needed
 
     def score_pictures(
-        self, pictures: Sequence[Image.Image | Prepared]
+        self, pictures: Sequence[Image.Image | PreparedImage]
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """RGB pictures → scores (B,) and maps (B, H, W) of what the network saw of them."""
         if not len(pictures):
             return np.zeros(0, np.float32), np.zeros((0, *self.geometry.size), np.float32)
-        seen = [one.seen if isinstance(one, Prepared) else self.prepare(one) for one in pictures]
+        seen = [one.network_input if isinstance(one, PreparedImage) else self.prepare(one) for one in pictures]
         return self.score(torch.stack(seen))
 
     def prepare(self, picture: Image.Image) -> torch.Tensor:

@@ -1,60 +1,60 @@
-"""What a model says of a picture, whatever runs the model. Needs no torch."""
+"""How a trained model judges an image, whichever runtime runs the network. Needs no torch."""
 
 from __future__ import annotations
 
-import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
-from datasets.files import CLIPPED, DARK, DEFAULT, PAGES, ReadOptions, as_image, read_rgb
+from datasets.files import CLIPPED, DARK, DEFAULT, PAGES, ReadOptions
 from datasets.geometry import Blend, Geometry, Tiling, batches, pair
 from datasets.limits import AUTO, DEFAULT_OVERLAP
+from inference.loading import ImageSource, open_rgb
 from inference.thresholds import Thresholds
 from inference.thresholds import normalise as normalise_scores
 from reporting.drawing import heatmap, outline
 from utils import LOGGER, InputError, WorkError
 
-SMALLEST = 8  # pixels; below that a picture's side tells nothing
 TILES_AT_ONCE = 8
-MOST_PIXELS = 1 << 27  # of a picture after resizing
+MOST_PIXELS = 1 << 27  # of an image after resizing
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """A picture that was read, with what the network gets of it: what `Judge.prepare` made, on whichever thread."""
+class PreparedImage:
+    """An image together with its network input, see `Judge.prepare_ahead`.
+
+    Attributes:
+        picture: the RGB image.
+        network_input: what `Judge.prepare` made of it.
+    """
 
     picture: Image.Image
-    seen: Any
+    network_input: Any
 
     @property
     def size(self) -> tuple[int, int]:
-        """(width, height) of the picture, in pixels."""
+        """(width, height) of the image, in pixels."""
         return self.picture.size
-
-
-Picture = str | Path | NDArray[np.uint8] | NDArray[np.uint16] | Image.Image | Prepared
 
 
 @dataclass(frozen=True)
 class Result:
-    """What the model says of a picture.
+    """What a model finds in an image.
 
     Attributes:
-        score: in [0, 1], as the tester's.
-        normalised: the score with the threshold at 0.5; nan without a threshold.
-        decision: whether the picture is defective; None without a threshold.
-        map: (h, w) float32 in [0, 1], in the picture's own geometry; 0 where a crop left something out.
-        mask: (h, w) bool, the map above the pixel threshold; None without one.
-        seconds: that it took, its share where several were scored at once.
+        score: image score in [0, 1], as in testing.
+        normalised: the image score rescaled so that the threshold is at 0.5; nan without a threshold.
+        decision: whether the image is defective; None without a threshold.
+        map: anomaly map, (h, w) float32 in [0, 1], in the image's own size; 0 where a crop left something out.
+        mask: (h, w) bool, where the map is above the pixel threshold; None without a threshold.
+        seconds: time taken; of images judged together, the average.
     """
 
     score: float
@@ -66,15 +66,15 @@ class Result:
 
 
 class Judge(ABC):
-    """Judges pictures, whole or in tiles, with a network that a subclass runs.
+    """Judges images, whole or in tiles. A subclass runs the network.
 
     Attributes:
-        geometry: which part of a picture the network sees, and how large.
-        thresholds: above which score and pixel something is defective; None of a model without.
-        tiling: how large pictures are cut; None judges every picture whole.
-        tiles_at_once: of one picture, in memory.
-        class_name: what it was trained on, as `<dataset>_<class>`.
-        reading: how pictures are read, with the depth of the training.
+        geometry: which part of an image the network sees, and at which size.
+        thresholds: above which an image score or a pixel is anomalous; None if the model has none.
+        tiling: how images are cut into tiles; None judges each image as a whole.
+        tiles_at_once: of one image, in memory.
+        class_name: of the training, `<dataset>_<class>`.
+        reading: how image files are read, with the bit depth of the training.
     """
 
     geometry: Geometry
@@ -83,70 +83,75 @@ class Judge(ABC):
     tiles_at_once: int = TILES_AT_ONCE
     class_name: str = ""
     reading: ReadOptions = DEFAULT
-    _said: frozenset[str] = frozenset()
+    _notes_given: frozenset[str] = frozenset()
 
     def identity(self) -> dict[str, Any]:
-        """Plain values in which two ways to run one model agree, and two models hardly will."""
+        """Plain values that are the same for one model in every runtime, and differ between models."""
         thresholds = self.thresholds.plain() if self.thresholds else {}
-        thresholds.pop("data", None)  # tells which images they come from, not what they are
+        thresholds.pop("data", None)  # identifies the calibration images, not the model
         plain = {key: None if value != value else value for key, value in thresholds.items()}
         tiles = {"tile": list(self.tiling.tile), "overlap": self.tiling.overlap} if self.tiling else {}
         return {"class_name": self.class_name, "thresholds": plain, **tiles}
 
     @abstractmethod
     def score_pictures(
-        self, pictures: Sequence[Image.Image | Prepared]
+        self, pictures: Sequence[Image.Image | PreparedImage]
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """RGB pictures → scores (B,) and maps (B, H, W) of what the network saw of them."""
+        """RGB images → image scores (B,) and anomaly maps (B, H, W) of the part that the network sees."""
 
     def prepare(self, picture: Image.Image) -> Any:
-        """What the network gets of a picture; of a network that takes pictures as they are, the picture itself."""
+        """The network input for an RGB image; the image itself for a network that takes images as they are."""
         return picture
 
-    def prepare_ahead(self, picture: Image.Image) -> Image.Image | Prepared:
-        """Do the part of the work on a picture that needs no network, so that another thread can do it beforehand.
+    def prepare_ahead(self, picture: Image.Image) -> Image.Image | PreparedImage:
+        """Do the work on an image that needs no network, so that another thread can do it in advance.
 
-        Of a picture that is judged in tiles nothing is done: all of them at once would take too much memory.
+        Images that are judged in tiles are returned as they are: all their tiles at once would take too much memory.
+
+        Raises:
+            WorkError: the image is too long and narrow.
         """
         if self.tiling is not None:
             return picture
         _refuse_narrow(picture, self.geometry)
-        seen = self.prepare(picture)
-        return picture if seen is picture else Prepared(picture, seen)
+        network_input = self.prepare(picture)
+        return picture if network_input is picture else PreparedImage(picture, network_input)
 
-    def predict_image(self, image: Picture) -> Result:
-        """Judge a picture.
+    def predict_image(self, image: ImageSource | PreparedImage) -> Result:
+        """Judge an image.
 
         Args:
-            image: a file; or (h, w, 3) RGB or (h, w) gray, uint8 or uint16; or a PIL image. 16 bits are read with
-                the depth of the training.
+            image: a file; an array of (h, w, 3) RGB or (h, w) gray, uint8 or uint16; or a PIL image. 16-bit values are
+                read with the bit depth of the training.
 
         Raises:
-            InputError: no such array.
-            WorkError: the file cannot be read.
+            InputError: it is none of these.
+            WorkError: the file cannot be read, or the image cannot be judged.
         """
         return self.predict_images([image])[0]
 
-    def predict_images(self, images: Sequence[Picture]) -> list[Result]:
-        """Judge several at once, which is faster; see `predict_image`."""
+    def predict_images(self, images: Sequence[ImageSource | PreparedImage]) -> list[Result]:
+        """Judge several images together, which is faster; see `predict_image`."""
         started = time.perf_counter()
-        pictures = [image if isinstance(image, Prepared) else open_picture(image, self.reading) for image in images]
+        pictures = [image if isinstance(image, PreparedImage) else open_rgb(image, self.reading) for image in images]
         if not pictures:
             return []
-        self._say_once([one.picture if isinstance(one, Prepared) else one for one in pictures])
-        for picture in pictures if self.tiling is None else ():
-            _refuse_narrow(picture, self.geometry)
+        self._warn_once([_rgb_of(picture) for picture in pictures])
         if self.tiling is not None:
-            found = [self._in_tiles(picture, self.tiling) for picture in pictures]
+            results = [self._judge_tiles(_rgb_of(picture), self.tiling) for picture in pictures]
         else:
-            scores, maps = self._scored(pictures)
-            placed = (self.geometry.place(one, p.size) for one, p in zip(maps, pictures, strict=True))
-            found = [self.result(score, one) for score, one in zip(scores.tolist(), placed, strict=True)]
-        seconds = (time.perf_counter() - started) / max(1, len(found))
-        return [replace(one, seconds=seconds) for one in found]
+            for picture in pictures:
+                _refuse_narrow(picture, self.geometry)
+            scores, maps = self._finite_scores(pictures)
+            placed = (self.geometry.place(seen, p.size) for seen, p in zip(maps, pictures, strict=True))
+            results = [self.result(*pair) for pair in zip(scores.tolist(), placed, strict=True)]
+        seconds = (time.perf_counter() - started) / len(results)
+        return [replace(result, seconds=seconds) for result in results]
 
-    def _scored(self, pictures: Sequence[Image.Image]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """As `score_pictures`; a score that is no number exceeds no threshold, and must not pass for a good picture's.
+    def _finite_scores(
+        self, pictures: Sequence[Image.Image | PreparedImage]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """`score_pictures`; a score of NaN exceeds no threshold and would make the image look good.
 
         Raises:
             WorkError: a score is not finite.
@@ -156,46 +161,42 @@ class Judge(ABC):
             raise WorkError("the model gives a score that is not finite (NaN or infinity): its weights are damaged")
         return scores, maps
 
-    def _say_once(self, pictures: Sequence[Image.Image]) -> None:
-        """What is to be known of the files, of the first one alone."""
+    def _warn_once(self, pictures: Sequence[Image.Image]) -> None:
+        """Warn about properties of the files, each for the first file that has it."""
         for picture in pictures:
-            for key in {CLIPPED, PAGES, DARK} & picture.info.keys() - self._said:
-                self._said |= {key}
+            for key in {CLIPPED, PAGES, DARK} & picture.info.keys() - self._notes_given:
+                self._notes_given |= {key}
                 if key == CLIPPED:
                     LOGGER.warning(
-                        "a picture holds the value %d, but the model was trained with %d bits, where white is %d: what "
-                        "is brighter is clipped, here and in others", picture.info[key], self.reading.bits,
-                        (1 << self.reading.bits) - 1,
+                        "an image holds the value %d, but the model was trained with %d bits, where white is %d: "
+                        "brighter values are clipped, in this and in other images", picture.info[key],
+                        self.reading.bits, (1 << self.reading.bits) - 1,
                     )  # fmt: skip
                 elif key == DARK:
                     LOGGER.warning(
-                        "a picture of 16 bits has no value above %d, so that it looks dark to the model, which takes "
-                        "65535 for white; if its camera has fewer bits, train with its pictures", picture.info[key],
+                        "a 16-bit image has no value above %d, so that it looks dark to the model, which takes 65535 "
+                        "for white; if the camera has fewer bits, train with its images", picture.info[key],
                     )  # fmt: skip
                 else:
-                    LOGGER.warning("a file has %d pages; of this one and others the first is judged", picture.info[key])
+                    LOGGER.warning("a file has %d pages; of every such file the first is judged", picture.info[key])
 
-    def _in_tiles(self, picture: Image.Image | Prepared, tiling: Tiling) -> Result:
-        picture = picture.picture if isinstance(picture, Prepared) else picture
-        score, anomaly_map = self.score_tiles(np.asarray(picture), tiling)
-        return self.result(score, anomaly_map)
+    def _judge_tiles(self, picture: Image.Image, tiling: Tiling) -> Result:
+        """The highest score of an image's tiles, and their maps blended into one.
 
-    def score_tiles(self, pixels: NDArray[np.uint8], tiling: Tiling) -> tuple[float, NDArray[np.float32]]:
-        """The highest score of a picture's tiles, and their maps put together, (h, w).
-
-        Besides the picture and its map there is never more in memory than a few tiles.
+        Besides the image and its map, no more than `tiles_at_once` tiles are in memory.
         """
+        pixels = np.asarray(picture)
         height, width = pixels.shape[:2]
         blend, score = Blend(tiling, width, height), 0.0
         for boxes in batches(tiling.boxes(width, height), self.tiles_at_once):
-            scores, maps = self._scored([Image.fromarray(tiling.cut(pixels, box)) for box in boxes])
+            scores, maps = self._finite_scores([Image.fromarray(tiling.cut(pixels, box)) for box in boxes])
             score = max(score, float(scores.max()))
-            for box, one in zip(boxes, maps, strict=True):
-                blend.add(box, one)
-        return score, blend.finish()
+            for box, tile_map in zip(boxes, maps, strict=True):
+                blend.add(box, tile_map)
+        return self.result(score, blend.finish())
 
     def result(self, score: float, anomaly_map: NDArray[np.float32], seconds: float = 0.0) -> Result:
-        """A result from a score and a map in the picture's geometry."""
+        """The result for an image score and an anomaly map in the image's own size."""
         if self.thresholds is None:
             return Result(score, float("nan"), None, anomaly_map, None, seconds)
         normalised = float(normalise_scores(score, self.thresholds.image))
@@ -203,9 +204,9 @@ class Judge(ABC):
         return Result(score, normalised, decision, anomaly_map, mask, seconds)
 
     def overlay(self, image: Image.Image, result: Result) -> NDArray[np.uint8]:
-        """The picture with the heatmap over it, and the outline of what is above the threshold, (h, w, 3) BGR.
+        """The image under its heatmap, with the outline of what is above the pixel threshold, (h, w, 3) BGR.
 
-        The colours are of the map normalised so that the pixel threshold is at 0.5, or of the plain map without one.
+        The colours show the map rescaled so that the pixel threshold is at 0.5, or the plain map without a threshold.
         """
         plain = cv2.cvtColor(np.asarray(image), cv2.COLOR_RGB2BGR)
         shown = result.map if self.thresholds is None else normalise_scores(result.map, self.thresholds.pixel)
@@ -215,111 +216,73 @@ class Judge(ABC):
         return drawn
 
 
-def open_picture(image: Picture, reading: ReadOptions = DEFAULT) -> Image.Image:
-    """An RGB picture from whatever `Judge.predict_image` takes."""
-    if isinstance(image, Image.Image):
-        picture = _upright_rgb(image, reading.bits)
-    elif isinstance(image, np.ndarray):
-        picture = _of_array(image, reading.bits)
-    elif isinstance(image, (str, os.PathLike)):
-        picture = read_rgb(Path(image), reading)
-    else:
-        raise InputError(
-            f"{type(image).__name__} is not a picture; possible: a path, a PIL image, or a NumPy array of (h, w, 3) "
-            "RGB or (h, w) gray"
-        )
-    if min(picture.size) < SMALLEST:
-        raise WorkError(f"a picture of {picture.size[0]}x{picture.size[1]} pixels is too small to be judged")
-    return picture
+def _rgb_of(picture: Image.Image | PreparedImage) -> Image.Image:
+    return picture.picture if isinstance(picture, PreparedImage) else picture
 
 
-def _of_array(values: NDArray[Any], bits: int) -> Image.Image:
-    right_shape = values.ndim == 2 or (values.ndim == 3 and values.shape[2] in (1, 3))
-    if values.dtype not in (np.uint8, np.uint16) or not right_shape or not values.size:
-        raise InputError(
-            f"an array of {values.dtype} and shape {values.shape} is no picture; possible: uint8 or uint16 of "
-            "(h, w, 3) RGB or (h, w) gray"
-        )
-    gray = values.ndim == 2 or values.shape[2] == 1
-    picture = as_image(values.reshape(values.shape[:2]) if gray else values, bits)
-    return _converted(picture)
-
-
-def _converted(image: Image.Image) -> Image.Image:
-    """In RGB, with what is to be said of its file."""
-    said = {key: value for key, value in image.info.items() if key in (CLIPPED, PAGES, DARK)}
-    converted = image.convert("RGB")
-    converted.info |= said
-    return converted
-
-
-def _upright_rgb(image: Image.Image, bits: int) -> Image.Image:
-    """A PIL picture as `datasets.files.read_rgb` would give its file; one that is RGB already is not copied."""
-    try:
-        image.load()
-    except (OSError, SyntaxError, ValueError) as error:
-        raise WorkError(f"the picture cannot be read: {error}") from error
-    if image.mode.startswith("I;16"):
-        image = as_image(np.asarray(image, np.uint16), bits)
-    elif image.mode in ("I", "F"):
-        raise InputError(f"a PIL image of mode {image.mode} has no range known to be white; give 8 or 16 bits")
-    upright = ImageOps.exif_transpose(image) if image.getexif() else image
-    return upright if upright.mode == "RGB" else _converted(upright)
-
-
-def _refuse_narrow(picture: Image.Image | Prepared, geometry: Geometry) -> None:
+def _refuse_narrow(picture: Image.Image | PreparedImage, geometry: Geometry) -> None:
     height, width = geometry.resized_size(*picture.size)
     if height * width > MOST_PIXELS:
         raise WorkError(
-            f"a picture of {picture.size[0]}x{picture.size[1]} pixels is too long and narrow: its shorter side brought "
-            f"to {geometry.resize}, it would have {width}x{height}"
+            f"an image of {picture.size[0]}x{picture.size[1]} pixels is too long and narrow: with its shorter side "
+            f"resized to {geometry.resize}, it would have {width}x{height}"
         )
 
 
 def choose_tiling(config: dict[str, Any], tile: str | int | None, overlap: float | None) -> Tiling | None:
-    """How a model is to see large pictures.
+    """How a model cuts images into tiles; None judges whole images.
 
     Args:
-        config: what its checkpoint or graph tells of itself.
-        tile: pixels; `auto` as large as what the model was trained on; `off`; None as trained.
-        overlap: share of a tile; None as trained, or a quarter.
+        config: of the checkpoint or the graph.
+        tile: shorter side in pixels; `auto` is the size of the part that the network sees of a training image; `off`
+            judges whole images; None is as in the training.
+        overlap: share of a tile, in [0, 0.75]; None is as in the training, or a quarter.
 
     Raises:
-        InputError: neither a number nor one of the words, or the model does not know what it was trained on.
+        InputError: `tile` is none of these, there are no tiles to overlap, or the size of the training images is
+            unknown.
     """
-    geometry, trained = Geometry.of_config(config), config.get("tile")
-    if tile is None and not trained:
+    geometry, trained_tile = Geometry.of_config(config), config.get("tile")
+    if tile is None and not trained_tile:
         if overlap is not None:
-            raise InputError("--overlap is of tiles, and there are none without --tile")
+            raise InputError(f"--overlap {overlap:g} applies to tiles, and there are none without --tile")
         return None
     if str(tile) == "off":
         if overlap is not None:
-            raise InputError("--overlap is of tiles, and --tile off takes none")
-        if trained:
+            raise InputError(f"--overlap {overlap:g} applies to tiles, and --tile off makes none")
+        if trained_tile:
             LOGGER.warning(
-                "--tile off: the model was trained on tiles of %s pixels, its scores will mean little", trained
+                "--tile off: the model was trained on tiles of %s pixels, so its scores will mean little", trained_tile
             )
         return None
-    side = trained if tile is None else tile
+    side = trained_tile if tile is None else tile
     if str(side) == AUTO:
-        if not trained:
-            return _as_in_training(geometry, config.get("image_size"), overlap)
-        side = trained
+        if not trained_tile:
+            return _tiling_as_trained(geometry, config.get("image_size"), overlap)
+        side = trained_tile
     if not (str(side).isascii() and str(side).isdigit()):
         raise InputError(f"--tile {tile!r}: possible are a number of pixels, {AUTO} and off")
-    given = config.get("overlap") if overlap is None else overlap
-    if trained and int(side) != trained:
-        LOGGER.warning("--tile %s: the model was trained on tiles of %s pixels", side, trained)
-    return Tiling.of(geometry, int(side)) if given is None else Tiling.of(geometry, int(side), given)
+    overlap = config.get("overlap") if overlap is None else overlap
+    if trained_tile and int(side) != trained_tile:
+        LOGGER.warning("--tile %s: the model was trained on tiles of %s pixels", side, trained_tile)
+    return Tiling.of(geometry, int(side), DEFAULT_OVERLAP if overlap is None else overlap)
 
 
-def _as_in_training(geometry: Geometry, image_size: Sequence[int] | None, overlap: float | None) -> Tiling:
-    """Tiles, in their own pixels, as large as what was seen of the training's pictures (width, height)."""
+def _tiling_as_trained(geometry: Geometry, image_size: Sequence[int] | None, overlap: float | None) -> Tiling:
+    """Tiles, in image pixels, as large as the part that the network saw of a training image.
+
+    Args:
+        geometry: of the training.
+        image_size: (width, height) of the training images, in pixels.
+        overlap: share of a tile.
+    """
     if not image_size:
-        raise InputError(f"--tile {AUTO}: the model does not say how large its training's pictures were; give pixels")
+        raise InputError(f"--tile {AUTO}: the model does not record the size of its training images; give pixels")
     width, height = image_size
-    resized, seen, cut = geometry.resized_size(width, height), geometry.size, pair(geometry.resize)
-    # each axis by itself: a whole picture may have been squeezed
+    resized, seen, resized_whole = geometry.resized_size(width, height), geometry.size, pair(geometry.resize)
+    # one scale for each axis, because a whole image may have been squeezed
     scales = height / resized[0], width / resized[1]
-    tile, box = (tuple(round(k * side) for k, side in zip(scales, sides, strict=True)) for sides in (seen, cut))
+    tile, box = (
+        tuple(round(k * side) for k, side in zip(scales, sides, strict=True)) for sides in (seen, resized_whole)
+    )
     return Tiling(tile, box, DEFAULT_OVERLAP if overlap is None else overlap)

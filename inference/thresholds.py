@@ -1,4 +1,4 @@
-"""Where good ends and defective begins: thresholds from images known to be good, and scores made comparable."""
+"""Thresholds for image scores and anomaly maps, calibrated on good images; normalised scores."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-HELD_OUT, TRAINING = "held-out good images", "good images of the training itself"
+HELD_OUT, TRAINING = "held-out good images", "good images of the training itself"  # sources; kept in checkpoints
 TINY = 1e-6
 
 
 @dataclass(frozen=True)
 class Thresholds:
-    """What a checkpoint keeps of its calibration. A score or pixel above its threshold is anomalous.
+    """The calibration that a checkpoint holds. A score or a pixel above its threshold is anomalous.
 
     Attributes:
-        image: of the image score, exceeded by a share `false_alarm` of the good images.
-        pixel: of the anomaly map, exceeded anywhere by the same share of the good images.
-        image_f1, pixel_f1: with the best F1 against synthetic defects; nan where there are none.
-        false_alarm: asked for, in [0, 1).
-        reached: share of the good images above `image`.
-        images: how many good images there were.
-        source: which they were.
-        data: digest of these images' files; "" where it is not known.
+        image: threshold of the image score; a share `false_alarm` of the good images exceeds it.
+        pixel: threshold of the anomaly map; in the same share of the good images, at least one pixel exceeds it.
+        image_f1, pixel_f1: the thresholds with the best F1 against synthetic defects; nan if there were none.
+        false_alarm: requested false positive rate on good images, in [0, 1).
+        reached: measured share of the good images above `image`.
+        images: number of good images.
+        source: of the good images, `HELD_OUT` or `TRAINING`.
+        data: digest of these images' files; "" if unknown.
     """
 
     image: float
@@ -40,36 +40,38 @@ class Thresholds:
     data: str = ""
 
     def plain(self) -> dict[str, Any]:
-        """As a checkpoint keeps it."""
+        """The plain values that a checkpoint holds."""
         return asdict(self)
 
     @classmethod
     def of(cls, saved: Mapping[str, Any] | None) -> Thresholds | None:
-        """From a checkpoint; None of one without, or with some that are no numbers and so are exceeded by nothing."""
-        made = cls(**saved) if saved else None
-        return made if made is not None and math.isfinite(made.image) and math.isfinite(made.pixel) else None
+        """Read from a checkpoint; None if it holds none, or one that is not finite and that nothing exceeds."""
+        thresholds = cls(**saved) if saved else None
+        if thresholds is None or not (math.isfinite(thresholds.image) and math.isfinite(thresholds.pixel)):
+            return None
+        return thresholds
 
     def describe(self) -> str:
         """One line for the log."""
-        kept = f"{self.images} {self.source}"
         line = (
-            f"thresholds: image {self.image:.4g}, pixel {self.pixel:.4g} (above: {100 * self.reached:.1f} % of {kept})"
+            f"thresholds: image {self.image:.4g}, pixel {self.pixel:.4g} "
+            f"({100 * self.reached:.1f} % of {self.images} {self.source} are above)"
         )
         if self.false_alarm * self.images < 1:
-            line += f"; these are the highest scores, too few images to tell a share of {100 * self.false_alarm:g} %"
+            line += f"; these are the highest scores: too few images to tell a share of {100 * self.false_alarm:g} %"
         if self.source == TRAINING:
-            line += "; new ones may score higher, --val_share 0.1 holds images out for a better threshold"
+            line += "; new images may score higher: --val_share 0.1 holds images out for a better threshold"
         return line
 
     def normalise(self, scores: ArrayLike) -> NDArray[np.float32]:
-        """Image scores in [0, 1] → [0, 1] with the threshold at 0.5; order is kept."""
+        """Map image scores in [0, 1] to [0, 1] with the threshold at 0.5; the order is preserved."""
         return normalise(scores, self.image)
 
 
 def normalise(scores: ArrayLike, threshold: float) -> NDArray[np.float32]:
-    """[0, threshold] → [0, 0.5] and [threshold, 1] → [0.5, 1], straight in between."""
+    """Map [0, threshold] linearly to [0, 0.5], and [threshold, 1] to [0.5, 1]."""
     scores = np.asarray(scores)
-    scores = scores if scores.dtype == np.float32 else scores.astype(np.float64)  # a map needs no more
+    scores = scores if scores.dtype == np.float32 else scores.astype(np.float64)  # float32 is enough for a map
     inner = min(max(threshold, TINY), 1 - TINY)
     lower = (0.5 * scores / inner).clip(0, 0.5)
     upper = (0.5 + 0.5 * (scores - inner) / (1 - inner)).clip(0.5, 1)
@@ -87,10 +89,10 @@ def calibrate(scores: Sequence[float], peaks: Sequence[float], false_alarm: floa
     """Thresholds from good images alone.
 
     Args:
-        scores: (n,) of images.
-        peaks: (n,) the highest value of each anomaly map.
-        false_alarm: share of good images that may be called defective, in [0, 1).
-        source: which images.
+        scores: (n,) image scores.
+        peaks: (n,) highest values of the anomaly maps.
+        false_alarm: share of the good images that may be above the threshold, in [0, 1).
+        source: of the images, `HELD_OUT` or `TRAINING`.
     """
     image = quantile(scores, false_alarm)
     reached = float((np.asarray(scores) > image).mean())
@@ -100,10 +102,10 @@ def calibrate(scores: Sequence[float], peaks: Sequence[float], false_alarm: floa
 
 
 def best_f1(scores: ArrayLike, labels: ArrayLike) -> float:
-    """The threshold of the best F1, midway between the scores on its two sides; nan where all are of one kind."""
-    import metrics  # scikit-learn is not there where only an exported graph is run
+    """The threshold with the best F1, midway between its two neighbouring scores; nan if there is only one label."""
+    import metrics  # scikit-learn is missing where only an exported graph runs
 
     _, score = metrics.f1_max(scores, labels)
-    lower = np.asarray(scores, np.float64).ravel()
-    lower = lower[lower < score]
+    all_scores = np.asarray(scores, np.float64).ravel()
+    lower = all_scores[all_scores < score]
     return (score + float(lower.max())) / 2 if len(lower) else score * (1 - TINY)

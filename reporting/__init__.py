@@ -1,1 +1,1 @@
-"""What people see of a run: tables, the page, pictures, TensorBoard."""
+"""What people see of a run: tables, report.html, pictures, comparisons, TensorBoard."""

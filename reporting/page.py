@@ -1,10 +1,9 @@
-"""report.html: one file that needs no network, made anew from what each class left in `report/`."""
+"""report.html: one self-contained file, written from what each class left in `report/`."""
 
 from __future__ import annotations
 
 import functools
 import hashlib
-import json
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,27 +11,21 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-import numpy as np
 import pandas as pd
-from sklearn.metrics import precision_recall_curve, roc_curve
 
-from inference.thresholds import HELD_OUT, TRAINING, Thresholds
-from reporting import charts, gallery
-from reporting import tables as report
-from training.evaluation import Tested
-from utils import WorkError, printable, write_text
+from inference.thresholds import TRAINING, Thresholds
+from reporting import charts, class_record, tables
+from reporting.formats import duration, number, percent, valid_utf8
+from utils import WorkError, write_text
 
 FILE = "report.html"
-FOLDER = "report"  # what is kept of each class, below the results
-LONGEST_NAME = 150  # bytes
-POINTS = 400  # of a curve
-PIXEL_STEPS = 256
+# by what the kept epoch was chosen
 CHOSEN = {
-    "best": "the epoch was chosen on the test set, as published: its figures are too good",
-    "last": "the last epoch is the one kept; no test image chose it",
-    "val": "the epoch was chosen on held-out good images and synthetic defects; no test image chose it",
+    "best": "the epoch was chosen on the test set, as in the published code, so its figures are optimistic",
+    "last": "the last epoch was kept; no test image influenced the choice",
+    "val": "the epoch was chosen on held-out good images and synthetic defects; no test image influenced the choice",
 }
-# name in the results, heading, whether it is a share to be shown in percent
+# columns of results.csv that the page shows in percent, with their headings
 SHOWN = (
     ("image_auroc", "image AUROC"), ("image_ap", "image AP"), ("pixel_auroc", "pixel AUROC"), ("pixel_ap", "pixel AP"),
     ("pixel_pro", "PRO 30 %"), ("pixel_pro_5", "PRO 5 %"), ("pixel_pro_published", "PRO as published"),
@@ -40,191 +33,38 @@ SHOWN = (
     ("false_alarms", "false alarms"), ("image_f1_max", "image F1-max (oracle)"), ("pixel_f1", "pixel F1"),
     ("pixel_f1_max", "pixel F1-max (oracle)"),
 )  # fmt: skip
-
-
-# of a class without test images, by whether the images shown were held out of the training
-INSTEAD = {
-    True: "These are good pictures that were held out of the training, and some of them again with synthetic defects. "
-    "Good ones should stay below the threshold; of real defects this says little.",
-    False: "These are good pictures of the training itself. They should stay below the threshold; new ones may score "
+# about the examples shown for a class without test images, by whether they were held out of the training
+EXAMPLES = {
+    True: "These are good images that were held out of the training, some of them shown again with a synthetic defect. "
+    "Good images should stay below the threshold; how well real defects are detected cannot be seen here.",
+    False: "These are good images of the training itself. They should stay below the threshold; new images may score "
     "higher.",
 }
-
-
-# ------------------------------------------------------------------------------- what is kept of a class
-
-
-def tested(found: Tested, dataset: Any, history: Sequence[Mapping[str, Any]], seed: int, select: str) -> dict[str, Any]:
-    """What the report needs of a class that was tested.
-
-    Args:
-        found: scores, maps, truth, figures and thresholds.
-        dataset: of the tested images.
-        history: figures of each epoch.
-        seed: of the gallery's sample.
-        select: what chose the epoch.
-    """
-    return {
-        "select": select,
-        "figures": found.figures,
-        "thresholds": found.thresholds and found.thresholds.plain(),
-        "history": list(history),
-        "images": _per_image(found),
-        "curves": _curves(found),
-        "gallery": gallery.cards(found, dataset, seed),
-    }
-
-
-def untested(
-    state: Mapping[str, Any],
-    history: Sequence[Mapping[str, Any]],
-    epoch: int | None,
-    shown: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """The same of a class without test images.
-
-    Args:
-        state: its checkpoint, of the kept `epoch`.
-        shown: what `looked_at` gave, in place of a test.
-    """
-    select = state.get("config", {}).get("select", "best")
-    return {
-        "select": "val" if select == "val" else "last", "figures": {"best_epoch": epoch},
-        "thresholds": state.get("thresholds"), "history": list(history), "images": [], "curves": {}, "gallery": [],
-        "looked_at": shown,
-    }  # fmt: skip
-
-
-def looked_at(found: Tested, dataset: Any, seed: int) -> dict[str, Any]:
-    """What the report shows of images that are no test: good ones, and the same with synthetic defects if any."""
-    images = _per_image(found)
-    for row in images:
-        row["path"] += " with a synthetic defect" if row["label"] else ""
-    held_out = bool(found.thresholds and found.thresholds.source == HELD_OUT)
-    return {"images": images, "gallery": gallery.cards(found, dataset, seed), "held_out": held_out}
-
-
-def save_class(results: Path, row: str, data: Mapping[str, Any]) -> None:
-    """Keep it below the results, as JSON without NaN."""
-    write_text(_file_of(results, row), json.dumps(_plain({"row": row, **data})) + "\n")
-
-
-def _file_of(results: Path, row: str) -> Path:
-    """Where a class is kept; a name too long for a file system is cut."""
-    raw = row.encode("utf-8", "surrogateescape")
-    if len(raw) > LONGEST_NAME:
-        row = f"{row[:40]}-{hashlib.sha256(raw).hexdigest()[:16]}"
-    return results / FOLDER / f"{row}.json"
-
-
-def read_history(results: Path, row: str) -> dict[str, Any] | None:
-    """What an earlier run kept of a class; None where there is nothing."""
-    path = _file_of(results, row)
-    return _read(path) if path.exists() else None
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise WorkError(f"cannot read {path} of an earlier run: {error}; move it away") from error
-    if not isinstance(data, dict) or not isinstance(data.get("row"), str):
-        raise WorkError(f"{path} is not what a run writes; move it away")
-    return data
-
-
-def _plain(value: Any) -> Any:
-    """Values that JSON knows; what is no number becomes null."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(one) for key, one in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(one) for one in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value.encode("utf-8", "surrogateescape").decode("utf-8", "replace") if isinstance(value, str) else value
-
-
-def _per_image(found: Tested) -> list[dict[str, Any]]:
-    """Path, label, score, normalised score, decision and mask area (share of pixels above the threshold)."""
-    scores, thresholds = found.found.scores, found.thresholds
-    normalised = thresholds.normalise(scores) if thresholds else [None] * len(scores)
-    rows = []
-    for i, (path, label) in enumerate(zip(found.found.paths, found.found.labels, strict=True)):
-        area = float((found.found.maps[i] > thresholds.pixel).mean()) if thresholds else None
-        rows.append(
-            {
-                "path": printable(path),
-                "label": int(label),
-                "score": float(scores[i]),
-                "normalised_score": normalised[i],
-                "decision": int(scores[i] > thresholds.image) if thresholds else None,
-                "mask_area": area,
-            }
-        )
-    return rows
-
-
-def _thin(x: np.ndarray, y: np.ndarray) -> list[list[float]]:
-    chosen = np.unique(np.linspace(0, len(x) - 1, POINTS).astype(int))
-    return [np.round(x[chosen], 5).tolist(), np.round(y[chosen], 5).tolist()]
-
-
-def _curves(found: Tested) -> dict[str, Any]:
-    """ROC and precision-recall curves of images and pixels, where there are both kinds; thinned out for drawing."""
-    labels, curves = found.found.labels, {}
-    if labels.any() and not labels.all():
-        fpr, tpr, _ = roc_curve(labels, found.found.scores)
-        precision, recall, _ = precision_recall_curve(labels, found.found.scores)
-        curves = {"image_roc": _thin(fpr, tpr), "image_pr": _thin(recall[::-1], precision[::-1])}
-    hits, alarms = _pixel_counts(found)
-    if hits is not None and hits[-1] and alarms[-1]:
-        recall, precision = hits / hits[-1], hits / np.maximum(hits + alarms, 1)
-        curves["pixel_roc"] = _thin(np.r_[0, alarms / alarms[-1]], np.r_[0, recall])
-        curves["pixel_pr"] = _thin(recall[hits > 0], precision[hits > 0])
-    return curves
-
-
-def _pixel_counts(found: Tested) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """Anomalous and normal pixels at or above each of `PIXEL_STEPS` scores, from the highest down to the lowest."""
-    maps, masks = found.found.maps, found.found.masks
-    values = [np.asarray(maps[i])[masks[i] > 0] for i in range(len(masks))]
-    anomalous = np.concatenate([v[:: max(1, len(v) // 2000)] for v in values if len(v)] or [np.zeros(0)])
-    if not len(anomalous):
-        return None, None
-    # half of the steps by the anomalous pixels' own scores, half spread out over those of the normal ones
-    edges = np.quantile(anomalous, np.linspace(0, 1, PIXEL_STEPS // 2))
-    low, high = min(float(np.min(m)) for m in maps), max(float(np.max(m)) for m in maps)
-    edges = np.unique(np.r_[edges, np.linspace(low, high, PIXEL_STEPS // 2)])
-    counts = np.zeros((2, len(edges)), np.int64)
-    for i in range(len(masks)):
-        one, mask = np.asarray(maps[i]), masks[i]
-        for kind, which in enumerate((mask > 0, mask == 0)):
-            at = np.searchsorted(edges, one[which].astype(np.float64), side="right") - 1
-            counts[kind] += np.bincount(at.clip(0), minlength=len(edges))
-    return tuple(counts[:, ::-1].cumsum(axis=1))
-
-
-# ---------------------------------------------------------------------------------------------- the page
+# what rendering a damaged record can raise
+DAMAGED = (LookupError, TypeError, ValueError, AttributeError, jinja2.TemplateError)
 
 
 @dataclass(frozen=True)
-class Part:
-    """A class's part of the page, and what else is made of its file.
+class ClassSection:
+    """The section of a class, and what else the page takes from its record.
 
-    source: what it was made from; it holds as long as that is the same.
+    Attributes:
+        source: what the section was rendered from; it is valid as long as this stays the same.
+        row: name of the class in the tables.
+        select: what the kept epoch was chosen by.
+        html: of the section.
+        images: the rows of its test images in per_image.csv.
     """
 
     source: tuple[Any, ...]
     row: str
     select: str | None
-    section: str
+    html: str
     images: list[dict[str, Any]]
 
 
 class Page:
-    """The page of a results folder. A class's part is rendered once, however often the page is written.
+    """The page of a results folder. A class's section is rendered only once, however often the page is written.
 
     Args:
         results: the folder.
@@ -232,86 +72,86 @@ class Page:
 
     def __init__(self, results: Path) -> None:
         self.results = results
-        self._parts: dict[Path, Part] = {}
-        self._to_come: dict[Path, tuple[int, int, int]] = {}  # what earlier runs left of rows that are written anew
-        self._one_choice = True  # whether all classes' epochs were chosen alike, which is then said once for all
+        self._sections: dict[Path, ClassSection] = {}
+        self._outdated: dict[Path, tuple[int, int, int]] = {}  # signatures of records that this run will replace
+        self._same_choice = True  # whether all epochs were chosen in the same way, which is then stated only once
 
-    def check(self, own: Collection[str] = ()) -> None:
-        """Render what earlier runs kept of classes, but for `own`, rows that are written anew before they are read.
+    def check(self, replaced_rows: Collection[str] = ()) -> None:
+        """Render the sections of the classes that earlier runs left.
+
+        Args:
+            replaced_rows: classes whose records this run replaces; they are not looked at.
 
         Raises:
-            WorkError: something that is kept is damaged; names the file.
+            WorkError: a record is damaged; the message names the file.
         """
-        leave_out = {_file_of(self.results, row) for row in own}
-        self._to_come = {path: _signature(path) for path in leave_out if path.exists()}
-        table = report.read_rows(self.results / "results.csv")
-        for path in sorted((self.results / FOLDER).glob("*.json")):
-            if path in leave_out:
+        replaced = {class_record.path_of(self.results, row) for row in replaced_rows}
+        self._outdated = {path: _signature(path) for path in replaced if path.exists()}
+        table = tables.read_rows(self.results / "results.csv")
+        for path in class_record.paths(self.results):
+            if path in replaced:
                 continue
             try:
-                _check_images(self._part(path, table).images)
-            except (LookupError, TypeError, ValueError, AttributeError, jinja2.TemplateError) as error:
-                raise WorkError(f"{path} is not what a run writes ({_short(error)}); move it away") from error
+                _check_images(self._section(path, table).images)
+            except DAMAGED as error:
+                raise WorkError(f"{path} was not written by a run ({_short(error)}); move it away") from error
 
     def write(self) -> None:
-        """Write report.html, per_image.csv and the sheets of results.xlsx from what lies below the results.
+        """Write report.html, per_image.csv and results.xlsx from the files in the results folder.
 
         Raises:
             WorkError: a file cannot be read or written.
         """
         results = self.results
-        table = report.read_rows(results / "results.csv")
-        settings = report.read_settings(results)
-        parts = self._all_parts(table)
-        if (len({part.select for part in parts}) == 1) != self._one_choice and parts:
-            self._one_choice = not self._one_choice
-            parts = self._all_parts(table)
+        table = tables.read_rows(results / "results.csv")
+        settings = tables.read_settings(results)
+        sections = self._all_sections(table)
+        same_choice = len({section.select for section in sections}) == 1
+        if sections and same_choice != self._same_choice:
+            self._same_choice = same_choice
+            sections = self._all_sections(table)
         order = {name: i for i, name in enumerate(table.index)}
-        parts.sort(key=lambda part: (order.get(part.row, len(order)), part.row))
-        per_image = {part.row: part.images for part in parts if part.images}
-        report.write_per_image(results, per_image)
+        sections.sort(key=lambda section: (order.get(section.row, len(order)), section.row))
+        per_image = {section.row: section.images for section in sections if section.images}
+        tables.write_per_image(results, per_image)
         if len(table):
-            report.write_workbook(results, table, settings, per_image)
-        write_text(results / FILE, _plain(render(results, table, parts, settings)))
+            tables.write_workbook(results, table, settings, per_image)
+        write_text(results / FILE, valid_utf8(render(results, table, sections, settings)))
 
-    def _all_parts(self, table: pd.DataFrame) -> list[Part]:
-        """The part of each class; what is damaged and written anew later in the run is left out until then."""
-        parts = []
-        for path in sorted((self.results / FOLDER).glob("*.json")):
+    def _all_sections(self, table: pd.DataFrame) -> list[ClassSection]:
+        """The section of each class. A damaged record that this run has not replaced yet is skipped until then."""
+        sections = []
+        for path in class_record.paths(self.results):
             try:
-                parts.append(self._part(path, table))
-            except (WorkError, LookupError, TypeError, ValueError, AttributeError, jinja2.TemplateError):
-                if self._to_come.get(path) != _signature(path):
+                sections.append(self._section(path, table))
+            except (WorkError, *DAMAGED):
+                if self._outdated.get(path) != _signature(path):
                     raise
-        return parts
+        return sections
 
-    def _part(self, path: Path, table: pd.DataFrame) -> Part:
-        """What a file makes of its class, anew only where something of it has changed.
+    def _section(self, path: Path, table: pd.DataFrame) -> ClassSection:
+        """The section of a class, rendered again only if something in it has changed.
 
         Args:
-            path: of what was kept of the class.
-            table: of the results.
+            path: of the class's record.
+            table: results.csv.
         """
-        known = self._parts.get(path)
-        said = _signature(path), self._one_choice
-        if known is not None and known.source == (*said, repr(_last_figures(table, known.row))):
-            return known
-        data = _read(path)
-        note = CHOSEN.get(data.get("select"), "") if self._one_choice else ""
-        section = environment().get_template("class.html").render(c=_class_view(data, table), note=note, chosen=CHOSEN)
-        source = (*said, repr(_last_figures(table, data["row"])))
-        self._parts[path] = Part(source, data["row"], data.get("select"), section, data["images"])
-        return self._parts[path]
-
-
-def _signature(path: Path) -> tuple[int, int, int]:
-    """Tells whether a file was written anew."""
-    status = path.stat()
-    return status.st_mtime_ns, status.st_size, status.st_ino
+        section = self._sections.get(path)
+        state = _signature(path), self._same_choice
+        if section is not None and section.source == (*state, repr(_last_epoch_figures(table, section.row))):
+            return section
+        record = class_record.read(path)
+        row, select = record["row"], record.get("select")
+        note = CHOSEN.get(select, "") if self._same_choice else ""
+        template = environment().get_template("class.html")
+        html = template.render(c=_class_view(record, table), note=note, chosen=CHOSEN)
+        source = (*state, repr(_last_epoch_figures(table, row)))
+        self._sections[path] = ClassSection(source, row, select, html, record["images"])
+        return self._sections[path]
 
 
 def write(results: Path) -> None:
-    """Write report.html and the tables beside it from what lies below the results.
+    """Write report.html and the tables beside it from the files in the results folder.
 
     Raises:
         WorkError: a file is damaged, or cannot be written.
@@ -321,11 +161,17 @@ def write(results: Path) -> None:
     page.write()
 
 
+def _signature(path: Path) -> tuple[int, int, int]:
+    """Changes whenever the file is written again."""
+    status = path.stat()
+    return status.st_mtime_ns, status.st_size, status.st_ino
+
+
 def _check_images(images: Sequence[Mapping[str, Any]]) -> None:
-    """Whether the rows about images are as `_per_image` makes them.
+    """Check the image rows of a record.
 
     Raises:
-        LookupError, TypeError, ValueError: they are not.
+        LookupError, TypeError, ValueError: a value is missing or wrong.
     """
     for row in images:
         if not isinstance(row["path"], str) or row["label"] not in (0, 1) or row["decision"] not in (None, 0, 1):
@@ -339,60 +185,82 @@ def _short(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:80]}"
 
 
-def render(results: Path, table: pd.DataFrame, parts: Sequence[Part], settings: Mapping[str, Any]) -> str:
-    """The page's HTML."""
-    arguments = settings.get("arguments", {})
-    selected = {part.select for part in parts}
+# ---------------------------------------------------------------------------------------- rendering
+
+
+def render(results: Path, table: pd.DataFrame, sections: Sequence[ClassSection], settings: Mapping[str, Any]) -> str:
+    """The HTML of the page.
+
+    Args:
+        results: the results folder.
+        table: results.csv.
+        sections: of the classes, in the order of the page.
+        settings: of the run.
+    """
+    choices = {section.select for section in sections}
     return environment().get_template("report.html").render(
         title=results.resolve().name,
-        note=_sentence(CHOSEN.get(selected.pop(), "")) if len(selected) == 1 else "",
+        note=_sentence(CHOSEN.get(choices.pop(), "")) if len(choices) == 1 else "",
         columns=[(key, heading) for key, heading in SHOWN if key in table.columns],
         rows=[(name, table.loc[name].to_dict()) for name in table.index],
-        mean=report.MEAN,
-        classes=[(_id_of(part.row), part.row, part.section) for part in parts],
+        mean=tables.MEAN,
+        classes=[(_id_of(section.row), section.row, section.html) for section in sections],
         settings=settings,
-        arguments=[(part, sorted(values.items())) for part, values in arguments.items()],
+        arguments=[(part, sorted(values.items())) for part, values in settings.get("arguments", {}).items()],
     )  # fmt: skip
 
 
+def _class_view(record: dict[str, Any], table: pd.DataFrame) -> dict[str, Any]:
+    """What the template shows of a class."""
+    thresholds = Thresholds.of({k: math.nan if v is None else v for k, v in (record["thresholds"] or {}).items()})
+    class_id = _id_of(record["row"])
+    examples = record.get("looked_at") or {}
+    images = record["images"] or examples.get("images", [])
+    cards = [{**card, **images[card["index"]]} for card in record["gallery"] or examples.get("gallery", [])]
+    return {
+        "name": record["row"],
+        "id": class_id,
+        "select": record.get("select"),
+        "figures": _last_epoch_figures(table, record["row"]) | record["figures"],
+        "thresholds": thresholds,
+        "charts": _charts(record, images, thresholds, class_id),
+        "optimistic": bool(thresholds and thresholds.source == TRAINING),
+        "cards": cards,
+        "tested": len(record["images"]),
+        "outcomes": sorted({card["outcome"] for card in cards}),
+        "examples": EXAMPLES[examples["held_out"]] if examples else "",
+    }
+
+
+def _charts(
+    record: Mapping[str, Any], images: Sequence[Mapping[str, Any]], thresholds: Thresholds | None, class_id: str
+) -> list[str]:
+    """The charts of a class as SVG: scores, ROC, precision and recall, training; those that there are data for."""
+    drawn = []
+    if images:
+        scores = [row["normalised_score" if thresholds else "score"] for row in images]
+        defects = "synthetic defects" if record.get("looked_at") else "defective"
+        labels = [row["label"] for row in images]
+        drawn.append(charts.histogram(scores, labels, 0.5 if thresholds else None, class_id, defects))
+    if record["curves"]:
+        drawn.append(charts.roc(record["curves"], class_id))
+        drawn.append(charts.precision_recall(record["curves"], class_id))
+    if record["history"]:
+        best_epoch, on_validation_set = record["figures"].get("best_epoch"), record.get("select") == "val"
+        drawn.append(charts.training(record["history"], best_epoch, class_id, on_validation_set))
+    return drawn
+
+
 def _id_of(row: str) -> str:
-    """What a class is called within the page; whichever other classes there are, so that its part stays the same."""
+    """The id of a class in the page. It depends on the name alone, so that a section stays valid in every page."""
     return f"class-{hashlib.sha256(row.encode('utf-8', 'surrogateescape')).hexdigest()[:12]}"
 
 
-def _last_figures(table: pd.DataFrame, row: str) -> dict[str, float]:
-    """Of the last epoch: a test alone does not know of it, the table does. A metric that the test set lacks is nan."""
+def _last_epoch_figures(table: pd.DataFrame, row: str) -> dict[str, float]:
+    """The figures of the last epoch, which a run that only tests finds in results.csv; nan for a missing metric."""
     figures = table.loc[row].to_dict() if row in table.index else {}
     last = {k: v for k, v in figures.items() if k.startswith("last_")}
     return {} if math.isnan(last.get("last_epoch", math.nan)) else last
-
-
-def _class_view(data: dict[str, Any], table: pd.DataFrame) -> dict[str, Any]:
-    """What the template shows of a class."""
-    figures = _last_figures(table, data["row"]) | data["figures"]
-    thresholds = Thresholds.of({k: math.nan if v is None else v for k, v in (data["thresholds"] or {}).items()})
-    name = _id_of(data["row"])
-    instead = data.get("looked_at") or {}
-    images = data["images"] or instead.get("images", [])
-    key = "normalised_score" if thresholds else "score"
-    pictures = []
-    if images:
-        values, labels = [row[key] for row in images], [row["label"] for row in images]
-        called = "synthetic defects" if instead else "defective"
-        pictures.append(charts.histogram(values, labels, 0.5 if thresholds else None, name, called))
-    if data["curves"]:
-        pictures += [charts.roc(data["curves"], name), charts.precision_recall(data["curves"], name)]
-    if data["history"]:
-        best = data["figures"].get("best_epoch")
-        pictures.append(charts.training(data["history"], best, name, data.get("select") == "val"))
-    cards = [{**card, **images[card["index"]]} for card in data["gallery"] or instead.get("gallery", [])]
-    return {
-        "name": data["row"], "id": name, "select": data.get("select"),
-        "figures": figures, "thresholds": thresholds, "charts": pictures,
-        "optimistic": bool(thresholds and thresholds.source == TRAINING), "cards": cards, "tested": len(data["images"]),
-        "outcomes": sorted({card["outcome"] for card in cards}), "epochs": len(data["history"]),
-        "instead": INSTEAD[instead["held_out"]] if instead else "",
-    }  # fmt: skip
 
 
 def _sentence(text: str) -> str:
@@ -401,29 +269,13 @@ def _sentence(text: str) -> str:
 
 @functools.cache
 def environment() -> jinja2.Environment:
-    """Where the templates are found."""
+    """The templates, with the filters that they use."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True,
         trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined,
     )  # fmt: skip
-    environment.filters["percent"] = _percent
-    environment.filters["number"] = _number
-    environment.filters["time"] = _time
+    environment.filters["percent"] = percent
+    environment.filters["number"] = number
+    environment.filters["duration"] = duration
     environment.filters["tail"] = lambda path: "/".join(Path(path).parts[-2:])
     return environment
-
-
-def _percent(value: float | None) -> str:
-    return "–" if value is None or math.isnan(value) else f"{100 * value:.2f}"
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None or math.isnan(value) else f"{value:.4g}"
-
-
-def _time(seconds: float | None) -> str:
-    if seconds is None:
-        return "–"
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s" if minutes else f"{seconds} s"

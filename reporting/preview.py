@@ -1,4 +1,4 @@
-"""A sheet of what LAS makes of a class's images, to look at before training: `python main.py preview`."""
+"""Sheets that show, before training, which anomalies LAS will synthesise: `python main.py preview`."""
 
 from __future__ import annotations
 
@@ -42,30 +42,30 @@ from utils import (
     WorkError,
     printable,
     row_name,
-    write_atomically,
+    write_bytes,
 )
 
 COLUMNS = ("image", "foreground", "mask", "texture or defect", "augmented")
-GAP, LABEL, SHOWN = 6, 18, 256
-GROUND = (225, 225, 225)  # of the sheet: a mask of ones stands out from it
-STRIDE = 8  # of the usual first layer's grid, on which a mask must leave something or is drawn again
+GAP, LABEL, LONGEST_SIDE = 6, 18, 256  # pixels of a sheet
+BACKGROUND = (225, 225, 225)  # of the sheet; white masks stand out from it
+STRIDE = 8  # of the usual feature grid, on which a mask must cover something, or it is drawn again
 
 
 def preview_class(layout: Layout, name: str, options: dict[str, Any], samples: int, seed: int) -> Image.Image:
-    """The sheet of one class, a row a sample: image, foreground, mask, texture, augmented image.
+    """The sheet of one class, with a row for each sample: image, foreground, mask, texture, augmented image.
 
     Args:
         layout: of the data set.
         name: of the class.
         options: of the command `dataset`, by name.
-        samples: how many rows, evenly spread over the training images.
-        seed: of all draws, those of a training with it in its first epoch.
+        samples: number of rows, evenly spread over the training images.
+        seed: of all draws; the sheet shows the first epoch of a training with this seed.
 
     Raises:
-        InputError, WorkError: as a run does.
+        InputError, WorkError: as in a run.
     """
     settings = ImageSettings.of(options).for_class(layout, name)
-    train, sizes, depth = _readable(layout, name, options, settings)
+    train, sizes, depth = _read_training_set(layout, name, options, settings)
     settings = replace(settings, bits=depth.bits)
     textures = _textures(options, seed)
     tiling = None if options["tile"] is None else Tiling.of(settings, options["tile"], options["overlap"])
@@ -82,29 +82,33 @@ def preview_class(layout: Layout, name: str, options: dict[str, Any], samples: i
             by_path = None if masks is None else dict(zip((s.path for s in train), masks, strict=True))
             train, masks = tiles, by_path and [by_path[s.path] for s in tiles]
         data = TrainDataset(train, settings, textures, grid, masks, seed, defects=defects)
-        chosen = np.unique(np.linspace(0, len(train) - 1, samples).astype(int))
-        rows = [_row(data, int(index)) for index in chosen]
-    return _sheet(row_name(options["name"], name), rows)
+        indices = np.unique(np.linspace(0, len(train) - 1, samples).astype(int))
+        rows = [_row(data, int(index)) for index in indices]
+    return _draw_sheet(row_name(options["name"], name), rows)
 
 
-def _readable(
+def _read_training_set(
     layout: Layout, name: str, options: dict[str, Any], settings: ImageSettings
 ) -> tuple[list[Sample], dict[Path, tuple[int, int]], Depth]:
-    """The training images, their (width, height) and depth; with --skip_bad those that can be read."""
+    """The training images, their (width, height) and bit depth; with --skip_bad, only those that can be read."""
     train = layout.train(name)
     problems, headers = quick_look(name, train, [], settings.reading)
-    train = drop_bad(train, _stops(problems, options["skip_bad"], name))
+    _refuse(problems, options["skip_bad"], name)
+    train = drop_bad(train, problems)
     depth = find_depth(options["bits"], [sample.path for sample in train], [], headers, settings.reading)
     log_depth(name, depth)
     return train, {path: header.size for path, header in headers.items()}, depth
 
 
-def _stops(problems: Sequence[Problem], skip_bad: bool, what: str) -> Sequence[Problem]:
-    """The problems, where none of them stops the preview."""
-    stops = [problem for problem in problems if not (skip_bad and problem.kind == "unreadable")]
-    if stops:
-        raise WorkError(f"{what}: {stops[0]}")
-    return problems
+def _refuse(problems: Sequence[Problem], skip_bad: bool, what: str) -> None:
+    """Raise the first problem that stops the preview; with `skip_bad`, unreadable files do not.
+
+    Raises:
+        WorkError: there is one; the message begins with `what`.
+    """
+    for problem in problems:
+        if not (skip_bad and problem.kind == "unreadable"):
+            raise WorkError(f"{what}: {problem}")
 
 
 def _textures(options: dict[str, Any], seed: int) -> Textures:
@@ -112,10 +116,11 @@ def _textures(options: dict[str, Any], seed: int) -> Textures:
     if not isinstance(textures, FileTextures):
         return textures
     problems, headers = look_at_pictures(textures.paths, None, textures.reading)
-    bad = {problem.path for problem in _stops(problems, options["skip_bad"], "textures")}
+    _refuse(problems, options["skip_bad"], "textures")
+    unreadable = {problem.path for problem in problems}
     depth = find_depth(AUTO, textures.paths, [], headers, textures.reading)
-    kept = [path for path in textures.paths if path not in bad]
-    return FileTextures(kept, replace(textures.reading, bits=depth.bits))
+    paths = [path for path in textures.paths if path not in unreadable]
+    return FileTextures(paths, replace(textures.reading, bits=depth.bits))
 
 
 def _defects(
@@ -126,12 +131,14 @@ def _defects(
     sizes: dict[Path, tuple[int, int]],
     tiling: Tiling | None,
 ) -> Defects | None:
-    """The known defects of a class, as a run takes them."""
+    """The known defects of a class, as in a run."""
     if not options["defects"]:
         return None
     pairs = of_class(list_defects(options["defects"]), options["defects"], name, layout.classes())
-    bad = {problem.path for problem in _stops(check_defects(pairs, settings.reading), options["skip_bad"], "defects")}
-    pairs = [pair for pair in pairs if bad.isdisjoint(pair)]
+    problems = check_defects(pairs, settings.reading)
+    _refuse(problems, options["skip_bad"], "defects")
+    unreadable = {problem.path for problem in problems}
+    pairs = [pair for pair in pairs if unreadable.isdisjoint(pair)]
     refuse_test_images(pairs, layout.test(name), settings.reading)
     size = tuple(np.median(list(sizes.values()), axis=0).round().astype(int).tolist())
     size = size if tiling is None else tiling.tile[::-1]
@@ -147,40 +154,40 @@ def _foreground(
     tiled: bool,
     folder: Path,
 ) -> list[Path | None]:
-    """The foreground mask of each training image as a run takes it; those made lie in `folder`."""
-    given = layout.foreground(name, train)
-    if given:
-        _stops(check_foreground(given, train, sizes, name, settings, tiled, settings.reading), False, name)
-        return given
-    made = make_masks(train, folder, announce=False, reading=settings.reading)
-    return made if tiled else leave_out_small(made, train, sizes, settings)
+    """The foreground mask of each training image, as in a run; masks that have to be made are written to `folder`."""
+    masks = layout.foreground(name, train)
+    if masks:
+        _refuse(check_foreground(masks, train, sizes, name, settings, tiled, settings.reading), False, name)
+        return masks
+    masks = make_masks(train, folder, announce=False, reading=settings.reading)
+    return masks if tiled else leave_out_small(masks, train, sizes, settings)
 
 
 def _row(data: TrainDataset, index: int) -> tuple[str, list[NDArray[np.uint8]]]:
-    """What it is, and the pictures of one sample, as a training makes it in its first epoch."""
+    """The label and the pictures of one sample, as in the first epoch of a training."""
     image, rng = data.image(0, index)
     texture, mask, _, beta = data.anomaly(rng, index)
     augmented = las.blend(image, texture, torch.from_numpy(mask).float(), beta)
     foreground = data.foreground_of(index)
-    allowed = np.ones_like(mask) if foreground is None else foreground
-    pictures = [_visible(image), _visible(allowed), _visible(mask), _visible(texture), _visible(augmented)]
+    foreground = np.ones_like(mask) if foreground is None else foreground
+    pictures = [_to_rgb(part) for part in (image, foreground, mask, texture, augmented)]
     return f"{printable(data.samples[index].path.name)}  beta {beta:.2f}", pictures
 
 
-def _visible(picture: Tensor | NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """Normalised (3, H, W) or mask (H, W) → (H, W, 3) uint8."""
+def _to_rgb(picture: Tensor | NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """A normalised image (3, H, W) or a mask (H, W) as RGB, (H, W, 3) uint8."""
     if isinstance(picture, np.ndarray):
         return np.repeat(picture[..., None].astype(np.uint8) * 255, 3, axis=2)
     values = picture.permute(1, 2, 0).numpy() * np.array(IMAGENET_STD) + np.array(IMAGENET_MEAN)
     return (values.clip(0, 1) * 255 + 0.5).astype(np.uint8)
 
 
-def _sheet(title: str, rows: list[tuple[str, list[NDArray[np.uint8]]]]) -> Image.Image:
+def _draw_sheet(title: str, rows: list[tuple[str, list[NDArray[np.uint8]]]]) -> Image.Image:
     height, width = rows[0][1][0].shape[:2]
-    scale = min(1.0, SHOWN / max(height, width))
+    scale = min(1.0, LONGEST_SIDE / max(height, width))
     height, width = round(height * scale), round(width * scale)
     step = height + LABEL + GAP
-    sheet = Image.new("RGB", (GAP + (width + GAP) * len(COLUMNS), LABEL * 2 + GAP + step * len(rows)), GROUND)
+    sheet = Image.new("RGB", (GAP + (width + GAP) * len(COLUMNS), LABEL * 2 + GAP + step * len(rows)), BACKGROUND)
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
     draw.text((GAP, 2), title, (0, 0, 0), font)
     for column, label in enumerate(COLUMNS):
@@ -197,7 +204,7 @@ def _sheet(title: str, rows: list[tuple[str, list[NDArray[np.uint8]]]]) -> Image
 def _save(sheet: Image.Image, path: Path) -> None:
     encoded = io.BytesIO()
     sheet.save(encoded, "PNG")
-    write_atomically(path, lambda temporary: temporary.write_bytes(encoded.getvalue()))
+    write_bytes(path, encoded.getvalue())
 
 
 def write_sheets(options: dict[str, Any], out: Path, samples: int, seed: int) -> Iterator[Path]:
@@ -213,7 +220,7 @@ def write_sheets(options: dict[str, Any], out: Path, samples: int, seed: int) ->
         The path of each sheet, once it is written.
 
     Raises:
-        InputError, WorkError: as a run does.
+        InputError, WorkError: as in a run.
     """
     if options["name"] not in DATASETS:
         raise InputError(f"unknown data set {options['name']!r}; possible: {', '.join(DATASETS)}")

@@ -1,49 +1,39 @@
-"""What a run leaves for people: CSV and Excel tables, its settings, pictures.
-
-`python main.py report RESULTS [RESULTS…]` compares runs, see `compare.py`.
-"""
+"""The tables of a results folder (results.csv, results.xlsx, per_image.csv) and its settings.json."""
 
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import json
 import math
-import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
-import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 from openpyxl.cell.cell import ILLEGAL_CHARACTERS_RE
 
 from reporting.cells import as_cell, csv_text, from_cell, path_as_cell, workbook
-from reporting.drawing import heatmap, save_image
-from utils import IMAGENET_MEAN, IMAGENET_STD, LOGGER, WorkError, write_bytes, write_text
+from reporting.formats import percent, percent_with_deviation
+from utils import LOGGER, WorkError, write_bytes, write_text
 
 ROW_NAMES = "Row Names"
 COLUMNS = ("image_auroc", "image_ap", "pixel_auroc", "pixel_ap", "pixel_pro", "best_epoch")
 MEAN = "Mean"
 SETTINGS = "settings.json"
-UNKNOWN_GRAY = 128
-LONGEST_NAME = 200  # bytes of a picture's; file systems take 255 with the suffix, some fewer
-# control characters, surrogates (bytes of a path that are not text), and what XML does not know
+LONGEST_SHEET_NAME = 31  # characters, a limit of Excel
+# control characters, surrogates (bytes of a path that are not text), and characters that XML does not allow
 NOT_FOR_EXCEL = re.compile(f"{ILLEGAL_CHARACTERS_RE.pattern}|[\ud800-\udfff\ufffe\uffff]")
-BAR_WIDTH = 36  # pixels of the heatmap's scale
 
 
-# ------------------------------------------------------------------------------------------ tables
+# ------------------------------------------------------------------------------------- results.csv
 
 
 def write_results(folder: Path, rows: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
-    """Write results.csv: a row a class, last their mean.
+    """Write results.csv: one row per class, then their mean.
 
-    Rows of other classes that lie there from earlier runs are kept.
+    Rows that earlier runs wrote for other classes are kept.
 
     Args:
         folder: the results folder.
@@ -51,20 +41,24 @@ def write_results(folder: Path, rows: Mapping[str, Mapping[str, Any]]) -> pd.Dat
 
     Returns:
         The table as written, without rounding.
+
+    Raises:
+        WorkError: the existing file cannot be read, or the new one cannot be written.
     """
     path = folder / "results.csv"
     table = pd.DataFrame.from_dict({name: dict(figures) for name, figures in rows.items()}, orient="index")
-    before = read_rows(path)
-    order = dict.fromkeys((*table.columns, *before.columns))  # what is joined below comes out sorted
-    earlier, same = before[~before.index.isin([*rows, MEAN])], before[before.index.isin(list(rows))]
-    if len(earlier):
-        if len(rows) == 1:  # once a run
-            LOGGER.info("%s: kept the rows of earlier runs: %s", path, ", ".join(earlier.index))
-        table = pd.concat([earlier, table])
-    if len(same):  # a test alone has no figures of the last epoch: those of its training stay
-        table = table.combine_first(same[[c for c in same.columns if c.startswith("last_")]]).reindex(table.index)
-    further = [c for c in order if c not in COLUMNS]
-    table = table.reindex(columns=[*COLUMNS, *further])
+    existing = read_rows(path)
+    order = dict.fromkeys((*table.columns, *existing.columns))  # joining below sorts the columns
+    others = existing[~existing.index.isin([*rows, MEAN])]
+    replaced = existing[existing.index.isin(list(rows))]
+    if len(others):
+        if len(rows) == 1:  # only for the first class of a run
+            LOGGER.info("%s: kept the rows of earlier runs: %s", path, ", ".join(others.index))
+        table = pd.concat([others, table])
+    if len(replaced):  # a run that only tests has no figures of the last epoch: keep those of the training
+        last_epoch = replaced[[c for c in replaced.columns if c.startswith("last_")]]
+        table = table.combine_first(last_epoch).reindex(table.index)
+    table = table.reindex(columns=[*COLUMNS, *(c for c in order if c not in COLUMNS)])
     table.loc[MEAN] = table.mean(numeric_only=True)
     table.index.name = ROW_NAMES
     _write_csv(path, table)
@@ -72,24 +66,34 @@ def write_results(folder: Path, rows: Mapping[str, Mapping[str, Any]]) -> pd.Dat
 
 
 def _write_csv(path: Path, table: pd.DataFrame) -> None:
-    write_bytes(path, _as_csv(table.rename(index=_as_cell)).encode("utf-8"))
+    write_bytes(path, _as_csv(table.rename(index=_escape_name)).encode("utf-8"))
 
 
 def _as_csv(table: pd.DataFrame, index: bool = True) -> str:
-    """As pandas writes it, but for cells with a carriage return, which it does not quote."""
-    # it does where lines end with one
+    """CSV as pandas writes it, except that cells with a carriage return are quoted."""
+    # pandas quotes them only if lines end with a carriage return
     text = table.to_csv(na_rep="nan", float_format="%.6g", index=index, lineterminator="\r\n")
     return csv_text(csv.reader(io.StringIO(text, newline="")))
 
 
-def _as_cell(value: Any) -> Any:
+def _escape_name(value: Any) -> Any:
     return as_cell(value) if isinstance(value, str) else value
 
 
 def write_workbook(
     folder: Path, table: pd.DataFrame, settings: Mapping[str, Any], per_image: Mapping[str, list[dict[str, Any]]]
 ) -> None:
-    """Write results.xlsx: a sheet of results, one of settings, one a class of its images' scores."""
+    """Write results.xlsx: a sheet of results, a sheet of settings, and a sheet of image scores for each class.
+
+    Args:
+        folder: the results folder.
+        table: of the results.
+        settings: see `read_settings`.
+        per_image: class → its rows, see `write_per_image`.
+
+    Raises:
+        WorkError: it cannot be written.
+    """
     flat = [
         (part, name, _for_excel(str(value)))
         for part, values in (*settings.get("arguments", {}).items(), ("versions", settings.get("versions", {})),
@@ -110,22 +114,30 @@ def write_workbook(
 
 
 def _for_excel(value: Any) -> Any:
-    """Text without the characters that Excel refuses."""
+    """Text without the characters that Excel does not allow."""
     return NOT_FOR_EXCEL.sub("?", value) if isinstance(value, str) else value
 
 
 def _sheet_name(name: str, taken: set[str]) -> str:
-    """What Excel allows: 31 characters, none of []:*?/\\, no two alike; `taken` grows by it."""
+    """A name that Excel allows: 31 characters, none of []:*?/\\, unique; it is added to `taken`."""
     plain = re.sub(r"[\[\]:*?/\\']", "_", _for_excel(name).replace("?", "_"))
-    short, number = plain[:31], 2
+    short, number = plain[:LONGEST_SHEET_NAME], 2
     while short.lower() in taken:
-        short, number = f"{plain[:27]} {number}", number + 1
+        short, number = f"{plain[: LONGEST_SHEET_NAME - 4]} {number}", number + 1
     taken.add(short.lower())
     return short
 
 
 def write_per_image(folder: Path, per_image: Mapping[str, list[dict[str, Any]]]) -> None:
-    """Write per_image.csv: path, label, score, normalised score, decision, mask area, class of each test image."""
+    """Write per_image.csv, with a row for each test image; without images, remove the file.
+
+    Args:
+        folder: the results folder.
+        per_image: class → rows of path, label, score, normalised_score, decision and mask_area.
+
+    Raises:
+        WorkError: it cannot be written.
+    """
     if not per_image:
         (folder / "per_image.csv").unlink(missing_ok=True)
         return
@@ -136,56 +148,50 @@ def write_per_image(folder: Path, per_image: Mapping[str, list[dict[str, Any]]])
 
 
 def write_seeds(folder: Path, runs: Sequence[Path]) -> str:
-    """Write results.csv and results.xlsx of several runs that differ by their seed alone: mean and deviation.
+    """Write results.csv and results.xlsx of runs that differ only by their seed: mean and standard deviation.
 
     Args:
-        folder: where to.
-        runs: results folders, one a seed; one without results is left out.
+        folder: gets the files.
+        runs: results folders, one per seed; those without results are skipped.
 
     Returns:
         The table for people, `mean ± deviation` in percent. The last row is the mean over the classes.
     """
     tables = [table for table in (read_rows(run / "results.csv") for run in runs) if len(table)]
-    everything = pd.concat(tables)
     order = list(dict.fromkeys(name for table in tables for name in table.index if name != MEAN))
-    grouped = everything.groupby(level=0)
+    grouped = pd.concat(tables).groupby(level=0)
     mean, deviation, count = grouped.mean(numeric_only=True), grouped.std(numeric_only=True), grouped.size()
-    names = [name for name in (*order, MEAN) if name in mean.index]
-    measured = [c for c in COLUMNS if c != COLUMNS[-1]]
-    table = mean.reindex(names).assign(seeds=count)
-    for column in measured:
-        table[f"{column}_std"] = deviation[column]
-    spread = [f"{column}_std" for column in measured]
+    table = mean.reindex([name for name in (*order, MEAN) if name in mean.index]).assign(seeds=count)
+    metrics = COLUMNS[:-1]
+    deviations = [f"{column}_std" for column in metrics]
+    for column, name in zip(metrics, deviations, strict=True):
+        table[name] = deviation[column]
     further = [c for c in mean.columns if c not in COLUMNS]
-    table = table.reindex(columns=[*COLUMNS, "seeds", *spread, *further])
+    table = table.reindex(columns=[*COLUMNS, "seeds", *deviations, *further])
     table.index.name = ROW_NAMES
     _write_csv(folder / "results.csv", table)
     write_workbook(folder, table, {}, {})
     shown = {
-        column: [f"{_share(a)} ± {_share(b)}" for a, b in zip(table[column], table[f"{column}_std"], strict=True)]
-        for column in measured
+        column: [percent_with_deviation(a, b) for a, b in zip(table[column], table[name], strict=True)]
+        for column, name in zip(metrics, deviations, strict=True)
     }
     return pd.DataFrame(shown, index=table.index).to_string()
 
 
-def _share(value: float) -> str:
-    return "–" if math.isnan(value) else f"{100 * value:.2f}"
-
-
 def read_rows(path: Path) -> pd.DataFrame:
-    """A results.csv, by row name; an empty table where there is none.
+    """Read a results.csv, indexed by row name; an empty table if there is none.
 
     Raises:
-        WorkError: it is something else.
+        WorkError: the file is not a results.csv.
     """
     if not path.exists():
         return pd.DataFrame()
     try:
         _check_csv(path)
-        # a class may be called 7 or NA
+        # keep row names as text: a class may be called 7 or NA
         table = pd.read_csv(path, converters={ROW_NAMES: str}).set_index(ROW_NAMES).apply(pd.to_numeric)
         if table.index.has_duplicates:
-            raise ValueError(f"two rows {table.index[table.index.duplicated()][0]!r}")
+            raise ValueError(f"it has two rows {table.index[table.index.duplicated()][0]!r}")
         return table.rename(index=lambda name: from_cell(name) if isinstance(name, str) else name)
     except (ValueError, TypeError, OSError, KeyError, csv.Error) as error:
         reason = " ".join(str(error).split())
@@ -193,10 +199,10 @@ def read_rows(path: Path) -> pd.DataFrame:
 
 
 def _check_csv(path: Path) -> None:
-    """Whether a file has the shape of a results.csv.
+    """Check that a file has the shape of a results.csv.
 
     Raises:
-        ValueError: it has not.
+        ValueError: it does not.
     """
     with path.open(encoding="utf-8", newline="") as file:
         header, *rows = [row for row in csv.reader(file, strict=True) if row] or [[]]
@@ -204,23 +210,26 @@ def _check_csv(path: Path) -> None:
     if missing:
         raise ValueError(f"it has no column {missing[0]!r}")
     if len(set(header)) < len(header):
-        raise ValueError("two columns have the same name")
+        raise ValueError("it has two columns of the same name")
     for row in rows:
         if len(row) != len(header):
             raise ValueError(f"the row {row[0]!r} has {len(row)} values, the header has {len(header)}")
         if not row[header.index(ROW_NAMES)]:
-            raise ValueError("a row has no name")
+            raise ValueError("it has a row without a name")
 
 
 def format_table(table: pd.DataFrame) -> str:
     """The published columns of the results in percent, for people."""
-    shown = (100 * table[list(COLUMNS[:-1])]).map(lambda v: "–" if math.isnan(v) else f"{v:.2f}")
+    shown = table[list(COLUMNS[:-1])].map(percent)
     shown[COLUMNS[-1]] = ["" if name == MEAN else f"{v:.0f}" for name, v in table[COLUMNS[-1]].items()]
     return shown.to_string()
 
 
+# ----------------------------------------------------------------------------------- settings.json
+
+
 def read_settings(folder: Path) -> dict[str, Any]:
-    """settings.json of a results folder; {} where there is none.
+    """Read settings.json of a results folder; {} if there is none.
 
     Raises:
         WorkError: it is damaged.
@@ -231,16 +240,16 @@ def read_settings(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise WorkError(f"cannot read {path}: {error}; move it away") from error
     if not _are_settings(settings):
-        raise WorkError(f"{path} is not what a run writes; move it away")
+        raise WorkError(f"{path} was not written by a run; move it away")
     return settings
 
 
 def _are_settings(settings: Any) -> bool:
-    """Whether everything that is read of a settings.json, where it is there at all, is of its kind."""
+    """Whether each entry that is read later has the expected type, if it is present."""
     if not isinstance(settings, dict):
         return False
-    kinds = {"arguments": dict, "models": dict, "versions": dict, "device": dict, "written": str, "command": list}
-    if not all(isinstance(settings.get(key, kind()), kind) for key, kind in kinds.items()):
+    types = {"arguments": dict, "models": dict, "versions": dict, "device": dict, "written": str, "command": list}
+    if not all(isinstance(settings.get(key, type_()), type_) for key, type_ in types.items()):
         return False
     calls, duration = settings.get("later_calls", []), settings.get("duration_seconds")
     if "written" in settings and not {"kind", "name", "threads"} <= set(settings.get("device", {})):
@@ -256,62 +265,9 @@ def _are_settings(settings: Any) -> bool:
 
 
 def write_settings(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Write settings.json."""
-    write_text(folder / SETTINGS, json.dumps(settings, indent=1, default=str) + "\n")
+    """Write settings.json.
 
-
-# ---------------------------------------------------------------------------------------- pictures
-
-
-def picture_name(image_path: str, taken: set[str]) -> str:
-    """`…/test/broken/000.png` → `broken_000.png`; with a number where that is in `taken`, which grows by it."""
-    path = Path(image_path or "image")
-    stem = f"{path.parent.name}_{path.stem}".lstrip("_")
-    if len(os.fsencode(stem)) > LONGEST_NAME:
-        stem = f"{stem[:40]}-{hashlib.sha256(os.fsencode(stem)).hexdigest()[:16]}"
-    name, number = f"{stem}.png", 2
-    while name in taken:
-        name, number = f"{stem}_{number}.png", number + 1
-    taken.add(name)
-    return name
-
-
-def to_bgr(image: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Normalised (3, H, W) → (H, W, 3) BGR uint8."""
-    rgb = image.transpose(1, 2, 0) * np.float32(IMAGENET_STD) + np.float32(IMAGENET_MEAN)
-    return np.ascontiguousarray((rgb.clip(0, 1) * 255).round().astype(np.uint8)[..., ::-1])
-
-
-def show_truth(mask: NDArray[np.int8]) -> NDArray[np.uint8]:
-    """(H, W) mask → white where anomalous, gray where not known, else black."""
-    return np.where(mask < 0, UNKNOWN_GRAY, np.where(mask > 0, 255, 0)).astype(np.uint8)
-
-
-def scale_bar(height: int) -> NDArray[np.uint8]:
-    """What the heatmap's colours mean, (height, BAR_WIDTH, 3) BGR: 1 at the top, 0 at the bottom."""
-    bar = np.full((height, BAR_WIDTH, 3), 255, np.uint8)
-    bar[:, 3:11] = heatmap(np.linspace(1, 0, height, dtype=np.float32)[:, None].repeat(8, axis=1))
-    for value, y in ((1.0, 10), (0.5, height // 2 + 4), (0.0, height - 3)):
-        text = f"{value:g}"
-        cv2.putText(bar, text, (14, y), cv2.FONT_HERSHEY_SIMPLEX, 0.32, (0, 0, 0), 1, cv2.LINE_AA)
-    return bar
-
-
-def picture(image: NDArray[np.float32], mask: NDArray[np.int8], anomaly_map: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """image | truth | heatmap | its scale, side by side, BGR.
-
-    Args:
-        image: normalised (3, H, W).
-        mask: (H, W); > 0 is shown white, < 0 (not known) gray.
-        anomaly_map: (H, W) in [0, 1].
+    Raises:
+        WorkError: it cannot be written.
     """
-    truth = show_truth(mask)
-    parts = [to_bgr(image), cv2.cvtColor(truth, cv2.COLOR_GRAY2BGR), heatmap(anomaly_map), scale_bar(len(truth))]
-    return np.hstack(parts)
-
-
-def save_picture(
-    path: Path, image: NDArray[np.float32], mask: NDArray[np.int8], anomaly_map: NDArray[np.float32]
-) -> None:
-    """Write `picture` to a .png file."""
-    save_image(path, picture(image, mask, anomaly_map))
+    write_text(folder / SETTINGS, json.dumps(settings, indent=1, default=str) + "\n")

@@ -1,4 +1,4 @@
-"""What a training writes for TensorBoard."""
+"""The TensorBoard files of a training."""
 
 from __future__ import annotations
 
@@ -13,38 +13,46 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from reporting import tables as report
+from reporting import drawing
 from training.evaluation import METRICS, Predictions
 from utils import WorkError, printable, reason_of
 
-EXAMPLES = 6  # images whose heatmaps are shown
+EXAMPLES = 6  # images with their heatmaps
 
 
 @contextmanager
 def open_board(folder: Path, first_epoch: int | None = None) -> Iterator[SummaryWriter]:
-    """A writer of TensorBoard's files; what an earlier run wrote from `first_epoch` on is hidden.
+    """A writer of TensorBoard files.
+
+    Args:
+        folder: of the files.
+        first_epoch: values that an earlier run wrote for this epoch and later ones are hidden.
 
     Raises:
-        WorkError: nothing can be written there, when it is opened or at its end.
+        WorkError: the files cannot be written, on opening or on closing.
     """
-    with _without_traceback() as failures:
+    with _collected_thread_errors() as errors:
         with writing(folder):
             board = SummaryWriter(str(folder), purge_step=first_epoch)
         try:
             yield board
         except BaseException:
-            with suppress(OSError):  # what has failed already is to be told, not this
+            with suppress(OSError):  # report the first error, not one that follows from it
                 board.close()
             raise
         with writing(folder):
             board.close()
-            if failures:  # of which the writer says nothing when it is closed
-                raise failures[0]
+            if errors:  # closing the writer does not report them
+                raise errors[0]
 
 
 @contextmanager
 def writing(folder: Path | str) -> Iterator[None]:
-    """Turn what the writer's thread could not write, which is raised by whatever is written next, into one line."""
+    """Turn an error of the writer's thread, which the next write raises, into a message of one line.
+
+    Raises:
+        WorkError: the files cannot be written.
+    """
     try:
         yield
     except OSError as error:
@@ -52,30 +60,31 @@ def writing(folder: Path | str) -> Iterator[None]:
 
 
 @contextmanager
-def _without_traceback() -> Iterator[list[OSError]]:
-    """What the writers' threads could not write, collected here instead of printed by Python with a traceback."""
-    before, failures = threading.excepthook, []
+def _collected_thread_errors() -> Iterator[list[OSError]]:
+    """Collect the errors of the writers' threads, which Python would otherwise print with a traceback."""
+    original_hook, errors = threading.excepthook, []
 
-    def hook(failed: threading.ExceptHookArgs) -> None:
-        if isinstance(failed.exc_value, OSError) and type(failed.thread).__module__.startswith("tensorboard."):
-            failures.append(failed.exc_value)
+    def hook(arguments: threading.ExceptHookArgs) -> None:
+        if isinstance(arguments.exc_value, OSError) and type(arguments.thread).__module__.startswith("tensorboard."):
+            errors.append(arguments.exc_value)
         else:
-            before(failed)
+            original_hook(arguments)
 
     threading.excepthook = hook
     try:
-        yield failures
+        yield errors
     finally:
-        threading.excepthook = before
+        threading.excepthook = original_hook
 
 
 def write_epoch(board: SummaryWriter, figures: Mapping[str, float], record: Mapping[str, Any], kind: str) -> None:
-    """The curves of an epoch that has just ended.
+    """Write the curves of an epoch that has just ended.
 
     Args:
-        figures: of its training.
+        board: writer.
+        figures: losses and other values of the epoch.
         record: of the training, see `GLASS.trainer`.
-        kind: `test` or `val`, what the metrics were measured on.
+        kind: of the images that the metrics were measured on, `test` or `val`.
     """
     epoch = record["epoch"] - 1
     for name, value in figures.items():
@@ -87,30 +96,40 @@ def write_epoch(board: SummaryWriter, figures: Mapping[str, float], record: Mapp
                 board.add_scalar(f"best/{name}", record["best"][name], epoch)
 
 
-def write_evaluation(board: SummaryWriter, epoch: int, found: Predictions, dataset: Any) -> None:
-    """Histograms of the scores, and the heatmaps of the same few images each time.
+def write_evaluation(board: SummaryWriter, epoch: int, predictions: Predictions, dataset: Any) -> None:
+    """Write histograms of the scores, and the heatmaps of the same few images each time.
 
     Args:
-        dataset: of what was evaluated, items with `image`; None shows no heatmaps.
+        board: writer.
+        epoch: that was evaluated.
+        predictions: scores and maps of the images.
+        dataset: of these images, items with `image`; None writes no heatmaps.
     """
-    for label, which in (("good", ~found.labels), ("defective", found.labels)):
-        if which.any():
-            board.add_histogram(f"scores/{label}", found.scores[which], epoch)
+    for label, selected in (("good", ~predictions.labels), ("defective", predictions.labels)):
+        if selected.any():
+            board.add_histogram(f"scores/{label}", predictions.scores[selected], epoch)
     if hasattr(dataset, "__getitem__"):
-        board.add_image("examples", _examples(found, dataset), epoch, dataformats="HWC")
+        board.add_image("examples", _examples(predictions, dataset), epoch, dataformats="HWC")
 
 
-def _examples(found: Predictions, dataset: Any) -> NDArray[np.uint8]:
-    """image | truth | heatmap of images spread over the data set, one under another, RGB."""
-    rows = []
-    for i in np.unique(np.linspace(0, len(found.scores) - 1, EXAMPLES).astype(int)).tolist():
-        one_map = found.maps[i].cpu().numpy() if isinstance(found.maps, Tensor) else found.maps[i]
-        rows.append(report.picture(dataset[i]["image"].numpy(), found.masks[i], one_map))
+def _examples(predictions: Predictions, dataset: Any) -> NDArray[np.uint8]:
+    """Pictures (image, ground truth, heatmap) of images spread over the data set, stacked vertically, RGB."""
+    maps, rows = predictions.maps, []
+    for i in np.unique(np.linspace(0, len(predictions.scores) - 1, EXAMPLES).astype(int)).tolist():
+        anomaly_map = maps[i].cpu().numpy() if isinstance(maps, Tensor) else maps[i]
+        rows.append(drawing.picture(dataset[i]["image"].numpy(), predictions.masks[i], anomaly_map))
     return np.ascontiguousarray(np.vstack(rows)[..., ::-1])
 
 
 def write_settings(board: SummaryWriter, settings: Mapping[str, Any], record: Mapping[str, Any], val: bool) -> None:
-    """Hyperparameters with the final metrics (of the validation set: `final_val`), for TensorBoard's comparison."""
+    """Write the hyperparameters with the final metrics, for TensorBoard's comparison of runs.
+
+    Args:
+        board: writer.
+        settings: of the training.
+        record: of the training, see `GLASS.trainer`.
+        val: whether the metrics were measured on the validation set; they are then called `final_val`.
+    """
     plain = {k: v if isinstance(v, (int, float, bool)) else printable(str(v)) for k, v in settings.items()}
     last = {f"final{'_val' if val else ''}/{name}": record["last"][name] for name in METRICS} if record["last"] else {}
     loss = record["history"][-1]["loss"]

@@ -13,7 +13,10 @@ import torch
 import torchvision
 from click.testing import CliRunner
 
+from datasets.geometry import Geometry
 from glass import GLASS
+from inference.judge import Judge
+from inference.thresholds import Thresholds
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = Path(__file__).parent / "data"
@@ -162,3 +165,20 @@ def run_here(command, name, *arguments, input=None):
 
 def train_cli(data, textures, results, *, main=(), net=(), dataset=(), name="custom", run=cli):
     return run("--gpu", -1, "--results_path", results, *main, *NET, *net, *DATASET, *dataset, name, data, textures)
+
+
+def export_onnx(*arguments):
+    """Run onnx/pth2onnx.py in the test's own process."""
+    from tools import script
+
+    return run_here(script("pth2onnx").main, "pth2onnx.py", *arguments)
+
+
+class Brightness(Judge):
+    """A judge without a network: an image's score is its mean brightness."""
+
+    geometry, thresholds, class_name = Geometry(imagesize=32), Thresholds(0.5, 0.5), "part"
+
+    def score_pictures(self, pictures):
+        values = np.array([np.asarray(picture).mean() / 255 for picture in pictures], np.float32)
+        return values, values[:, None, None] * np.ones((32, 32), np.float32)

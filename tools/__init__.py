@@ -1,8 +1,9 @@
-"""What makes files of the project: run from its root, needed by nobody who only uses it."""
+"""Programs that make files of the project; run them from its root. Using the project does not need them."""
 
 from __future__ import annotations
 
 import importlib.util
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -10,8 +11,9 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def script(name: str) -> ModuleType:
-    """onnx/<name>.py; its folder is no package."""
+    """Load onnx/<name>.py afresh; the folder is not a package."""
     spec = importlib.util.spec_from_file_location(f"onnx_{name}", ROOT / "onnx" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look up the module they are defined in
     spec.loader.exec_module(module)
     return module

@@ -1,4 +1,4 @@
-"""What the embedded backbone is distilled on: crops of photographs and of pictures made from nothing, seeded."""
+"""The images that the embedded backbone is distilled on: crops of photographs and of synthetic pictures, seeded."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from utils import InputError
 
 Picture = NDArray[np.uint8]  # (H, W, 3) RGB
 Rng = np.random.Generator
-SLOTS = 256  # pictures made from nothing that are in use at a time; each step replaces one
-SIDE = 384  # of such a picture
-LONGEST = 640  # photographs are kept no larger
-# public domain, CC0 or without known restrictions by scikit-image's own notes; of page and moon it says nothing
+SLOTS = 256  # synthetic pictures in use at a time; each step replaces one
+SIDE = 384  # of a synthetic picture
+LONGEST = 640  # photographs are scaled down to this side
+# public domain, CC0 or without known restrictions according to scikit-image, which has no note on page and moon
 PHOTOS = (
     "astronaut.png", "rocket.jpg", "brick.png", "grass.png", "gravel.png", "chelsea.png", "camera.png", "coffee.png",
     "retina.jpg", "hubble_deep_field.jpg", "text.png", "coins.png", "page.png", "clock_motion.png", "moon.png",
 )  # fmt: skip
 
 
-# ------------------------------------------------------------------------------ made from nothing
+# ------------------------------------------------------------------------------ synthetic pictures
 
 
 def _colour(rng: Rng) -> tuple[int, int, int]:
@@ -41,15 +41,15 @@ def _colour(rng: Rng) -> tuple[int, int, int]:
 
 
 def _colourise(rng: Rng, field: NDArray) -> Picture:
-    """[0, 1] → a gradient of two to five drawn colours."""
+    """Colour a field in [0, 1] with a gradient of two to five drawn colours."""
     stops = rng.integers(0, 256, (int(rng.integers(2, 6)), 3))
-    at = np.linspace(0, 1, len(stops))
-    channels = [np.interp(field, at, stops[:, c]) for c in range(3)]
+    positions = np.linspace(0, 1, len(stops))
+    channels = [np.interp(field, positions, stops[:, c]) for c in range(3)]
     return np.stack(channels, axis=-1).astype(np.uint8)
 
 
 def plasma(rng: Rng) -> Picture:
-    """Noise of a power-law spectrum 1/f^β, from nearly white (β 0.5) to smooth clouds (β 3)."""
+    """Noise with a power-law spectrum 1/f^β, from nearly white (β 0.5) to smooth clouds (β 3)."""
     fy, fx = np.fft.fftfreq(SIDE)[:, None], np.fft.rfftfreq(SIDE)[None]
     spectrum = np.maximum(np.hypot(fy, fx * rng.uniform(0.4, 2.5)), 1 / SIDE) ** -(rng.uniform(0.5, 3) / 2 + 0.5)
     planes = []
@@ -66,27 +66,29 @@ def fractal(rng: Rng) -> Picture:
     """The attractor of a drawn iterated function system: how often each pixel is visited."""
     count, points = int(rng.integers(2, 7)), 60_000
     maps = rng.uniform(-1, 1, (count, 2, 3))
-    for own in maps:  # a contraction, or the points run away
-        own[:, :2] *= rng.uniform(0.4, 0.9) / max(np.linalg.norm(own[:, :2], 2), 1e-3)
-    at = np.zeros((points // 50, 2))
+    for matrix in maps:  # make it a contraction, or the points diverge
+        matrix[:, :2] *= rng.uniform(0.4, 0.9) / max(np.linalg.norm(matrix[:, :2], 2), 1e-3)
+    position = np.zeros((points // 50, 2))
     visited = []
-    for _ in range(70):  # many points at once, the first twenty steps only bring them there
-        chosen = maps[rng.integers(count, size=len(at))]
-        at = np.einsum("nij,nj->ni", chosen[:, :, :2], at) + chosen[:, :, 2]
-        visited.append(at)
-    where = np.concatenate(visited[20:])
-    low, high = np.percentile(where, [0.5, 99.5], axis=0)
-    hits, _, _ = np.histogram2d(*where.T, bins=SIDE, range=list(zip(low, np.maximum(high, low + 1e-6), strict=True)))
+    for _ in range(70):  # many points at once; the first twenty steps only bring them to the attractor
+        chosen = maps[rng.integers(count, size=len(position))]
+        position = np.einsum("nij,nj->ni", chosen[:, :, :2], position) + chosen[:, :, 2]
+        visited.append(position)
+    positions = np.concatenate(visited[20:])
+    low, high = np.percentile(positions, [0.5, 99.5], axis=0)
+    hits, _, _ = np.histogram2d(
+        *positions.T, bins=SIDE, range=list(zip(low, np.maximum(high, low + 1e-6), strict=True))
+    )
     hits = cv2.GaussianBlur(np.log1p(hits).astype(np.float32), (0, 0), rng.uniform(0.4, 1.5))
     return _colourise(rng, hits / max(hits.max(), 1e-6))
 
 
 def ground(rng: Rng) -> Picture:
-    """A straight or round gradient, perhaps with grain or steps."""
+    """A linear or radial gradient, sometimes with grain or steps."""
     y, x = np.mgrid[:SIDE, :SIDE] / SIDE
     angle = rng.uniform(0, 2 * np.pi)
-    straight = math.cos(angle) * x + math.sin(angle) * y
-    field = straight if rng.random() < 0.6 else np.hypot(x - rng.uniform(0, 1), y - rng.uniform(0, 1))
+    linear = math.cos(angle) * x + math.sin(angle) * y
+    field = linear if rng.random() < 0.6 else np.hypot(x - rng.uniform(0, 1), y - rng.uniform(0, 1))
     field = (field - field.min()) / (field.max() - field.min())
     if rng.random() < 0.3:
         steps = rng.integers(3, 20)
@@ -98,7 +100,7 @@ def ground(rng: Rng) -> Picture:
 
 
 def _shape(rng: Rng, canvas: Picture, colour: tuple[int, int, int]) -> None:
-    """One filled or outlined ellipse, polygon, box, line or word, drawn into the canvas."""
+    """Draw one filled or outlined ellipse, polygon, box, line or word into the canvas."""
     centre = [int(v) for v in rng.integers(0, SIDE, 2)]
     size = int(SIDE * math.exp(rng.uniform(math.log(0.01), math.log(0.45))))
     thickness = -1 if rng.random() < 0.6 else int(rng.integers(1, 8))
@@ -127,7 +129,7 @@ def _shape(rng: Rng, canvas: Picture, colour: tuple[int, int, int]) -> None:
 
 
 def scene(rng: Rng) -> Picture:
-    """Things on a ground, a few or many, alike or not: what a rendered part or a print looks like."""
+    """A few or many shapes on a background, similar to a rendered part or a print."""
     canvas = rng.choice([ground, plasma])(rng)
     colours = [_colour(rng) for _ in range(int(rng.integers(1, 6)))]
     for _ in range(int(math.exp(rng.uniform(math.log(2), math.log(80))))):
@@ -139,36 +141,43 @@ def scene(rng: Rng) -> Picture:
 
 
 def texture(rng: Rng) -> Picture:
-    """One of the built-in textures' kinds."""
+    """A texture of one of the built-in kinds."""
     return procedural.draw(rng, int(rng.integers(len(procedural.KINDS))), procedural.photo_folder())
 
 
-MADE: tuple[Callable[[Rng], Picture], ...] = (texture, texture, scene, scene, fractal, plasma)
+KINDS: tuple[Callable[[Rng], Picture], ...] = (texture, texture, scene, scene, fractal, plasma)
 
 
 # ------------------------------------------------------------------------------------------ crops
 
 
 def find_photographs(folder: Path, left_out: Sequence[str]) -> FileTextures:
-    """The folder's pictures, at any depth, but those in a folder below it of a name in `left_out`.
+    """The images of a folder, at any depth.
+
+    Args:
+        folder: to search.
+        left_out: names of subfolders to skip.
 
     Raises:
-        InputError: there are none, or none of a name in `left_out`.
+        InputError: there is no image, or no subfolder of a name in `left_out`.
     """
     inside = {path: path.relative_to(folder).parts[:-1] for path in list_images(folder, recursive=True)}
     if not inside:
-        raise InputError(f"--images {folder}: no picture in it at any depth")
+        raise InputError(f"--images {folder}: the folder holds no image, at any depth")
     unknown = set(left_out) - {part for parts in inside.values() for part in parts}
     if unknown:
-        raise InputError(f"--held_out {', '.join(sorted(unknown))}: {folder} has no folder of that name with pictures")
+        raise InputError(f"--held_out {', '.join(sorted(unknown))}: {folder} has no folder of that name with images")
     kept = [path for path, parts in inside.items() if not set(parts) & set(left_out)]
     if not kept:
-        raise InputError(f"--held_out leaves out every picture of {folder}")
+        raise InputError(f"--held_out {', '.join(left_out)} leaves out every image of {folder}")
     return FileTextures(kept)
 
 
 def read_photographs(files: FileTextures) -> list[Picture]:
-    """The pictures, and scikit-image's, in memory: (H, W, 3) uint8 each, at most `LONGEST` pixels long.
+    """Read the photographs and those that come with scikit-image into memory.
+
+    Returns:
+        (H, W, 3) uint8 each, with sides of at most `LONGEST` pixels.
 
     Raises:
         WorkError: one cannot be read; the message names it.
@@ -192,7 +201,7 @@ def _no_larger(picture: Picture) -> Picture:
 
 
 def _crop(rng: Rng, picture: Picture, side: int) -> Picture:
-    """A square of any size from a third of `side` to the whole picture, turned and mirrored."""
+    """A square of any size from a third of `side` to the whole picture, resized to `side`, rotated and mirrored."""
     height, width = picture.shape[:2]
     longest = min(height, width)
     length = min(longest, round(math.exp(rng.uniform(math.log(min(side / 3, longest)), math.log(longest)))))
@@ -207,7 +216,7 @@ def _crop(rng: Rng, picture: Picture, side: int) -> Picture:
 
 
 def _relight(rng: Rng, x: NDArray) -> NDArray:
-    """Colour, light, contrast, sharpness and grain; (side, side, 3) float32 in [0, 1]."""
+    """Change colour, brightness, contrast, sharpness and grain; (side, side, 3) float32 in [0, 1]."""
     if rng.random() < 0.35:
         x = np.repeat(x @ np.array([[0.299], [0.587], [0.114]], np.float32), 3, axis=2)
     elif rng.random() < 0.4:
@@ -228,19 +237,19 @@ def _relight(rng: Rng, x: NDArray) -> NDArray:
 
 
 class Crops(Dataset[Tensor]):
-    """Batches of crops; a batch depends on the seed and its number alone.
+    """Batches of crops; a batch depends only on the seed and its number.
 
     Args:
         photographs: (H, W, 3) uint8 each.
-        seed: of everything drawn.
-        batch: crops a batch.
+        seed: of all draws.
+        batch: crops per batch.
         side: of a crop, in pixels.
-        count: batches.
+        count: number of batches.
     """
 
     def __init__(self, photographs: Sequence[Picture], seed: int, batch: int, side: int, count: int) -> None:
         self.photographs, self.seed, self.batch, self.side, self.count = photographs, seed, batch, side, count
-        self._made = lru_cache(SLOTS)(self._make)
+        self._synthetic = lru_cache(SLOTS)(self._make)
 
     def __len__(self) -> int:
         return self.count
@@ -253,17 +262,17 @@ class Crops(Dataset[Tensor]):
 
     def _make(self, slot: int, generation: int) -> Picture:
         rng = np.random.default_rng([self.seed, 2, slot, generation])
-        return MADE[slot % len(MADE)](rng)
+        return KINDS[slot % len(KINDS)](rng)
 
     def _picture(self, rng: Rng, number: int) -> Picture:
         if rng.random() < 0.55:
             return self.photographs[rng.integers(len(self.photographs))]
         slot = int(rng.integers(SLOTS))
-        return self._made(slot, (number + slot) // SLOTS)
+        return self._synthetic(slot, (number + slot) // SLOTS)
 
     def _draw(self, rng: Rng, number: int) -> Picture:
         x = _crop(rng, self._picture(rng, number), self.side).astype(np.float32) / 255
-        if rng.random() < 0.3:  # a patch of something else, as a defect would be
+        if rng.random() < 0.3:  # a patch of another picture, like a defect
             other = _crop(rng, self._picture(rng, number), self.side).astype(np.float32) / 255
             mask = perlin.perlin_mask(rng, (self.side, self.side))[..., None]
             x = np.where(mask, x + rng.uniform(0.2, 1) * (other - x), x)

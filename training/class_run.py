@@ -20,7 +20,7 @@ from glass import GLASS
 from inference import checkpoint
 from inference.settings import Settings
 from inference.thresholds import HELD_OUT, TRAINING
-from reporting import page, tensorboard
+from reporting import class_record, tensorboard
 from training import distribution
 from training.calibration import calibrate
 from training.distribution import Decision
@@ -116,14 +116,16 @@ class ClassRun:
         best = checkpoint.find_chosen(self.model.model_dir)
         state = checkpoint.read_plain(best[0]) if best else {}
         self.config = state.get("config") or self.model.config
-        before = {} if record else page.read_history(self.run.results, self.row) or {}
+        before = {} if record else class_record.read_existing(self.run.results, self.row) or {}
         history = record.history if record else before.get("history", [])
         if test_loader is None:
             kept = " of the last epoch" if self.run.training and self.run.net["select"] == "best" else ""
             place = best[0] if best else self.folder
             LOGGER.info("%s: no test images, nothing to test; the model%s is %s", self.data.row, kept, place)
             shown = before.get("looked_at") if examples is None else self._look_at(examples)
-            page.save_class(self.run.results, self.row, page.untested(state, history, best[1] if best else None, shown))
+            class_record.save(
+                self.run.results, self.row, class_record.of_untested(state, history, best[1] if best else None, shown)
+            )
             return None
         return self._test(test_loader, record, history)
 
@@ -138,14 +140,16 @@ class ClassRun:
         # images are shown whole, though they may have been tested in tiles
         shown = getattr(test_loader.dataset, "whole", test_loader.dataset)
         select = self.config.get("select", "best")
-        page.save_class(self.run.results, self.row, page.tested(tested, shown, history, self.run.main["seed"], select))
+        class_record.save(
+            self.run.results, self.row, class_record.of_tested(tested, shown, history, self.run.main["seed"], select)
+        )
         return figures
 
     def _look_at(self, examples: Dataset) -> dict[str, Any]:
         """What the model makes of the images that its thresholds come from, for a class without test images."""
         some = Subset(examples, evenly_chosen(len(examples), EXAMPLES))
         tested = score_chosen(self.model, self._in_order(some), self.data.row)
-        return page.looked_at(tested, some, self.run.main["seed"])
+        return class_record.of_examples(tested, some, self.run.main["seed"])
 
     # ------------------------------------------------------------------------------------- training
 

@@ -14,7 +14,7 @@ from datasets import inventory
 from datasets.check import check_pictures
 from datasets.inventory import Inventory
 from inference import checkpoint
-from reporting import page
+from reporting import class_record, page
 from reporting import tables as report
 from training.job import ClassData, Options, Run
 from training.reading import Reader
@@ -22,7 +22,7 @@ from training.state import refuse_other_split
 from utils import LOGGER, InputError, WorkError, printable
 
 FILES = ("results.csv", "results.xlsx", "per_image.csv", page.FILE, report.SETTINGS)
-FOLDERS = ("models", "training", "eval", page.FOLDER, "judge", "foreground", "splits", "skipped")
+FOLDERS = ("models", "training", "eval", class_record.FOLDER, "judge", "foreground", "splits", "skipped")
 
 
 class EarlierTrainings:

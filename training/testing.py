@@ -22,7 +22,7 @@ from inference.features import Batch, FeatureCache, kept_features
 from inference.scorer import Scorer, finite_scores
 from inference.thresholds import Thresholds
 from metrics import PackedMasks
-from reporting import tables as report
+from reporting import drawing
 from training.device_metrics import DeviceTruth
 from training.evaluation import METRICS, Predictions, Tested, evaluate, judge, why_nan
 from training.record import Record
@@ -124,9 +124,9 @@ class _Collected:
                 self._save_picture(start + i, batch["image"][i])
 
     def _save_picture(self, index: int, image: Tensor) -> None:
-        file = self._pictures / report.picture_name(self._predictions.paths[index], self._names)
+        file = self._pictures / drawing.picture_name(self._predictions.paths[index], self._names)
         anomaly_map = self._maps[index].cpu().numpy()
-        report.save_picture(file, image.cpu().numpy(), self._predictions.masks[index], anomaly_map)
+        drawing.save_picture(file, image.cpu().numpy(), self._predictions.masks[index], anomaly_map)
 
     def predictions(self) -> Predictions:
         """Everything, after the last batch."""
@@ -172,8 +172,8 @@ def _score_tiles(scorer: Scorer, loader: DataLoader, pictures: Path | None, memo
             predictions.masks[at], predictions.labels[at], path = whole.truth(at)
             predictions.paths.append(path)
         if pictures is not None:
-            file = pictures / report.picture_name(predictions.paths[at], names)
-            report.save_picture(file, whole[at]["image"].numpy(), predictions.masks[at], predictions.maps[at])
+            file = pictures / drawing.picture_name(predictions.paths[at], names)
+            drawing.save_picture(file, whole[at]["image"].numpy(), predictions.masks[at], predictions.maps[at])
         blend = None
     if memory is not None:
         memory.predictions = predictions.without_scores()

@@ -23,7 +23,7 @@ import backbones
 import main as front
 from commands import dataset, net
 from commands.command import Command, describe, exit_code
-from reporting import tables as report
+from reporting import drawing
 from utils import one_at_a_time
 
 
@@ -64,7 +64,11 @@ def test_what_a_run_leaves_behind(trained):
     for kind in ("training", "eval"):
         pictures = sorted(p.name for p in (results / kind / "custom_disc").iterdir())
         assert pictures == [f"{k}_00{i}.png" for k in ("blot", "good") for i in range(3)]
-        assert cv2.imread(str(results / kind / "custom_disc" / pictures[0])).shape == (64, 3 * 64 + report.BAR_WIDTH, 3)
+        assert cv2.imread(str(results / kind / "custom_disc" / pictures[0])).shape == (
+            64,
+            3 * 64 + drawing.BAR_WIDTH,
+            3,
+        )
     assert "the epoch was chosen on the test set" in printed
     assert "epoch 2/2" in printed
     assert not [p for p in results.rglob("*") if p.name.endswith(".tmp") or p.name.startswith(".")]
@@ -459,4 +463,4 @@ def test_what_the_crop_leaves_out_is_said_in_training_and_when_judging(tmp_path)
     )
     assert "--keep_all shows the model the whole picture" in done.stdout
     judged = ("predict", "--checkpoint", tmp_path / "r/models/backbone_0/folder_long", "--json", tmp_path / "data/long")
-    assert "of 4 of 4 pictures the crop leaves out more than 10 %, where no defect is seen" in cli(*judged).stdout
+    assert "in 4 of 4 images the crop leaves out more than 10 % of the image" in cli(*judged).stdout

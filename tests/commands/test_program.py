@@ -115,7 +115,7 @@ def test_the_comparison_as_a_process(tmp_path):
         [sys.executable, "main.py", "report", tmp_path], cwd=ROOT, capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 2, done.stderr
-    assert "no results folder of a run" in done.stderr
+    assert "is not the results folder of a finished run" in done.stderr
 
 
 def test_the_document_of_options_is_what_the_commands_say():

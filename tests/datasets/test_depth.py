@@ -9,7 +9,6 @@ from click.testing import CliRunner
 from helpers import DATASET, NET, cli, make_textures
 from PIL import Image
 from test_files import png, tiff
-from test_onnx import script
 
 from datasets import ImageSettings, Sample
 from datasets.defects import Defects, refuse_test_images
@@ -18,6 +17,7 @@ from datasets.files import CLIPPED, ReadOptions, read_header, read_peak, read_rg
 from datasets.foreground import make_masks
 from glass import load_checkpoint
 from inference import checkpoint
+from tools import script
 from training import saving
 from utils import LOGGER, InputError
 
@@ -201,14 +201,14 @@ def test_a_training_keeps_its_depth_for_all_that_follows(run, log):
         model.predict_images([values * 4, deep])
     assert log.text.count("the model was trained with 12 bits, where white is 4095") == 1
 
-    export = script()
+    export = script("pth2onnx")
     out = root / "model.onnx"
     done = CliRunner().invoke(export.main, [str(folder), "--out", str(out)])
     assert done.exit_code == 0, done.output
     judge = export._beside("ort").GraphJudge(out)
     assert judge.reading == ReadOptions(12)
     assert judge.predict_image(path).score == judge.predict_image(values).score == judge.predict_image(eight).score
-    prepared = export._Prepared(model, [path]).get_next()["normalised_image"]
+    prepared = export.quantisation.CalibrationImages(model, [path]).get_next()["normalised_image"]
     assert (prepared == model.prepare(Image.fromarray(eight).convert("RGB"))[None].numpy()).all()
 
     log.clear()  # the same again, and with another depth

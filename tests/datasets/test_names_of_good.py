@@ -4,10 +4,10 @@ import shutil
 
 import pytest
 from PIL import Image
-from test_onnx import script
 
 from datasets import FolderLayout, MVTecLayout, VisALayout
 from datasets.base import is_good
+from tools import script
 from utils import InputError
 
 
@@ -84,8 +84,8 @@ def test_what_sounds_like_good_is_not(tmp_path):
 
 
 def test_the_export_measures_by_the_same_names(tmp_path):
-    export = script()
-    assert [export._is_defective(tmp_path / f"{name}/0.png", tmp_path) for name in ("OK", "good", "ko")] == [0, 0, 1]
+    checking = script("pth2onnx").checking
+    assert [checking.is_defective(tmp_path / f"{name}/0.png", tmp_path) for name in ("OK", "good", "ko")] == [0, 0, 1]
 
 
 # -------------------------------------------------------------------------------------------- VisA

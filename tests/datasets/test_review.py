@@ -9,7 +9,8 @@ from PIL import Image
 
 from datasets import FolderLayout, MVTecLayout, VisALayout
 from datasets.files import look_through
-from inference.predict import _as_json, find_pictures, paths_in
+from inference.inputs import find_pictures, parse_path_list
+from inference.predict import as_json
 from utils import InputError
 
 
@@ -126,20 +127,20 @@ def test_a_split_that_is_not_known_is_named(tmp_path):
 
 
 def test_a_folder_without_pictures_is_refused_without_a_list_of_formats(tmp_path):
-    with pytest.raises(InputError, match="no picture of a kind that is read"):
+    with pytest.raises(InputError, match="no image of a supported format"):
         find_pictures([str(tmp_path)])
 
 
 def test_names_of_one_character_each_ended_by_nul_are_no_utf_16():
-    assert paths_in(b"a\0b\0") == ["a", "b"]
-    assert paths_in("a.png".encode("utf-16-le")) == ["a.png"]
-    assert paths_in("a\r\nb\r\n".encode("utf-16-be")) == ["a", "b"]
+    assert parse_path_list(b"a\0b\0") == ["a", "b"]
+    assert parse_path_list("a.png".encode("utf-16-le")) == ["a.png"]
+    assert parse_path_list("a\r\nb\r\n".encode("utf-16-be")) == ["a", "b"]
 
 
 def test_an_error_that_names_a_file_becomes_valid_text():
     path = os.fsdecode(b"a\xff.png")
-    row = _as_json({"path": path, "error": f"cannot read image {path}: ×"})
+    row = as_json({"path": path, "error": f"cannot read image {path}: ×"})
     json.dumps(row, ensure_ascii=False).encode("utf-8")
     assert row["path"] == "a\ufffd.png"
     assert row["error"] == "cannot read image a\ufffd.png: ×"
-    assert _as_json({"path": path, "error": ""})["error"] is None
+    assert as_json({"path": path, "error": ""})["error"] is None

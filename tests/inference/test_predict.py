@@ -1,15 +1,12 @@
-"""Decisions on new pictures: the command `predict`, the library, and that both say what the tester says."""
+"""The command `predict`: results equal to those of the tester, inputs, resuming, and wrong usage."""
 
 import csv
 import json
 import os
-import pickle
 import shutil
 import signal
 import subprocess
 import sys
-import tempfile
-import threading
 import time
 import zlib
 
@@ -21,11 +18,8 @@ import torch
 from helpers import ROOT, cli, shape_of_part
 from PIL import Image
 
-import backbones
 from glass import load_checkpoint
 from inference import checkpoint, predict
-from inference import inspector as inference
-from utils import InputError, WorkError
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +50,7 @@ def last_line(done):
 # ------------------------------------------------------------------------------- all ways agree
 
 
-def test_tester_library_and_command_agree(trained, tiny, folder, model, tmp_path):
+def test_tester_library_and_command_give_the_same_results(trained, tiny, folder, model, tmp_path):
     judged = pd.read_csv(trained[0] / "per_image.csv")
     done = run("--checkpoint", folder, tiny[0] / "disc" / "test", "--out", tmp_path, "--save")
     assert done.returncode == 0, done.stdout
@@ -79,70 +73,10 @@ def test_tester_library_and_command_agree(trained, tiny, folder, model, tmp_path
         assert cv2.imread(str(tmp_path / "overlays" / f"{name}.png")).shape == (64, 64, 3)
 
 
-def test_arrays_files_and_pictures_are_the_same(tiny, model):
-    path = sorted((tiny[0] / "disc/test/blot").iterdir())[0]
-    picture = Image.open(path).convert("RGB")
-    scores = {model.predict_image(x).score for x in (path, str(path), picture, np.asarray(picture))}
-    assert max(scores) - min(scores) < 1e-7
-    together = model.predict_images([path] * 3)
-    assert [r.score for r in together] == pytest.approx([scores.pop()] * 3, abs=1e-6)
-    gray = np.asarray(picture.convert("L"))
-    assert model.predict_image(gray).score == model.predict_image(gray[..., None]).score
-    for wrong in (gray.astype(np.float32), np.zeros((3, 64, 64), np.uint8), np.zeros(5, np.uint8)):
-        with pytest.raises(InputError, match="is no picture"):
-            model.predict_image(wrong)
-
-
-def test_threads_get_the_same_results(tiny, model):
-    paths = sorted((tiny[0] / "disc/test").rglob("*.png"))
-    expected = [model.predict_image(p).score for p in paths]
-    found = {}
-
-    def work(number):
-        found[number] = [model.predict_image(p).score for p in paths * 3]
-
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert all(scores == pytest.approx(expected * 3, abs=1e-6) for scores in found.values())
-    assert len(found) == 4
-
-
-@pytest.mark.parametrize("size", [(64, 64), (50, 90), (200, 120), (33, 65)])
-def test_map_lies_where_the_picture_shows_it(model, size):
-    """A map that is the picture itself comes back as that picture, but for what the crop left out."""
-    height, width = size
-    rng = np.random.default_rng(0)
-    smooth = cv2.resize(rng.random((4, 4), np.float32), (width, height), interpolation=cv2.INTER_CUBIC).clip(0, 1)
-    picture = Image.fromarray((smooth * 255).astype(np.uint8)).convert("RGB")
-    seen = np.asarray(model.settings.cropped(picture))[..., 0].astype(np.float32) / 255
-    back = model.geometry.place(seen, picture.size)
-    assert back.shape == size
-    margin = abs(height - width) // 2
-    inner = (
-        (slice(margin, height - margin), slice(None))
-        if height > width
-        else (slice(None), slice(margin, width - margin))
-    )
-    assert np.abs(back - smooth)[inner][2:-2, 2:-2].mean() < 0.02
-    outside = np.ones(size, bool)
-    outside[inner] = False
-    outside = cv2.erode(outside.astype(np.uint8), np.ones((5, 5), np.uint8)) > 0
-    assert (back[outside] == 0).all()
-
-
-def test_bf16_says_nearly_the_same(folder, model, tiny):
-    low = load_checkpoint(folder, precision="bf16")
-    for path in sorted((tiny[0] / "disc/test").rglob("*.png")):
-        assert low.predict_image(path).score == pytest.approx(model.predict_image(path).score, abs=0.03)
-
-
 # -------------------------------------------------------------------------------------- inputs
 
 
-def test_inputs_of_every_kind(folder, tmp_path):
+def test_files_folders_patterns_and_lists_are_inputs(folder, tmp_path):
     rng = np.random.default_rng(0)
     for name in ("a.png", "in/b.png", "in/deep/b.PNG", "in/.hidden.png", "list me.png", "x[1].png"):
         (tmp_path / "p" / name).parent.mkdir(parents=True, exist_ok=True)
@@ -162,7 +96,7 @@ def test_inputs_of_every_kind(folder, tmp_path):
     assert np.load(tmp_path / "o/maps/a.npy").shape == (64, 64)
 
 
-def test_json_for_other_programs(folder, tiny, tmp_path):
+def test_json_lines(folder, tiny, tmp_path):
     (tmp_path / "empty.png").touch()
     done = subprocess.run(
         [sys.executable, str(ROOT / "main.py"), "predict", "--checkpoint", str(folder), "--json",
@@ -176,10 +110,10 @@ def test_json_for_other_programs(folder, tiny, tmp_path):
     assert all(0 <= line["score"] <= 1 for line in lines[:3])
     assert lines[3]["score"] is None
     assert "the file is empty" in lines[3]["error"]
-    assert "1 of 4 pictures could not be judged" in done.stderr
+    assert "1 of 4 images could not be judged" in done.stderr
 
 
-def bad_pictures(folder):
+def write_bad_images(folder):
     folder.mkdir()
     good = shape_of_part(np.random.default_rng(0), 64, False)[0]
     Image.fromarray(good).save(folder / "good.png")
@@ -195,11 +129,11 @@ def bad_pictures(folder):
     (folder / "huge.png").write_bytes(small)
 
 
-def test_a_bad_picture_is_a_row_and_the_rest_is_done(folder, tmp_path):
-    bad_pictures(tmp_path / "p")
+def test_a_bad_image_becomes_a_row_and_the_others_are_judged(folder, tmp_path):
+    write_bad_images(tmp_path / "p")
     done = run("--checkpoint", folder, "--out", tmp_path / "o", tmp_path / "p", "--batch_size", 2)
     assert done.returncode == 1
-    assert last_line(done).startswith("Error: 5 of 7 pictures could not be judged; ")
+    assert last_line(done).startswith("Error: 5 of 7 images could not be judged; ")
     rows = {os.path.basename(p): row for p, row in table(tmp_path / "o").items()}
     assert len(rows) == 7
     for name, says in (
@@ -212,7 +146,7 @@ def test_a_bad_picture_is_a_row_and_the_rest_is_done(folder, tmp_path):
     assert rows["good.png"]["error"] == ""
 
 
-def test_goes_on_where_it_was_and_tries_again_what_failed(folder, tiny, tmp_path):
+def test_continue_skips_finished_images_and_retries_failed_ones(folder, tiny, tmp_path):
     shutil.copytree(tiny[0] / "disc/test/good", tmp_path / "p")
     first = sorted((tmp_path / "p").iterdir())[0]
     whole = first.read_bytes()
@@ -220,21 +154,21 @@ def test_goes_on_where_it_was_and_tries_again_what_failed(folder, tiny, tmp_path
     assert run("--checkpoint", folder, "--out", tmp_path / "o", tmp_path / "p").returncode == 1
     refused = run("--checkpoint", folder, "--out", tmp_path / "o", tmp_path / "p")
     assert refused.returncode == 2
-    assert "give --continue to go on with it" in last_line(refused)
+    assert "give --continue to continue it" in last_line(refused)
     first.write_bytes(whole)
     with (tmp_path / "o/predictions.csv").open("a") as file:
         file.write("/half/a/line,0.")
     shutil.copy(first, tmp_path / "p" / "later.png")
     done = run("--checkpoint", folder, "--out", tmp_path / "o", tmp_path / "p", "--continue")
     assert done.returncode == 0, done.stdout
-    assert "2 of 4 pictures are judged already" in done.stdout
+    assert "2 of 4 images are judged already" in done.stdout
     text = (tmp_path / "o/predictions.csv").read_text()
     assert text.count("\n") == 5
     assert "/half" not in text
     assert len(table(tmp_path / "o")) == 4
 
 
-def test_stopped_in_the_middle_leaves_whole_rows(folder, tmp_path):
+def test_an_interrupted_run_leaves_whole_rows(folder, tmp_path):
     image = Image.fromarray(shape_of_part(np.random.default_rng(0), 64, False)[0])
     (tmp_path / "p").mkdir()
     for i in range(400):
@@ -258,7 +192,7 @@ def test_stopped_in_the_middle_leaves_whole_rows(folder, tmp_path):
     assert len(table(tmp_path / "o")) == 400
 
 
-def test_memory_does_not_grow_with_the_pictures(model, tmp_path, monkeypatch):
+def test_memory_does_not_grow_with_the_number_of_images(model, tmp_path, monkeypatch):
     alive, most = set(), [0]
 
     class Counted:
@@ -271,14 +205,14 @@ def test_memory_does_not_grow_with_the_pictures(model, tmp_path, monkeypatch):
             alive.discard(id(self))
 
     plain = Image.new("RGB", (64, 64))
-    monkeypatch.setattr(predict, "open_picture", lambda *_: Counted(plain))
+    monkeypatch.setattr(predict, "open_rgb", lambda *_: Counted(plain))
     monkeypatch.setattr(predict.Image, "Image", Counted)
     monkeypatch.setattr(
         model, "predict_images", lambda images: [model.result(0.5, np.zeros((64, 64), np.float32))] * len(images)
     )
-    pictures = [predict.Picture(tmp_path / f"{i}.png", f"{i}.png") for i in range(500)]
-    assert predict.predict(model, pictures, predict.Wishes(tmp_path, "", False, 4)) == 0
-    assert most[0] <= 4 * (predict.AHEAD + 2)
+    pictures = [predict.InputImage(tmp_path / f"{i}.png", f"{i}.png") for i in range(500)]
+    assert predict.predict(model, pictures, predict.PredictionOptions(tmp_path, "", False, 4)) == 0
+    assert most[0] <= 4 * (predict.BATCHES_AHEAD + 2)
 
 
 # ------------------------------------------------------------------------------------ bad requests
@@ -291,7 +225,7 @@ def test_memory_does_not_grow_with_the_pictures(model, tmp_path, monkeypatch):
         (("--checkpoint", "{ckpt}", "{good}"), 2, "give --out DIR for a table, --json"),
         (("--checkpoint", "{ckpt}", "{good}", "--json", "--save"), 2, "--save needs --out"),
         (("--checkpoint", "{ckpt}", "/none/such.png", "--json"), 2, "/none/such.png: no such file or folder"),
-        (("--checkpoint", "{ckpt}", "{empty}", "--json"), 2, "the folder holds no picture"),
+        (("--checkpoint", "{ckpt}", "{empty}", "--json"), 2, "the folder holds no image"),
         (("--checkpoint", "{ckpt}", "--json"), 2, "Missing argument"),
         (("--checkpoint", "/none.pth", "{good}", "--json"), 2, "no checkpoint /none.pth"),
         (("--checkpoint", "{empty}", "{good}", "--json"), 2, "no ckpt_best_*.pth in"),
@@ -300,7 +234,7 @@ def test_memory_does_not_grow_with_the_pictures(model, tmp_path, monkeypatch):
         (("--checkpoint", "{ckpt}", "{good}", "--json", "--gpu", "99"), 2, "-1 is the CPU"),
     ],
 )
-def test_requests_that_cannot_work(folder, tiny, tmp_path, arguments, code, says):
+def test_wrong_usage_ends_with_one_line(folder, tiny, tmp_path, arguments, code, says):
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").touch()
     places = {
@@ -315,54 +249,7 @@ def test_requests_that_cannot_work(folder, tiny, tmp_path, arguments, code, says
     assert says in last_line(done)
 
 
-MADE_BY_CODE = os.path.join(tempfile.gettempdir(), f"glass-was-here-{os.getpid()}")
-
-
-class Code:
-    def __reduce__(self):
-        return (os.mkdir, (MADE_BY_CODE,))
-
-
-def test_checkpoints_that_are_none(folder, tmp_path):
-    best = checkpoint.find_best(folder)[0]
-    state = torch.load(best, weights_only=True)
-    (tmp_path / "pickle.pth").write_bytes(pickle.dumps(Code()))
-    (tmp_path / "cut.pth").write_bytes(best.read_bytes()[:5000])
-    torch.save({"model": {}}, tmp_path / "other.pth")
-    (tmp_path / "text.pth").write_text("# words")
-    torch.save({"discriminator": state["discriminator"]}, tmp_path / "published.pth")
-    other = {**state, "config": {**state["config"], "backbone_hash": "0" * 32}}
-    torch.save(other, tmp_path / "wrong.pth")
-    gone = {**state, "config": {**state["config"], "weights": "/gone/weights.pth"}}
-    torch.save(gone, tmp_path / "gone.pth")
-    for name, kind, says in (
-        ("pickle.pth", WorkError, "more than tensors and plain values"),
-        ("cut.pth", WorkError, "damaged"),
-        ("other.pth", WorkError, "it holds no discriminator"),
-        ("text.pth", WorkError, "is no file of torch.save"),
-        ("published.pth", WorkError, "does not say how it was trained"),
-        ("wrong.pth", InputError, "was trained with other weights"),
-        ("gone.pth", WorkError, "give --weights PATH"),
-    ):
-        with pytest.raises(kind, match=says):
-            load_checkpoint(tmp_path / name)
-    assert not os.path.exists(MADE_BY_CODE)
-    torch.save(backbones.load("resnet18", "random", 0).state_dict(), tmp_path / "weights.pth")
-    assert load_checkpoint(tmp_path / "gone.pth", weights=tmp_path / "weights.pth").class_name == "custom_disc"
-
-
-def test_trained_backbone_comes_with_the_checkpoint(tiny, tmp_path):
-    from helpers import train_cli
-
-    done = train_cli(*tiny, tmp_path, net=("--train_backbone", "--meta_epochs", 1), dataset=("-d", "disc"))
-    assert done.returncode == 0, done.stdout
-    judged = pd.read_csv(tmp_path / "per_image.csv")
-    ours = inference.load_checkpoint(tmp_path / "models/backbone_0/custom_disc")
-    for row in judged.itertuples():
-        assert ours.predict_image(row.path).score == pytest.approx(row.score, abs=1e-5)
-
-
-def test_checkpoint_without_thresholds_gives_scores_alone(folder, tiny, tmp_path):
+def test_a_checkpoint_without_thresholds_gives_only_scores(folder, tiny, tmp_path):
     state = torch.load(checkpoint.find_best(folder)[0], weights_only=True)
     del state["thresholds"]
     torch.save(state, tmp_path / "c.pth")
@@ -373,13 +260,13 @@ def test_checkpoint_without_thresholds_gives_scores_alone(folder, tiny, tmp_path
     assert not (tmp_path / "o" / "masks").exists()
 
 
-def test_predict_stands_in_the_help_and_comes_first():
+def test_predict_is_in_the_help_and_comes_before_its_options():
     assert "predict" in cli("--help").stdout
     assert "--checkpoint" in cli("predict", "--help").stdout
     assert cli("--seed", 1, "predict").returncode == 2
 
 
-def test_continuing_keeps_what_other_pictures_left_and_saves_what_was_not(folder, tiny, tmp_path):
+def test_continue_keeps_saved_images_and_saves_missing_ones(folder, tiny, tmp_path):
     good = sorted((tiny[0] / "disc/test/good").iterdir())[:2]
     for name, source in zip(("a", "b"), good, strict=True):
         (tmp_path / name).mkdir()
@@ -401,7 +288,7 @@ def test_continuing_keeps_what_other_pictures_left_and_saves_what_was_not(folder
     assert (tmp_path / "o/maps/x.tiff").read_bytes() == first
 
 
-def test_a_table_of_another_model_or_kind_is_left_alone(folder, tiny, tmp_path):
+def test_a_table_of_another_model_or_another_kind_is_not_changed(folder, tiny, tmp_path):
     picture = sorted((tiny[0] / "disc/test/good").iterdir())[0]
     call = ("predict", "--checkpoint", folder, "--out", tmp_path / "o", picture)
     assert cli(*call).returncode == 0
@@ -413,20 +300,20 @@ def test_a_table_of_another_model_or_kind_is_left_alone(folder, tiny, tmp_path):
         path.write_text(text)
         done = cli(*call, "--continue")
         assert done.returncode == 1
-        assert "no table of predictions of this command" in done.stdout
+        assert "is not a table that this command wrote" in done.stdout
         assert path.read_text() == text
 
 
-def test_a_listed_picture_that_is_gone_is_a_row(folder, tiny, tmp_path):
+def test_a_listed_image_that_is_missing_becomes_a_row(folder, tiny, tmp_path):
     picture = sorted((tiny[0] / "disc/test/good").iterdir())[0]
     listed = f"{picture}\n{tmp_path}/gone.png\n{picture.parent}/../good/{picture.name}\n"
     done = run("--checkpoint", folder, "--out", tmp_path / "o", "-", input=listed)
     assert done.returncode == 1
-    assert "1 of 2 pictures could not be judged" in last_line(done)
+    assert "1 of 2 images could not be judged" in last_line(done)
     assert table(tmp_path / "o")[f"{tmp_path}/gone.png"]["error"]
 
 
-def test_what_cannot_be_judged_takes_no_other_picture_with_it(model, tmp_path, monkeypatch):
+def test_an_image_that_cannot_be_judged_does_not_affect_others(model, tmp_path, monkeypatch):
     score = model.score_pictures
 
     def fails(pictures):
@@ -438,30 +325,8 @@ def test_what_cannot_be_judged_takes_no_other_picture_with_it(model, tmp_path, m
     for i, side in enumerate((64, 70, 66)):
         Image.new("RGB", (side, side)).save(tmp_path / f"{i}.png")
     pictures = predict.find_pictures([str(tmp_path)])
-    assert predict.predict(model, pictures, predict.Wishes(tmp_path / "o", "", False, 8)) == 1
+    assert predict.predict(model, pictures, predict.PredictionOptions(tmp_path / "o", "", False, 8)) == 1
     rows = {os.path.basename(p): row for p, row in table(tmp_path / "o").items()}
     assert rows["1.png"]["error"] == "out of memory"
     assert rows["0.png"]["score"]
     assert rows["2.png"]["score"]
-
-
-def test_pil_pictures_are_read_as_their_files(model, tmp_path):
-    deep = Image.fromarray(np.full((64, 64), 30_000, np.uint16))
-    deep.save(tmp_path / "deep.png")
-    assert (
-        model.predict_image(Image.open(tmp_path / "deep.png")).score == model.predict_image(tmp_path / "deep.png").score
-    )
-    with pytest.raises(InputError, match="mode F"):
-        model.predict_image(Image.new("F", (64, 64)))
-    shape = Image.fromarray(shape_of_part(np.random.default_rng(0), 64, True)[0]).crop((0, 0, 40, 64))
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    shape.save(tmp_path / "turned.png", exif=exif)
-    turned = model.predict_image(Image.open(tmp_path / "turned.png"))
-    assert turned.map.shape == model.predict_image(tmp_path / "turned.png").map.shape == (40, 64)
-
-
-@pytest.mark.parametrize("given", [None, b"x", [[1, 2]], 3, torch.zeros(3, 9, 9)])
-def test_what_is_no_picture_is_said(model, given):
-    with pytest.raises(InputError, match="is not a picture; possible: a path, a PIL image, or a NumPy array"):
-        model.predict_image(given)

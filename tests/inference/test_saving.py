@@ -1,37 +1,28 @@
-"""What `predict` does where a picture cannot be saved, where none can be, and what is done before the network."""
+"""Saving images in `predict`: full disks and awkward names; and the work that is done before the network runs."""
 
 import csv
 import errno
-import importlib.util
 import os
 import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import ROOT, cli, make_glass
+from helpers import Brightness, cli, make_glass
 from PIL import Image
 
 from datasets.geometry import Geometry
 from datasets.settings import ImageSettings
-from inference import predict
+from inference import inputs, predict
 from inference.inspector import Inspector
-from inference.judge import Judge, Prepared
+from inference.judge import PreparedImage
+from inference.table import PredictionsTable
 from inference.thresholds import Thresholds
+from tools import script
 from utils import WorkError
 
 
-class Brightness(Judge):
-    """Scores a picture by how bright it is: no network."""
-
-    geometry, thresholds, class_name = Geometry(imagesize=32), Thresholds(0.5, 0.5), "part"
-
-    def score_pictures(self, pictures):
-        values = np.array([np.asarray(picture).mean() / 255 for picture in pictures], np.float32)
-        return values, values[:, None, None] * np.ones((32, 32), np.float32)
-
-
-def pictures_in(folder, names):
+def write_images(folder, names):
     made = Image.new("RGB", (32, 32), (200, 200, 200))
     for name in names:
         path = Path(os.fsdecode(os.fsencode(folder) + b"/" + name if isinstance(name, bytes) else f"{folder}/{name}"))
@@ -43,7 +34,9 @@ def pictures_in(folder, names):
 
 def judge(folder, out, maps="tiff", go_on=False, model=None, batch_size=4):
     pictures = predict.find_pictures([str(folder)], out=out)
-    return predict.predict(model or Brightness(), pictures, predict.Wishes(out, maps, False, batch_size), go_on)
+    return predict.predict(
+        model or Brightness(), pictures, predict.PredictionOptions(out, maps, False, batch_size), go_on
+    )
 
 
 def rows_of(out):
@@ -53,15 +46,15 @@ def rows_of(out):
 
 def saved_in(out):
     return sorted(
-        p.relative_to(out).as_posix() for name in predict.SAVED for p in (out / name).rglob("*.*") if p.is_file()
+        p.relative_to(out).as_posix() for name in inputs.SAVED for p in (out / name).rglob("*.*") if p.is_file()
     )
 
 
 LONG = "b" * 251 + ".png"
 
 
-def test_a_picture_that_cannot_be_saved_is_a_row_and_leaves_nothing(tmp_path):
-    pictures_in(tmp_path / "p", [*(f"{i}.png" for i in range(6)), LONG, "檢" * 83 + ".png", "x.png", "x.tiff/y.png"])
+def test_an_image_that_cannot_be_saved_becomes_a_row_and_leaves_no_files(tmp_path):
+    write_images(tmp_path / "p", [*(f"{i}.png" for i in range(6)), LONG, "檢" * 83 + ".png", "x.png", "x.tiff/y.png"])
     for go_on in (False, True):
         assert judge(tmp_path / "p", tmp_path / "o", go_on=go_on) == 2
         rows = rows_of(tmp_path / "o")
@@ -76,9 +69,9 @@ def test_a_picture_that_cannot_be_saved_is_a_row_and_leaves_nothing(tmp_path):
     assert not list((tmp_path / "o").rglob(".*"))
 
 
-def test_names_as_long_as_a_file_system_takes_and_no_text_are_saved(tmp_path):
+def test_names_of_maximal_length_and_names_that_are_not_utf8_are_saved(tmp_path):
     names = [LONG, "檢" * 83 + ".png", b"00\xe9.png"]
-    pictures_in(tmp_path / "p", names)
+    write_images(tmp_path / "p", names)
     assert judge(tmp_path / "p", tmp_path / "npy", maps="npy") == 0
     assert len(saved_in(tmp_path / "npy")) == 9
     (tmp_path / "p" / LONG).unlink()
@@ -89,7 +82,7 @@ def test_names_as_long_as_a_file_system_takes_and_no_text_are_saved(tmp_path):
 
 
 def fail_from(monkeypatch, count, number, where="maps"):
-    """From the `count`-th file below a folder on, writing fails with this number."""
+    """Let writing fail with this error number after `count` files in a folder of this name."""
     write, left = Path.write_bytes, [count]
 
     def write_bytes(path, content):
@@ -107,8 +100,8 @@ def fail_from(monkeypatch, count, number, where="maps"):
     ("number", "says"),
     [(errno.ENOSPC, "the disk is full"), (errno.EDQUOT, "quota is used up"), (errno.EROFS, "read-only")],
 )
-def test_a_full_disk_ends_the_work_with_the_rows_so_far(tmp_path, monkeypatch, number, says):
-    pictures_in(tmp_path / "p", [f"{i}.png" for i in range(9)])
+def test_a_full_disk_ends_the_run_and_keeps_the_rows_so_far(tmp_path, monkeypatch, number, says):
+    write_images(tmp_path / "p", [f"{i}.png" for i in range(9)])
     fail_from(monkeypatch, 5, number)
     with pytest.raises(WorkError, match=f"/5.tiff: .*{says}"):
         judge(tmp_path / "p", tmp_path / "o")
@@ -120,8 +113,8 @@ def test_a_full_disk_ends_the_work_with_the_rows_so_far(tmp_path, monkeypatch, n
     assert len(rows_of(tmp_path / "o")) == 9
 
 
-def test_one_map_too_large_for_the_file_system_is_that_pictures_own_error(tmp_path, monkeypatch):
-    pictures_in(tmp_path / "p", [f"{i}.png" for i in range(3)])
+def test_a_map_too_large_for_the_file_system_fails_only_its_image(tmp_path, monkeypatch):
+    write_images(tmp_path / "p", [f"{i}.png" for i in range(3)])
     write, maps = Path.write_bytes, []
 
     def refuses(path, content):
@@ -135,21 +128,21 @@ def test_one_map_too_large_for_the_file_system_is_that_pictures_own_error(tmp_pa
     assert "larger than the file system or a limit" in rows_of(tmp_path / "o")["1.png"]["error"]
 
 
-def test_memory_that_runs_out_at_the_overlay_is_that_pictures_own_error(tmp_path):
+def test_running_out_of_memory_at_an_overlay_fails_only_its_image(tmp_path):
     class Scarce(Brightness):
         def overlay(self, image, result):
             if image.size == (40, 32):
                 raise MemoryError
             return super().overlay(image, result)
 
-    pictures_in(tmp_path / "p", ["0.png", "2.png"])
+    write_images(tmp_path / "p", ["0.png", "2.png"])
     Image.new("RGB", (40, 32)).save(tmp_path / "p/1.png")
     assert judge(tmp_path / "p", tmp_path / "o", model=Scarce()) == 1
     assert "out of memory" in rows_of(tmp_path / "o")["1.png"]["error"]
 
 
-def test_folders_that_cannot_be_made_are_told_before_the_first_picture(tmp_path):
-    pictures_in(tmp_path / "p", ["0.png"])
+def test_folders_that_cannot_be_made_stop_the_run_before_the_first_image(tmp_path):
+    write_images(tmp_path / "p", ["0.png"])
     (tmp_path / "o").mkdir()
     (tmp_path / "o" / "maps").touch()
     with pytest.raises(WorkError, match=r"cannot make the folder .*/maps"):
@@ -158,7 +151,7 @@ def test_folders_that_cannot_be_made_are_told_before_the_first_picture(tmp_path)
 
 
 def test_a_table_on_a_full_disk_keeps_whole_rows(tmp_path, monkeypatch):
-    table = predict.Table(tmp_path, False, {}, False)
+    table = PredictionsTable(tmp_path, False, {}, False)
     table.add([{"path": "a.png", "score": "1"}])
     whole = (tmp_path / "predictions.csv").read_bytes()
 
@@ -182,11 +175,11 @@ def test_a_table_on_a_full_disk_keeps_whole_rows(tmp_path, monkeypatch):
     assert (tmp_path / "predictions.csv").read_bytes() == whole
 
 
-def test_lines_for_other_programs_on_a_full_disk(monkeypatch):
+def test_json_lines_on_a_full_disk(monkeypatch):
     with open("/dev/full", "w") as full, monkeypatch.context() as patched:
         patched.setattr("sys.stdout", full)
         with pytest.raises(WorkError, match="standard output: the disk is full"):
-            predict._print_lines([{"path": "a", "error": ""}])
+            predict.print_json_lines([{"path": "a", "error": ""}])
 
 
 # ------------------------------------------------------------------------------ before the network
@@ -199,7 +192,7 @@ def inspector():
     return Inspector(glass, {"config": {}, "thresholds": Thresholds(0.5, 0.5).plain()}, settings)
 
 
-def test_pictures_are_resized_by_the_threads_that_read_them(inspector, tmp_path, monkeypatch):
+def test_images_are_resized_by_the_threads_that_read_them(inspector, tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     (tmp_path / "p").mkdir()
     for i in range(6):
@@ -220,16 +213,16 @@ def test_pictures_are_resized_by_the_threads_that_read_them(inspector, tmp_path,
             assert (np.load(tmp_path / "o/maps" / f"{path.stem}.npy") == result.map).all()
 
 
-def test_what_is_prepared_counts_as_memory(inspector):
+def test_the_prepared_input_counts_as_memory(inspector):
     image = Image.new("RGB", (32, 32))
     ready = inspector.prepare_ahead(image)
-    assert isinstance(ready, Prepared)
-    assert predict._pixels(ready) == 32 * 32 + 4 * 64 * 64
+    assert isinstance(ready, PreparedImage)
+    assert predict.memory_in_pixels(ready) == 32 * 32 + 4 * 64 * 64
     assert inspector.predict_images([ready])[0].score == inspector.predict_image(image).score
-    assert predict._pixels(image) == 32 * 32
+    assert predict.memory_in_pixels(image) == 32 * 32
 
 
-def test_a_narrow_picture_is_refused_before_it_is_resized(inspector, tmp_path, monkeypatch):
+def test_a_narrow_image_is_refused_before_it_is_resized(inspector, tmp_path, monkeypatch):
     monkeypatch.setattr("inference.judge.MOST_PIXELS", 1 << 20)
     monkeypatch.setattr(ImageSettings, "resized", lambda *_: pytest.fail("was resized"))
     Image.new("L", (60_000, 20)).save(tmp_path / "narrow.png")
@@ -237,16 +230,14 @@ def test_a_narrow_picture_is_refused_before_it_is_resized(inspector, tmp_path, m
     assert "too long and narrow" in rows_of(tmp_path / "o")["narrow.png"]["error"]
 
 
-def test_no_pictures_have_no_results(inspector):
+def test_no_images_give_no_results(inspector):
     assert inspector.predict_images([]) == []
     assert Brightness().predict_images(()) == []
     scores, maps = inspector.score_pictures([])
     assert scores.shape == (0,)
     assert maps.shape == (0, 64, 64)
-    spec = importlib.util.spec_from_file_location("ort", ROOT / "onnx" / "ort.py")
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    graph = script.GraphJudge.__new__(script.GraphJudge)
+    graph_judge = script("ort").GraphJudge
+    graph = graph_judge.__new__(graph_judge)
     graph.geometry, graph.thresholds = Geometry(imagesize=64), None
     assert graph.predict_images([]) == []
     assert graph.score_pictures([])[1].shape == (0, 64, 64)
@@ -274,7 +265,7 @@ def test_no_pictures_have_no_results(inspector):
         (("--help", "predict"), 0, "Judge images: files"),
     ],
 )
-def test_options_before_predict_are_its_own(arguments, code, says):
+def test_options_may_come_before_the_word_predict(arguments, code, says):
     done = cli(*arguments)
     assert done.returncode == code, done.stdout
     assert says in done.stdout

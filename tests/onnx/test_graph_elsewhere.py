@@ -1,4 +1,4 @@
-"""The exported graph in other runtimes than onnxruntime: the resize is Pillow's to the last bit, the scores are torch's."""
+"""The exported graph in several runtimes: its resize equals Pillow's bit for bit, its scores equal torch's."""
 
 import cv2
 import numpy as np
@@ -8,10 +8,10 @@ import openvino
 import pytest
 from helpers import run_here
 from PIL import Image
-from test_onnx import script
 
 from datasets.settings import ImageSettings, normalise
 from glass import load_checkpoint
+from tools import script
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,7 @@ def folder(trained):
 
 @pytest.fixture(scope="module")
 def exporter():
-    return script()
+    return script("pth2onnx")
 
 
 def in_onnxruntime(path):
@@ -53,12 +53,11 @@ RUNTIMES = {"onnxruntime": in_onnxruntime, "openvino": in_openvino, "opencv": in
 
 
 def preparation(exporter, settings, size=None):
-    """A graph of nothing but resize, crop and normalisation."""
-    model = type("Model", (), {"settings": settings})()
-    made = exporter._preparation(model, 18, True, False, size)
-    made.ir_version = 10
-    onnx.checker.check_model(made, full_check=True)
-    return made
+    """A graph that only resizes, crops and normalises."""
+    graph = exporter.prepare_images(settings, exporter.GraphOptions(picture_size=size))
+    graph.ir_version = 10
+    onnx.checker.check_model(graph, full_check=True)
+    return graph
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
@@ -72,7 +71,7 @@ def preparation(exporter, settings, size=None):
     ],
     ids=["shorter side", "both sides", "keep_all", "no crop"],
 )
-def test_resize_is_pillows_to_the_last_bit(exporter, tmp_path, runtime, settings):
+def test_resize_equals_pillow_bit_for_bit(exporter, tmp_path, runtime, settings):
     rng, path = np.random.default_rng(0), tmp_path / "resize.onnx"
     onnx.save(preparation(exporter, settings), path)
     run_any = RUNTIMES[runtime](path)
@@ -86,7 +85,7 @@ def test_resize_is_pillows_to_the_last_bit(exporter, tmp_path, runtime, settings
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
-def test_scores_are_torchs_in_every_runtime(exporter, folder, tmp_path, runtime):
+def test_scores_equal_torch_in_every_runtime(exporter, folder, tmp_path, runtime):
     path, model = tmp_path / "model.onnx", load_checkpoint(folder)
     assert run_here(exporter.main, "pth2onnx.py", folder, "--out", path).returncode == 0
     run, rng = RUNTIMES[runtime](path), np.random.default_rng(0)
@@ -100,7 +99,7 @@ def test_scores_are_torchs_in_every_runtime(exporter, folder, tmp_path, runtime)
         np.testing.assert_allclose(np.reshape(anomaly_map, maps.shape), maps, atol=2e-4)
 
 
-def test_a_graph_for_one_size_of_picture_refuses_others(exporter, folder, tmp_path):
+def test_a_graph_for_one_image_size_refuses_others(exporter, folder, tmp_path):
     path, judge_of = tmp_path / "model.onnx", exporter._beside("ort").GraphJudge
     done = run_here(exporter.main, "pth2onnx.py", folder, "--out", path, "--picture_size", "90x70")
     assert done.returncode == 0, done.stdout
@@ -110,5 +109,7 @@ def test_a_graph_for_one_size_of_picture_refuses_others(exporter, folder, tmp_pa
     assert judge_of(path).predict_image(picture).score == pytest.approx(
         load_checkpoint(folder).predict_image(picture).score, abs=2e-4
     )
-    with pytest.raises(Exception, match=r"takes pictures of 90x70 pixels .* this one has 91x70; export it without"):
+    with pytest.raises(
+        Exception, match=r"takes only images of 90x70 pixels .* this one has 91x70; export the model without"
+    ):
         judge_of(path).predict_image(np.zeros((91, 70, 3), np.uint8))

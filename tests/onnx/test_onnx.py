@@ -1,6 +1,5 @@
-"""The exported graph against torch: every family of backbones, every kind of export, and what cannot be exported."""
+"""The exported graph compared with torch: every backbone family, every kind of export, and impossible exports."""
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -11,7 +10,7 @@ import onnxruntime
 import pytest
 import torch
 from click.testing import CliRunner
-from helpers import ROOT, run_here
+from helpers import ROOT, export_onnx
 from PIL import Image
 
 import backbones
@@ -19,15 +18,9 @@ from datasets.settings import ImageSettings
 from glass import GLASS, load_checkpoint
 from inference import inspector as inference
 from inference.thresholds import Thresholds
+from tools import script
 
 SCRIPT = ROOT / "onnx" / "pth2onnx.py"
-
-
-def script():
-    spec = importlib.util.spec_from_file_location("pth2onnx", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def pictures(count, height, width, seed=0):
@@ -53,14 +46,15 @@ def run(graph, images):
         ("vit_swin_base", ["layers.0", "layers.1"], 224, 96),
     ],
 )
-def test_every_family_gives_what_torch_gives(name, layers, size, width):
+def test_every_backbone_family_gives_the_same_as_torch(name, layers, size, width):
     model = GLASS("cpu").load(
         backbones.load(name, "random", 0), layers, "cpu", (3, size, size), width, width, dsc_hidden=32
     )
     settings = ImageSettings(resize=size + 9, imagesize=size)
     state = {"config": {"layers_to_extract_from": layers, "backbone": name}, "thresholds": Thresholds(0.5, 0.5).plain()}
     ours = inference.Inspector(model, state, settings)
-    graph = script().export(ours, 18, True, True).SerializeToString()
+    exporter = script("pth2onnx")
+    graph = exporter.export(ours, exporter.GraphOptions()).SerializeToString()
     for images in (pictures(3, size + 30, 2 * size), pictures(1, size + 9, size + 9)):
         found = run(graph, images)
         scores, maps = ours.score(torch.stack([ours.prepare(Image.fromarray(one)) for one in images]))
@@ -74,12 +68,8 @@ def folder(trained):
     return trained[0] / "models" / "backbone_0" / "custom_disc"
 
 
-def export(*arguments):
-    return run_here(script().main, "pth2onnx.py", *arguments)
-
-
 def export_process(*arguments, cwd):
-    """As a user runs it."""
+    """Run the export as a user does, in a process of its own."""
     return subprocess.run(
         [sys.executable, str(SCRIPT), *map(str, arguments)], cwd=cwd, text=True, timeout=200,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -94,11 +84,11 @@ def test_each_kind_of_export(folder, tiny, tmp_path, flags, apart):
     out = tmp_path / "model.onnx"
     good = tiny[0] / "disc/train/good"
     more = ("--images", good, "--measure", tiny[0] / "disc/test") if "--quantize" in flags else ()
-    done = export(folder, "--out", out, *flags, *more)
+    done = export_onnx(folder, "--out", out, *flags, *more)
     assert done.returncode == 0, done.stdout
     assert "largest difference to torch: score" in done.stdout
     assert ("image AUROC on" in done.stdout) == bool(more)
-    assert ("good pictures are above the threshold in int8" in done.stdout) == bool(more)
+    assert ("good images are above the threshold in int8" in done.stdout) == bool(more)
     about = json.loads({p.key: p.value for p in onnx.load(out).metadata_props}["glass"])
     model = load_checkpoint(folder)
     assert about["class_name"] == "custom_disc"
@@ -110,8 +100,8 @@ def test_each_kind_of_export(folder, tiny, tmp_path, flags, apart):
         assert found["map"].shape == (1, 64, 64)
 
 
-def test_without_postprocessing_patch_scores_come_out(folder, tmp_path):
-    done = export(folder, "--out", tmp_path / "m.onnx", "--no-postprocess")
+def test_without_postprocessing_the_graph_gives_patch_scores(folder, tmp_path):
+    done = export_onnx(folder, "--out", tmp_path / "m.onnx", "--no-postprocess")
     assert done.returncode == 0, done.stdout
     found = run((tmp_path / "m.onnx").read_bytes(), pictures(2, 64, 64))
     assert found["patch_scores"].shape == (2, 8, 8)
@@ -127,7 +117,7 @@ def test_the_only_checkpoint_is_found_and_several_are_listed(folder, tmp_path, m
         best = next(folder.glob("ckpt_best_*.pth"))
         (tmp_path / "results/models/backbone_0" / name / best.name).write_bytes(best.read_bytes())
     monkeypatch.chdir(tmp_path)
-    both = export()
+    both = export_onnx()
     assert both.returncode == 2
     assert "which CHECKPOINT?" in both.stdout
     assert both.stdout.count(best.name) == 2
@@ -138,15 +128,15 @@ def test_the_only_checkpoint_is_found_and_several_are_listed(folder, tmp_path, m
     [
         (("/none.pth",), 2, "no checkpoint /none.pth"),
         (("{ckpt}", "--quantize", "int8"), 2, "needs --images"),
-        (("{ckpt}", "--quantize", "int8", "--images", "/none"), 2, "no pictures there"),
-        (("{ckpt}", "--images", "/none"), 2, "no pictures there"),
-        (("{ckpt}", "--measure", "/none"), 2, "--measure is of --quantize"),
+        (("{ckpt}", "--quantize", "int8", "--images", "/none"), 2, "the folder holds no images"),
+        (("{ckpt}", "--images", "/none"), 2, "--images /none needs --quantize int8"),
+        (("{ckpt}", "--measure", "/none"), 2, "--measure /none needs --quantize int8"),
         (("{ckpt}", "--opset", "11"), 2, "not in the range"),
         (("{ckpt}", "--out", "/proc/none/m.onnx"), 1, "cannot write"),
     ],
 )
-def test_exports_that_cannot_work(folder, arguments, code, says):
-    done = CliRunner().invoke(script().main, [a.format(ckpt=folder) for a in arguments])
+def test_impossible_exports_end_with_one_line(folder, arguments, code, says):
+    done = CliRunner().invoke(script("pth2onnx").main, [a.format(ckpt=folder) for a in arguments])
     assert isinstance(done.exception, SystemExit)
     assert done.exit_code == code, done.output
     last = done.output.strip().splitlines()[-1]

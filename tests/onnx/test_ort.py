@@ -1,7 +1,6 @@
-"""`onnx/ort.py` in an environment that has onnxruntime, numpy, OpenCV and Pillow and no more: it says what torch says."""
+"""`onnx/ort.py` in an environment with only onnxruntime, NumPy, OpenCV and Pillow gives the results of torch."""
 
 import csv
-import importlib.util
 import json
 import os
 import re
@@ -15,17 +14,18 @@ import numpy as np
 import onnx
 import pandas as pd
 import pytest
-from helpers import ROOT, cli
+from helpers import ROOT, cli, export_onnx
 from onnx import TensorProto, helper
 from PIL import Image
-from test_onnx import export
 from test_tiling import in_tiles, sheets  # noqa: F401 fixtures
+
+from tools import script
 
 NEEDED = ("onnxruntime", "numpy", "opencv-python-headless", "pillow")
 
 
 def parts_of(name, seen):
-    """Top folders and files of a package and of what it requires."""
+    """The top folders and files of a package and of its requirements."""
     if name in seen:
         return
     seen.add(name)
@@ -42,7 +42,7 @@ def parts_of(name, seen):
 
 @pytest.fixture(scope="session")
 def bare(tmp_path_factory):
-    """A Python with these packages alone."""
+    """A Python with only these packages."""
     folder = tmp_path_factory.mktemp("bare")
     venv.create(folder, symlinks=True, with_pip=False)
     site = next(folder.glob("lib/python*/site-packages"))
@@ -66,7 +66,7 @@ def folder(trained):
 @pytest.fixture(scope="module")
 def graph(folder, tmp_path_factory):
     out = tmp_path_factory.mktemp("graph") / "model.onnx"
-    assert export(folder, "--out", out).returncode == 0
+    assert export_onnx(folder, "--out", out).returncode == 0
     return out
 
 
@@ -87,7 +87,7 @@ def files_of(folder):
     return {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
 
 
-def test_ort_and_predict_leave_the_same_behind(bare, graph, folder, tiny, tmp_path):
+def test_ort_and_predict_write_the_same_files(bare, graph, folder, tiny, tmp_path):
     pictures = tiny[0] / "disc" / "test"
     with_torch = cli("predict", pictures, "--checkpoint", folder, "--out", tmp_path / "torch", "--save")
     without = ort(bare, graph, pictures, "--out", tmp_path / "ort", "--save")
@@ -106,7 +106,7 @@ def test_ort_and_predict_leave_the_same_behind(bare, graph, folder, tiny, tmp_pa
 
 def test_ort_cuts_tiles_as_the_training_did(bare, in_tiles, sheets, tmp_path):  # noqa: F811
     out = tmp_path / "tiles.onnx"
-    done = export(in_tiles[0] / "models/backbone_0/mvtec_cloth", "--out", out)
+    done = export_onnx(in_tiles[0] / "models/backbone_0/mvtec_cloth", "--out", out)
     assert done.returncode == 0, done.stdout
     done = ort(bare, out, sheets[0] / "cloth/test", "--out", tmp_path / "o", "--save", "--maps", "npy")
     assert done.returncode == 0, done.stdout
@@ -117,18 +117,18 @@ def test_ort_cuts_tiles_as_the_training_did(bare, in_tiles, sheets, tmp_path):  
     assert np.load(tmp_path / "o/maps/good/0.npy").shape == (256, 256)
 
 
-def test_json_and_bad_pictures(bare, graph, tiny, tmp_path):
+def test_json_lines_and_bad_images(bare, graph, tiny, tmp_path):
     (tmp_path / "empty.png").touch()
     done = ort(bare, graph, tiny[0] / "disc/test/good", tmp_path / "empty.png", "--json")
     assert done.returncode == 1
     lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     assert [line["error"] is None for line in lines] == [True, True, True, False]
-    assert done.stdout.strip().splitlines()[-1] == "Error: 1 of 4 pictures could not be judged"
+    assert done.stdout.strip().splitlines()[-1] == "Error: 1 of 4 images could not be judged"
 
 
 @pytest.fixture(scope="module")
-def strange(graph, tmp_path_factory):
-    """Files that are no graph of ours."""
+def foreign_files(graph, tmp_path_factory):
+    """Files that are not graphs of this project."""
     root = tmp_path_factory.mktemp("strange")
     (root / "text.onnx").write_text("no graph")
     (root / "empty.onnx").touch()
@@ -150,11 +150,11 @@ def strange(graph, tmp_path_factory):
     ("arguments", "code", "says"),
     [
         (("{s}/none.onnx", "{s}/good.png", "--json"), 2, "no model"),
-        (("{s}/text.onnx", "{s}/good.png", "--json"), 1, "is no ONNX graph that can be run"),
-        (("{s}/empty.onnx", "{s}/good.png", "--json"), 1, "is no ONNX graph"),
-        (("{s}/cut.onnx", "{s}/good.png", "--json"), 1, "is no ONNX graph"),
-        (("{s}/other.onnx", "{s}/good.png", "--json"), 1, "of something else"),
-        (("{s}/lies.onnx", "{s}/good.png", "--json"), 1, "of something else"),
+        (("{s}/text.onnx", "{s}/good.png", "--json"), 1, "is not an ONNX graph that can be run"),
+        (("{s}/empty.onnx", "{s}/good.png", "--json"), 1, "is not an ONNX graph"),
+        (("{s}/cut.onnx", "{s}/good.png", "--json"), 1, "is not an ONNX graph"),
+        (("{s}/other.onnx", "{s}/good.png", "--json"), 1, "is not an ONNX graph of GLASS"),
+        (("{s}/lies.onnx", "{s}/good.png", "--json"), 1, "is not an ONNX graph of GLASS"),
         (("{g}", "{s}/none.png", "--json"), 2, "no such file or folder"),
         (("{g}", "{s}/good.png"), 2, "give --out DIR"),
         (("{g}", "{s}/good.png", "--json", "--provider", "abacus"), 2, "this onnxruntime has"),
@@ -163,12 +163,9 @@ def strange(graph, tmp_path_factory):
         (("{g}", "--json"), 2, "INPUT"),
     ],
 )
-def test_requests_that_cannot_work(graph, strange, capsys, arguments, code, says):
-    spec = importlib.util.spec_from_file_location("ort", ROOT / "onnx" / "ort.py")
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+def test_wrong_usage_ends_with_one_line(graph, foreign_files, capsys, arguments, code, says):
     try:
-        found = script.main([a.format(s=strange, g=graph) for a in arguments])
+        found = script("ort").main([a.format(s=foreign_files, g=graph) for a in arguments])
     except SystemExit as stopped:  # argparse's own
         found = stopped.code
     assert found == code

@@ -1,4 +1,4 @@
-"""What a run leaves to look at: tables, the page, comparisons; and the page in a real browser."""
+"""What a run leaves to look at: tables, report.html, comparisons, TensorBoard."""
 
 import csv
 import html.parser
@@ -15,13 +15,12 @@ from test_runs import run
 
 import metrics
 from inference.thresholds import Thresholds
-from reporting import drawing, gallery
-from reporting import tables as report
+from reporting import drawing, gallery, tables
 from training.evaluation import Predictions, Tested
 
 
-def class_tested(scores, labels, threshold=0.5, size=12):
-    """A tested class whose maps are as high everywhere as the image's score."""
+def class_with_scores(scores, labels, threshold=0.5, size=12):
+    """A tested class whose maps equal the image score everywhere."""
     scores, labels = np.asarray(scores, np.float32), np.asarray(labels, bool)
     maps = np.ones((len(scores), size, size), np.float32) * scores[:, None, None]
     masks = metrics.PackedMasks(len(scores), (size, size))
@@ -38,29 +37,29 @@ def class_tested(scores, labels, threshold=0.5, size=12):
 def test_gallery_begins_with_the_worst_errors():
     scores = [0.1, 0.9, 0.6, 0.4, 0.2, 0.8]
     labels = [False, False, False, True, True, True]
-    found = class_tested(scores, labels)
+    found = class_with_scores(scores, labels)
     assert gallery.outcomes(found) == ["correct", "false alarm", "false alarm", "miss", "miss", "hit"]
     assert gallery.choose(found, 0) == [4, 3, 1, 2, 5, 0]
-    unjudged = class_tested(scores, labels, None)
+    unjudged = class_with_scores(scores, labels, None)
     assert set(gallery.outcomes(unjudged)) == {"good", "defective"}
     assert len(gallery.choose(unjudged, 0)) == 6
 
 
-def test_gallery_is_no_larger_than_its_parts_and_always_the_same():
+def test_gallery_has_a_maximal_size_and_is_reproducible():
     rng = np.random.default_rng(0)
-    found = class_tested(rng.random(300), rng.random(300) > 0.5)
+    found = class_with_scores(rng.random(300), rng.random(300) > 0.5)
     chosen = gallery.choose(found, 3)
     assert len(chosen) == len(set(chosen)) == 2 * gallery.WORST + gallery.SAMPLE
     assert chosen == gallery.choose(found, 3) != gallery.choose(found, 4)
 
 
-def test_decision_contour_is_where_the_map_passes_the_threshold():
-    found = class_tested([0.9], [True], size=64)
+def test_decision_outline_is_where_the_map_crosses_the_threshold():
+    found = class_with_scores([0.9], [True], size=64)
     anomaly_map = np.zeros((64, 64), np.float32)
     anomaly_map[20:40, 10:30] = 1
     parts = gallery.panels(np.zeros((3, 64, 64), np.float32), np.full((64, 64), -1, np.int8), anomaly_map, found)
     assert [p.shape for p in parts] == [(192, 192, 3)] * 4
-    assert (parts[1] == report.UNKNOWN_GRAY).all()  # a truth that is not known
+    assert (parts[1] == drawing.UNKNOWN_GRAY).all()  # a truth that is not known
     drawn = (parts[3] == drawing.CONTOUR).all(2)
     rows, columns = np.nonzero(drawn)
     assert rows.min() == pytest.approx(60, abs=4)
@@ -68,9 +67,9 @@ def test_decision_contour_is_where_the_map_passes_the_threshold():
     assert not drawn[75:105, 45:75].any()
 
 
-def test_scale_is_in_the_picture():
-    picture = report.picture(np.zeros((3, 64, 64), np.float32), np.zeros((64, 64), np.int8), np.ones((64, 64)))
-    assert picture.shape == (64, 3 * 64 + report.BAR_WIDTH, 3)
+def test_picture_has_a_colour_scale():
+    picture = drawing.picture(np.zeros((3, 64, 64), np.float32), np.zeros((64, 64), np.int8), np.ones((64, 64)))
+    assert picture.shape == (64, 3 * 64 + drawing.BAR_WIDTH, 3)
     bar = picture[:, 3 * 64 + 5]
     assert (bar[0] == drawing.heatmap(np.ones((1, 1)))[0, 0]).all()
     assert (bar[-1] == drawing.heatmap(np.zeros((1, 1)))[0, 0]).all()
@@ -80,7 +79,7 @@ def test_scale_is_in_the_picture():
 
 
 class Page(html.parser.HTMLParser):
-    """Tags that are opened and closed, ids, and what is fetched from elsewhere."""
+    """Collects open tags, ids and sources."""
 
     VOID = frozenset({"meta", "link", "img", "br", "path", "use", "hr", "input", "rect"})
 
@@ -138,7 +137,7 @@ def test_a_run_leaves_tables_and_a_page(trained):
 
 
 @pytest.mark.parametrize("lacking", ["masks", "defects", "good"])
-def test_a_class_that_lacks_something_goes_through_the_whole_report(tmp_path, lacking):
+def test_report_of_a_class_without_masks_defects_or_good_images(tmp_path, lacking):
     data, textures = make_mvtec(tmp_path)
     gone = {"masks": "ground_truth", "defects": "test/blot", "good": "test/good"}[lacking]
     shutil.rmtree(data / "disc" / gone)
@@ -154,9 +153,9 @@ def test_a_class_that_lacks_something_goes_through_the_whole_report(tmp_path, la
     assert_sound(tmp_path / "r" / "report.html")
 
 
-def test_names_of_sheets_are_what_excel_allows():
+def test_sheet_names_are_valid_in_excel():
     taken = {"results"}
-    names = [report._sheet_name(n, taken) for n in ("a" * 40, "a" * 41, "x[1]:y/z", "Results")]
+    names = [tables._sheet_name(n, taken) for n in ("a" * 40, "a" * 41, "x[1]:y/z", "Results")]
     assert len({n.lower() for n in names}) == 4
     assert all(len(n) <= 31 for n in names)
     assert not set("".join(names)) & set("[]:*?/\\")
@@ -178,7 +177,7 @@ def test_several_seeds_give_mean_and_deviation(seeds, trained):
     each = [pd.read_csv(results / f"seed_{s}" / "results.csv", index_col=0) for s in (0, 3)]
     assert (results / "seed_0" / "results.csv").read_text() == (trained[0] / "results.csv").read_text()
     both = pd.read_csv(results / "results.csv", index_col=0)
-    assert list(both.columns[:7]) == [*report.COLUMNS, "seeds"]
+    assert list(both.columns[:7]) == [*tables.COLUMNS, "seeds"]
     for name in ("custom_disc", "Mean"):
         values = [table.loc[name, "pixel_auroc"] for table in each]
         assert both.loc[name, "pixel_auroc"] == pytest.approx(np.mean(values), abs=1e-5)
@@ -208,7 +207,7 @@ def test_runs_are_compared(seeds, tmp_path, monkeypatch):
     assert "main seed" in (tmp_path / "both.html").read_text()
 
 
-def test_report_of_one_run_is_made_anew(trained, tmp_path):
+def test_report_of_a_single_run_is_written_again(trained, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(trained[0], copy)
     (copy / "report.html").unlink()
@@ -217,12 +216,12 @@ def test_report_of_one_run_is_made_anew(trained, tmp_path):
     assert (copy / "report.html").read_text().count("<figure") == 6
 
 
-def test_comparing_what_is_no_run(seeds, tmp_path):
+def test_comparing_folders_that_are_not_runs(seeds, tmp_path):
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "results.csv").write_text("nothing,like\n1,it\n")
     for folder, code, says in (
         (tmp_path / "none", 2, "no such folder"),
-        (tmp_path, 2, "no results folder of a run"),
+        (tmp_path, 2, "is not the results folder of a finished run"),
         (tmp_path / "broken", 1, "cannot read"),
     ):
         done = compare(folder)
@@ -232,7 +231,7 @@ def test_comparing_what_is_no_run(seeds, tmp_path):
     assert compare().returncode == 2
 
 
-def test_damaged_leftover_is_said(trained, tmp_path):
+def test_a_damaged_record_is_reported(trained, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(trained[0], copy)
     (copy / "report" / "custom_other.json").write_text("{")
@@ -254,75 +253,7 @@ def test_tensorboard_holds_curves_histograms_heatmaps_and_settings(trained):
     assert "_hparams_/session_start_info" in board.summary_metadata
 
 
-# ----------------------------------------------------------------------------------------- browser
-
-
-@pytest.fixture
-def browser():
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
-    if found is None:
-        pytest.skip("no Chromium or Chrome on this machine")
-    with playwright.sync_playwright() as driver:
-        opened = driver.chromium.launch(executable_path=found, args=["--no-sandbox"])
-        yield opened
-        opened.close()
-
-
-def test_page_in_a_browser(trained, browser):
-    page = browser.new_page(viewport={"width": 1280, "height": 900})
-    errors = []
-    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
-    page.on("pageerror", lambda error: errors.append(str(error)))
-    page.on("request", lambda request: errors.append(request.url) if request.url.startswith("http") else None)
-    page.goto((trained[0] / "report.html").as_uri())
-    page.wait_for_function("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
-
-    def shown(name):
-        return page.eval_on_selector_all(".card:not([hidden])", f"cards => cards.map(card => card.dataset.{name})")
-
-    assert len(shown("path")) == 6
-    page.select_option(".sort", "up")
-    scores = [float(s) for s in shown("score")]
-    assert scores == sorted(scores)
-    page.select_option(".sort", "down")
-    assert [float(s) for s in shown("score")] == sorted(scores, reverse=True)
-    page.select_option(".sort", "path")
-    assert shown("path") == sorted(shown("path"))
-    outcome = shown("outcome")[0]
-    count = shown("outcome").count(outcome)
-    page.select_option(".filter", outcome)
-    assert shown("outcome") == [outcome] * count
-    assert page.inner_text(".count") == f"{count} shown"
-    page.select_option(".filter", "")
-    page.focus(".card:not([hidden])")
-    page.keyboard.press("ArrowRight")
-    page.keyboard.press("Enter")
-    assert page.eval_on_selector("#large", "dialog => dialog.open")
-    second = shown("path")[1]
-    assert second.split("/")[-1] in page.inner_text("#shown")
-    page.keyboard.press("ArrowRight")
-    assert shown("path")[2].split("/")[-1] in page.inner_text("#shown")
-    page.keyboard.press("Escape")
-    assert not page.eval_on_selector("#large", "dialog => dialog.open")
-    assert not errors
-
-
-def test_page_on_a_phone_and_on_paper(trained, browser):
-    page = browser.new_page(viewport={"width": 360, "height": 740})
-    page.goto((trained[0] / "report.html").as_uri())
-    # nothing but the tables, which scroll by themselves, is wider than the screen
-    assert page.evaluate("document.documentElement.scrollWidth") <= 360
-    assert (
-        page.eval_on_selector(".panels", "panels => getComputedStyle(panels).gridTemplateColumns.split(' ').length")
-        == 2
-    )
-    page.emulate_media(media="print")
-    assert not page.is_visible(".tools")
-    assert page.is_visible(".card")
-
-
-def test_what_is_kept_of_a_class_is_plain_json(trained):
+def test_record_of_a_class_is_plain_json(trained):
     text = (trained[0] / "report" / "custom_disc.json").read_text()
     assert set(json.loads(text)) == {"row", "select", "figures", "thresholds", "history", "images", "curves", "gallery"}
     assert "NaN" not in text
@@ -331,7 +262,7 @@ def test_what_is_kept_of_a_class_is_plain_json(trained):
 # --------------------------------------------------------------------------- what earlier runs left
 
 
-def test_a_refused_run_and_one_that_trains_nothing_leave_the_settings_of_the_training(tmp_path):
+def test_a_refused_run_and_one_that_trains_nothing_keep_the_settings_of_the_training(tmp_path):
     data, textures = make_mvtec(tmp_path)
     results = tmp_path / "r"
     assert run(data, textures, results).exit_code == 0
@@ -345,7 +276,7 @@ def test_a_refused_run_and_one_that_trains_nothing_leave_the_settings_of_the_tra
     assert "chosen on the test set" in (results / "report.html").read_text()
 
 
-def test_several_seeds_leave_a_run_with_one_alone(tmp_path):
+def test_several_seeds_do_not_touch_a_run_with_one_seed(tmp_path):
     data, textures = make_mvtec(tmp_path)
     results = tmp_path / "r"
     assert run(data, textures, results).exit_code == 0
@@ -357,7 +288,7 @@ def test_several_seeds_leave_a_run_with_one_alone(tmp_path):
     assert "--seed 2 is given twice" in run(data, textures, tmp_path / "s", main=("--seed", 2, "--seed", 2)).output
 
 
-def test_without_test_images_nothing_claims_that_they_chose(tmp_path):
+def test_without_test_images_the_report_does_not_say_that_they_chose_the_epoch(tmp_path):
     data, textures = make_mvtec(tmp_path)
     for kind in ("test", "ground_truth"):
         shutil.rmtree(data / "disc" / kind)
@@ -366,8 +297,8 @@ def test_without_test_images_nothing_claims_that_they_chose(tmp_path):
     assert "--patience does nothing without test images" in done.output
     assert "--pictures every_eval does nothing" in done.output
     text = (tmp_path / "r" / "report.html").read_text()
-    assert "The last epoch is the one kept" in text
-    assert "too good" not in text
+    assert "The last epoch was kept" in text
+    assert "optimistic" not in text
     again = compare(tmp_path / "r")
     assert again.returncode == 0
     assert "no class of these runs has test images" in again.stdout
@@ -380,7 +311,7 @@ def test_seeds_keep_their_deviation_when_compared(seeds, trained):
     assert "net patchsize" not in (seeds[0] / "c.html").read_text()  # the same in both
 
 
-def test_a_test_alone_fills_in_nothing_but_the_last_epochs_figures(tmp_path):
+def test_a_run_that_only_tests_keeps_only_the_figures_of_the_last_epoch(tmp_path):
     data, textures = make_mvtec(tmp_path)
     results = tmp_path / "r"
     assert run(data, textures, results).exit_code == 0
@@ -394,7 +325,7 @@ def test_a_test_alone_fills_in_nothing_but_the_last_epochs_figures(tmp_path):
     assert "chosen on the test set" in text
 
 
-def test_names_that_only_a_file_system_likes(tmp_path):
+def test_class_names_that_are_awkward_in_html_and_excel(tmp_path):
     data, textures = make_mvtec(tmp_path, classes=("a b", "a-b", "<b>c\x07", "l" * 180))
     (data / "a b/test/good/000.png").rename(data / "a b/test/good/x\x07<i>.png")
     done = run(data, textures, tmp_path / "r", net=("--meta_epochs", 1))
@@ -411,7 +342,7 @@ def test_names_that_only_a_file_system_likes(tmp_path):
         ("results.csv", "Row Names,image_auroc\na,1\na,2\n"),
     ],
 )  # fmt: skip
-def test_files_that_no_run_wrote(trained, tmp_path, file, text):
+def test_files_that_no_run_wrote_are_reported(trained, tmp_path, file, text):
     copy = tmp_path / "copy"
     shutil.copytree(trained[0], copy)
     (copy / file).write_text(text)

@@ -1,4 +1,4 @@
-"""How the embedded backbone is made: `tools/distil.py` stops, goes on, and says what cannot work."""
+"""The distillation of the embedded backbone, `tools/distil.py`: interrupting, resuming, wrong usage."""
 
 import csv
 
@@ -22,7 +22,7 @@ def teacher(tmp_path_factory):
 
 @pytest.fixture
 def photographs(tmp_path, monkeypatch):
-    """Four in two folders, some of them too small for a crop; scikit-image's stay away, they would take long."""
+    """Four in two folders, some too small for a crop; without those of scikit-image, which would take long."""
     monkeypatch.setattr(pictures, "PHOTOS", ())
     rng = np.random.default_rng(0)
     for name, size in (("a/0", (90, 120)), ("a/1", (12, 12)), ("b/0", (70, 70)), ("b/1", (2, 900))):
@@ -36,7 +36,7 @@ def distilled(out, photographs, teacher, *more):
     return CliRunner().invoke(distil.main, [str(word) for word in given])
 
 
-def test_stopped_and_gone_on_with_gives_the_same_weights(photographs, teacher, tmp_path, monkeypatch):
+def test_an_interrupted_training_resumes_to_the_same_weights(photographs, teacher, tmp_path, monkeypatch):
     monkeypatch.setattr(distil, "SAVE_EVERY", 2)
     assert distilled(tmp_path / "whole", photographs, teacher).exit_code == 0
     step = distil.Distillation.step
@@ -62,27 +62,32 @@ def test_stopped_and_gone_on_with_gives_the_same_weights(photographs, teacher, t
 
     # other pictures, another teacher, other settings: not the same training
     (photographs / "a/0.png").rename(photographs / "a/2.png")
-    other = distilled(tmp_path / "whole", photographs, teacher)
-    assert other.exit_code == 2
-    assert "was begun otherwise (pictures was" in other.output
-    assert "crops was 8, is 10" in distilled(tmp_path / "whole", photographs, teacher, "--crops", 10).output
+    for flags, message in (
+        ((), "was begun with other settings (pictures was"),
+        (("--crops", 10), "crops was 8, is 10"),
+    ):
+        done = distilled(tmp_path / "whole", photographs, teacher, *flags)
+        assert done.exit_code == 2
+        assert message in done.output
     (tmp_path / "whole" / "distil.pth").write_bytes(b"no")
-    assert "take it away to begin anew" in distilled(tmp_path / "whole", photographs, teacher).output
+    done = distilled(tmp_path / "whole", photographs, teacher)
+    assert done.exit_code == 1
+    assert "move it away to start again" in done.output
 
 
-def test_held_out_is_a_folder_below_the_given_one(photographs):
+def test_held_out_names_a_subfolder(photographs):
     assert len(pictures.find_photographs(photographs, [])) == 4
     assert len(pictures.find_photographs(photographs, ["a"])) == 2
     with pytest.raises(InputError, match=r"--held_out bumby: .* has no folder of that name"):
         pictures.find_photographs(photographs, ["bumby"])
     with pytest.raises(InputError, match="no folder of that name"):  # the way to it does not count
         pictures.find_photographs(photographs, ["photos"])
-    with pytest.raises(InputError, match="every picture"):
+    with pytest.raises(InputError, match="every image"):
         pictures.find_photographs(photographs, ["a", "b"])
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 700), (20, 20), (700, 900)])
-def test_any_picture_gives_crops(size):
+def test_images_of_any_size_give_crops(size):
     rng = np.random.default_rng(0)
     picture = pictures._no_larger(np.zeros((*size, 3), np.uint8))
     for _ in range(20):
@@ -90,7 +95,7 @@ def test_any_picture_gives_crops(size):
 
 
 @pytest.mark.parametrize("words", [("--gpu", "-2"), ("--rate", "0"), ("--rate", "nan"), ("--images", "/none")])
-def test_options_that_cannot_work(words, photographs, teacher, tmp_path):
+def test_invalid_options_are_refused(words, photographs, teacher, tmp_path):
     done = distilled(tmp_path / "out", photographs, teacher, *words)
     assert done.exit_code == 2
     assert "Invalid value" in done.output

@@ -9,7 +9,7 @@ from test_runs import run
 from test_waste import kept_class
 
 from inference import checkpoint
-from reporting import page
+from reporting import class_record, page
 from reporting import tables as report
 from training import class_run, earlier
 from training.trainer import Trainer
@@ -27,7 +27,7 @@ def leave(folder):
     """What a run leaves, without a run."""
     report.write_results(folder, {"folder_a": kept_class("folder_a")["figures"]})
     report.write_settings(folder, SETTINGS)
-    page.save_class(folder, "folder_a", kept_class("folder_a"))
+    class_record.save(folder, "folder_a", kept_class("folder_a"))
     return folder
 
 
@@ -43,7 +43,7 @@ def test_a_last_epoch_without_pixel_metrics_is_shown(tmp_path):
     """Masks are missing, so the table has no pixel AUROC of the last epoch; a test alone then writes the page anew."""
     last = {"last_epoch": 3, "last_image_auroc": 0.9, "last_pixel_auroc": float("nan")}
     report.write_results(tmp_path, {"folder_a": kept_class("folder_a")["figures"] | last})
-    page.save_class(tmp_path, "folder_a", kept_class("folder_a"))
+    class_record.save(tmp_path, "folder_a", kept_class("folder_a"))
     page.write(tmp_path)
     text = " ".join((tmp_path / page.FILE).read_text().split())
     assert "the last epoch, 3, has image AUROC 90.00 % and pixel AUROC – %" in text

@@ -19,7 +19,7 @@ from test_datasets import shaped
 
 import main as command
 from datasets.defects import Defects, list_defects, refuse_test_images
-from reporting import tables as report
+from reporting import drawing
 from utils import InputError
 
 
@@ -120,7 +120,7 @@ def test_gray_and_deep_images_of_any_size_in_a_wide_format(tmp_path, textures):
     done = run(tmp_path / "data", textures, tmp_path / "r", *flags)
     assert done.exit_code == 0, done.output
     picture = cv2.imread(str(next((tmp_path / "r" / "eval" / "folder_part").glob("blot*.png"))))
-    assert picture.shape == (50, 3 * 110 + report.BAR_WIDTH, 3)
+    assert picture.shape == (50, 3 * 110 + drawing.BAR_WIDTH, 3)
 
 
 def test_keep_all_and_builtin_textures(tmp_path):

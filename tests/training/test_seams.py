@@ -15,21 +15,21 @@ from test_waste import kept_class
 from datasets.depth import find_depth
 from datasets.files import DEFAULT, read_header
 from inference.inspector import load_checkpoint
-from reporting import page
+from reporting import class_record, page
 from reporting import tables as report
 from training import saving
 from utils import WorkError
 
 
 def test_a_damaged_report_that_is_written_anew_later_stops_nothing(tmp_path):
-    page.save_class(tmp_path, "a", kept_class("a"))
-    damaged = tmp_path / page.FOLDER / "b.json"
+    class_record.save(tmp_path, "a", kept_class("a"))
+    damaged = tmp_path / class_record.FOLDER / "b.json"
     damaged.write_text(json.dumps({"row": "b"}))
     written = page.Page(tmp_path)
-    written.check(own=("a", "b"))
+    written.check(replaced_rows=("a", "b"))
     report.write_results(tmp_path, {"a": kept_class("a")["figures"]})
     written.write()
-    page.save_class(tmp_path, "b", kept_class("b"))
+    class_record.save(tmp_path, "b", kept_class("b"))
     written.write()
     assert (tmp_path / page.FILE).read_text().count("<section id=") == 2
     damaged.write_text("{")

@@ -254,7 +254,7 @@ def test_select_val_on_good_images_alone(tmp_path):
     text = (tmp_path / "r" / "report.html").read_text()
     assert "no test images" in text.lower()
     # something to look at all the same: 8 held-out pictures, 4 of them four times with a synthetic defect
-    assert "good pictures that were held out of the training, and some of them again with synthetic defects" in text
+    assert "good images that were held out of the training, some of them shown again with a synthetic defect" in text
     assert len(re.findall(r'<figure class="card"[^>]*with a synthetic defect', text)) == 16
     assert text.count('<figure class="card"') == 24
     assert "AUROC on the test set" not in text
@@ -265,7 +265,7 @@ def test_select_val_on_good_images_alone(tmp_path):
     assert (tmp_path / "r" / "report.html").read_text().count('<figure class="card"') == 24
     assert run(data, textures, tmp_path / "s", net=("--select", "last")).exit_code == 0
     text = (tmp_path / "s" / "report.html").read_text()
-    assert "good pictures of the training itself" in text
+    assert "good images of the training itself" in text
     assert text.count('<figure class="card"') == 20
 
 

@@ -18,7 +18,7 @@ from datasets.base import EpochSampler, end_workers, make_loader
 from datasets.geometry import Geometry, Tiling
 from datasets.tiles import TiledTestDataset
 from metrics import PackedMasks
-from reporting import page
+from reporting import class_record, page
 from reporting import tables as report
 from training.evaluation import METRICS, Predictions
 from training.record import Record
@@ -89,19 +89,19 @@ def kept_class(row, select="best"):
 def test_each_class_is_rendered_once(tmp_path, monkeypatch):
     rendered, view = [], page._class_view
     monkeypatch.setattr(page, "_class_view", lambda data, table: rendered.append(data["row"]) or view(data, table))
-    page.save_class(tmp_path, "earlier", kept_class("earlier"))
+    class_record.save(tmp_path, "earlier", kept_class("earlier"))
     written = page.Page(tmp_path)
     written.check()
     rows = {}
     for name in "abc":  # one after another, as a run does
-        page.save_class(tmp_path, name, kept_class(name))
+        class_record.save(tmp_path, name, kept_class(name))
         rows[name] = kept_class(name)["figures"]
         report.write_results(tmp_path, rows)
         written.write()
     assert rendered == ["earlier", *"abc"]
     text = (tmp_path / "report.html").read_text()
     assert len({line for line in text.splitlines() if line.startswith('<section id="')}) == 4
-    assert "As for the epoch" not in text
+    assert "Choice of the epoch" not in text
     page.write(tmp_path)
     assert (tmp_path / "report.html").read_text() == text
     # what changes is made anew
@@ -111,9 +111,9 @@ def test_each_class_is_rendered_once(tmp_path, monkeypatch):
     written.write()
     assert rendered == ["b"]
     assert "the last epoch, 7, has image AUROC 30.00" in (tmp_path / "report.html").read_text()
-    page.save_class(tmp_path, "b", kept_class("b", "val"))
+    class_record.save(tmp_path, "b", kept_class("b", "val"))
     written.write()
-    assert (tmp_path / "report.html").read_text().count("As for the epoch") == 4
+    assert (tmp_path / "report.html").read_text().count("Choice of the epoch") == 4
 
 
 # -------------------------------------------------------------------------------------------- tiles
