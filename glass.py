@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,14 +31,14 @@ from loss import focal_loss
 from synthesis.arithmetic import Workspace, linear, quantile, ring_factor
 from synthesis.gas import GASResult, gas
 from synthesis.slope import try_to_compile
+from training import testing
+from training.evaluation import Predictions
+from training.record import STEP_FIGURES
+from training.trainer import Loaders, Trainer
 from utils import InputError, WorkError, choose_precision
-
-if TYPE_CHECKING:
-    from training.evaluation import Predictions
 
 __all__ = ["GLASS", "load_checkpoint"]
 
-STEP_FIGURES = ("loss", "p_true", "p_fake", "r_t", "r_g", "r_f")
 READ_EVERY = 8  # steps, on CUDA: reading a figure waits for everything that was started before it
 
 
@@ -336,8 +336,7 @@ class GLASS:
         """(B, 3, H, W) → image scores (B,) and anomaly maps (B, H, W), both float32 in [0, 1]."""
         return self.scorer().predict(images)
 
-    # Whole trainings and tests are built on this class. These methods hand on to them for callers that know the class
-    # alone, so their imports cannot stand at the top.
+    # Whole trainings and tests are in training/; these methods hand on to them for callers that know this class alone.
 
     def trainer(
         self,
@@ -348,21 +347,15 @@ class GLASS:
         val_loader: Iterable[Batch] | None = None,
     ) -> dict[str, Any]:
         """Train up to `meta_epochs`; see `training.trainer.Trainer.train`."""
-        from training.trainer import Loaders, Trainer
-
         return Trainer(self, Loaders(train_loader, test_loader, centre_loader, val_loader), name).train()
 
     def tester(self, test_loader: Iterable[Batch], name: str) -> dict[str, Any]:
         """The metrics and `best_epoch` of the chosen checkpoint; see `training.testing.test`."""
-        from training.testing import test
-
-        return test(self, test_loader, name).figures
+        return testing.test(self, test_loader, name).figures
 
     def predict(self, loader: Iterable[Batch] | Tensor, pictures: Path | None = None) -> Predictions:
         """Scores and maps of a test set; see `training.testing.score_set`."""
-        from training.testing import score_set
-
-        return score_set(self.scorer(), loader, pictures)
+        return testing.score_set(self.scorer(), loader, pictures)
 
 
 def _show(progress: tqdm, figures: list[list[float]], shown: str) -> None:

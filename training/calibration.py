@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from glass import GLASS
 from inference.features import Batch
 from inference.scorer import Scorer, finite_scores
 from inference.thresholds import HELD_OUT, Thresholds, best_f1
@@ -17,6 +17,9 @@ from metrics import all_pixel_metrics
 from training import saving
 from training.state import chosen_checkpoint, load_weights
 from utils import LOGGER
+
+if TYPE_CHECKING:
+    from glass import GLASS
 
 
 def calibrate(model: GLASS, loader: Iterable[Batch], name: str, source: str, data: str = "") -> Thresholds:

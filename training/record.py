@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 Figures = dict[str, Any]
+STEP_FIGURES = ("loss", "p_true", "p_fake", "r_t", "r_g", "r_f")  # of a training step, see `GLASS.train_step`
 
 
 @dataclass

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from glass import GLASS
 from inference import checkpoint
 from inference.checkpoint import load_parts
 from inference.settings import as_json_has_it
 from training import saving
 from training.record import Record
 from utils import LOGGER, InputError, WorkError
+
+if TYPE_CHECKING:
+    from glass import GLASS
 
 # settings that may change between the start of a training and its resumption; `weights` is a path, and what it holds
 # is compared by `backbone_hash`

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -16,7 +16,6 @@ from torch.utils.data import DataLoader
 
 from datasets.base import end_workers
 from datasets.geometry import Blend
-from glass import GLASS
 from inference import checkpoint
 from inference.features import Batch, FeatureCache, kept_features
 from inference.scorer import Scorer, finite_scores
@@ -28,6 +27,9 @@ from training.evaluation import METRICS, Predictions, Tested, evaluate, judge, w
 from training.record import Record
 from training.state import chosen_checkpoint, load_weights, refuse_other_scores
 from utils import LOGGER
+
+if TYPE_CHECKING:
+    from glass import GLASS
 
 SCORED_AT_ONCE = 8  # images
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -17,7 +17,6 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from datasets.cache import GB
-from glass import GLASS, STEP_FIGURES
 from inference.features import Batch, FeatureCache
 from inference.scorer import finite_scores
 from inference.settings import OFF
@@ -25,10 +24,13 @@ from networks.weights import not_finite
 from reporting import tensorboard
 from training.evaluation import Predictions, evaluate, metrics_line
 from training.feature_cache import feature_budget, step_bytes
-from training.record import Record
+from training.record import STEP_FIGURES, Record
 from training.state import EPOCHS_APART, TrainingState
 from training.testing import SCORED_AT_ONCE, TestMemory, score_set
 from utils import LOGGER, InputError, WorkError
+
+if TYPE_CHECKING:
+    from glass import GLASS
 
 SHOW_EVERY = 10  # evaluations: after so many without pictures, TensorBoard gets those of a new best epoch
 
