@@ -18,44 +18,15 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
-from datasets.masks import NO_PIXEL_LEFT
-
 PRO_LIMIT = 0.3  # of the false positive rate
 STRICT_PRO_LIMIT = 0.05
-RESAMPLES = 1000  # of the bootstrap
 PUBLISHED_PRO_STEPS = 200
 CHUNK_PIXELS = 1 << 23
 RANGE_PIXELS = 1 << 20
 BINS = 1 << 10  # a range with too many pixels is split into at a time
 MAX_SPLITS = 8
 NAN = float("nan")
-
-
-class PackedMasks(Sequence):
-    """Ground truth masks kept as bits, (n, H, W) when read.
-
-    A read mask is int8: 0 normal, 1 anomalous, −1 everywhere for an image whose mask is not known, `NO_PIXEL_LEFT`
-    everywhere where it is known, but no pixel of it is left.
-    """
-
-    def __init__(self, count: int, size: tuple[int, int]) -> None:
-        self._bits = np.zeros((count, math.ceil(size[0] * size[1] / 8)), np.uint8)
-        self._unknown = np.zeros(count, np.int8)  # what a mask below 0 is filled with
-        self._size = tuple(size)
-
-    def __len__(self) -> int:
-        return len(self._bits)
-
-    def __setitem__(self, index: int, mask: NDArray) -> None:
-        """Store an (H, W) mask; > 0 is anomalous, any value < 0 makes the whole mask unknown."""
-        self._unknown[index] = min(0, int(np.min(mask)))
-        self._bits[index] = np.packbits(mask > 0)
-
-    def __getitem__(self, index: int) -> NDArray[np.int8]:
-        if self._unknown[index]:
-            return np.full(self._size, self._unknown[index], np.int8)
-        flat = np.unpackbits(self._bits[index], count=self._size[0] * self._size[1])
-        return flat.view(np.int8).reshape(self._size)
+NO_PIXEL_LEFT = -2  # everywhere in the mask of a defective image of whose defect the model sees no pixel
 
 
 def compute_imagewise_retrieval_metrics(scores: ArrayLike, labels: ArrayLike) -> dict[str, float]:
@@ -152,79 +123,6 @@ def f1_max(scores: ArrayLike, labels: ArrayLike) -> tuple[float, float]:
     f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
     best = int(f1[:-1].argmax())
     return float(f1[best]), float(thresholds[best])
-
-
-def at_threshold(scores: ArrayLike, labels: ArrayLike, threshold: float) -> dict[str, float]:
-    """`f1`, `precision`, `recall` and `false_alarms` (share of the normal ones) where score > threshold is anomalous.
-
-    Args:
-        scores: (n,).
-        labels: (n,), > 0 is anomalous, < 0 is not known and left out.
-        threshold: nan gives nan.
-
-    Returns:
-        Values in [0, 1]; nan where there is nothing to count.
-    """
-    scores, labels = np.asarray(scores).ravel(), np.asarray(labels).ravel()
-    flagged = scores > threshold
-    hits, alarms = int((flagged & (labels > 0)).sum()), int((flagged & (labels == 0)).sum())
-    return rates(hits, alarms, int((labels > 0).sum()), int((labels == 0).sum()), threshold)
-
-
-def pixels_at_threshold(maps: ArrayLike, masks: ArrayLike, threshold: float) -> dict[str, float]:
-    """The same for the pixels of (n, H, W) maps, map by map."""
-    counts = np.zeros(4, np.int64)
-    for one_map, mask in zip(maps, masks, strict=True):
-        flagged, mask = np.asarray(one_map) > threshold, np.asarray(mask)
-        anomalous, normal = mask > 0, mask == 0
-        counts += [(flagged & anomalous).sum(), (flagged & normal).sum(), anomalous.sum(), normal.sum()]
-    return rates(*counts.tolist(), threshold)
-
-
-def rates(hits: int, alarms: int, positives: int, negatives: int, threshold: float = 0.0) -> dict[str, float]:
-    """What `at_threshold` gives, from counts."""
-    if math.isnan(threshold):
-        return dict.fromkeys(("f1", "precision", "recall", "false_alarms"), NAN)
-    return {
-        "f1": 2 * hits / (hits + alarms + positives) if positives else NAN,
-        "precision": hits / (hits + alarms) if hits + alarms else NAN,
-        "recall": hits / positives if positives else NAN,
-        "false_alarms": alarms / negatives if negatives else NAN,
-    }
-
-
-def bootstrap_auroc(
-    scores: ArrayLike, labels: ArrayLike, seed: int = 0, share: float = 0.95, resamples: int = RESAMPLES
-) -> tuple[float, float]:
-    """Percentile bootstrap interval of the AUROC; images of either kind are drawn anew among their own.
-
-    Args:
-        scores: (n,).
-        labels: (n,), > 0 is anomalous.
-        seed: of the draws.
-        share: that the interval is to cover.
-        resamples: how many.
-
-    Returns:
-        Its ends, in [0, 1]; (nan, nan) where all are of one kind.
-    """
-    scores, labels = np.asarray(scores, np.float64).ravel(), np.asarray(labels).ravel() > 0
-    good, bad = scores[~labels], scores[labels]
-    if not len(good) or not len(bad):
-        return NAN, NAN
-    rng = np.random.default_rng(seed)
-    ordered = np.sort(good)
-    # how often each good image is drawn is all that counts: a defective one wins over those that lie below it
-    below, up_to = (np.searchsorted(ordered, bad, side=side) for side in ("left", "right"))
-    found = np.empty(resamples)
-    for i in range(resamples):
-        times = np.bincount(rng.integers(len(good), size=len(good)), minlength=len(good))
-        beaten = np.concatenate([[0], np.cumsum(times)])
-        chosen = rng.integers(len(bad), size=len(bad))
-        found[i] = (beaten[below[chosen]] + beaten[up_to[chosen]]).mean() / (2 * len(good))
-    tail = (1 - share) / 2
-    low, high = np.quantile(found, [tail, 1 - tail])
-    return float(low), float(high)
 
 
 class _Census(NamedTuple):

@@ -19,12 +19,14 @@ import cv2
 import numpy as np
 
 import metrics
+from datasets.truth import PackedMasks
+from training import evaluation
 
 
-def test_set(count: int, size: int) -> tuple[np.ndarray, metrics.PackedMasks]:
+def test_set(count: int, size: int) -> tuple[np.ndarray, PackedMasks]:
     """Smooth maps, three of four with a defect that stands out a little."""
     rng = np.random.default_rng(0)
-    maps, masks = np.empty((count, size, size), np.float32), metrics.PackedMasks(count, (size, size))
+    maps, masks = np.empty((count, size, size), np.float32), PackedMasks(count, (size, size))
     for i in range(count):
         maps[i] = cv2.GaussianBlur(rng.random((size, size), np.float32), (0, 0), 4)
         mask = np.zeros((size, size), np.int8)
@@ -48,7 +50,7 @@ def main() -> None:
     works: dict[str, Callable[[], object]] = {
         "AUROC, AP, F1-max, PRO 30 %, PRO 5 %": lambda: metrics.all_pixel_metrics(maps, masks, limits),
         "PRO as published": lambda: metrics.compute_pro_published(masks, maps),
-        "F1, precision, recall at a threshold": lambda: metrics.pixels_at_threshold(maps, masks, 0.5),
+        "F1, precision, recall at a threshold": lambda: evaluation.pixels_at_threshold(maps, masks, 0.5),
     }
     total = 0.0
     for name, work in works.items():

@@ -39,12 +39,12 @@ from sklearn.metrics import average_precision_score, roc_auc_score  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 import backbones  # noqa: E402
-import metrics  # noqa: E402
 import perlin  # noqa: E402
 from datasets import ImageSettings, Sample, TrainDataset, augment  # noqa: E402
 from datasets.base import TextureReading, plan_images, plan_textures  # noqa: E402
 from datasets.cache import GB, ImageCache  # noqa: E402
 from datasets.textures import FileTextures  # noqa: E402
+from datasets.truth import PackedMasks  # noqa: E402
 from glass import GLASS  # noqa: E402
 from inference.features import FeatureCache  # noqa: E402
 from synthesis.gas import gas  # noqa: E402
@@ -160,7 +160,7 @@ class Bench:
         """An evaluation of `TESTED` images, after the first one."""
         model, size = self.models[form], (self.args.size, self.args.size)
         rng = np.random.default_rng(0)
-        masks = metrics.PackedMasks(TESTED, size)
+        masks = PackedMasks(TESTED, size)
         for i in range(TESTED):
             mask = np.zeros(size, np.int8)
             if i % 4:
@@ -179,7 +179,7 @@ class Bench:
         return lambda: evaluate(score_set(model.scorer(), [], None, memory))
 
     @torch.no_grad()
-    def _direct_evaluation(self, model: GLASS, masks: metrics.PackedMasks, labels: np.ndarray) -> object:
+    def _direct_evaluation(self, model: GLASS, masks: PackedMasks, labels: np.ndarray) -> object:
         """Everything through the network, the metrics by scikit-learn and by the published PRO's loop."""
         model.set_mode(False)
         maps, scores = [], []

@@ -23,9 +23,10 @@ from datasets.cache import ImageCache
 from datasets.defects import Defects
 from datasets.files import DEFAULT, ReadOptions, closed_folders, list_images, read_rgb, what_else
 from datasets.geometry import cut_mirrored
-from datasets.masks import LOST, NO_PIXEL_LEFT, examine, find_annotations, read_mask_of
+from datasets.masks import LOST, examine, find_annotations, read_mask_of
 from datasets.settings import ImageSettings, normalise
 from datasets.textures import Textures
+from metrics import NO_PIXEL_LEFT
 from synthesis import las
 from utils import LOGGER, InputError, WorkError, cores
 

@@ -38,8 +38,6 @@ KINDS = 15  # up to this value a mask may number kinds of defects
 # of a copy, also with loss: mean difference of 255, correlation; deviation of a picture that shows something
 SAME_LEVELS, ALIKE, PLAIN = 6.0, 0.95, 2.0
 
-NO_PIXEL_LEFT = -2  # everywhere in the truth of a defective image of whose defect the model sees no pixel
-
 # what may be strange about a mask
 EMPTY, LOST, COVERS, COPY, LEVELS, TURNED, UNSURE = "empty", "lost", "covers", "copy", "levels", "turned", "unsure"
 _LEFT_OUT = "such an image is defective in the image metrics and left out of the pixel metrics"

@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, f1_score, precision_score, recall_score, roc_auc_score
 
 import metrics
+from datasets.truth import PackedMasks
+from training import evaluation
 from training.evaluation import evaluate
 
 
@@ -92,7 +94,7 @@ def test_unknown_masks_are_left_out():
 def test_packed_masks_give_back_what_was_put_in():
     rng = np.random.default_rng(0)
     masks = (rng.random((3, 5, 7)) > 0.5).astype(np.int8)
-    packed = metrics.PackedMasks(3, (5, 7))
+    packed = PackedMasks(3, (5, 7))
     for i in range(3):
         packed[i] = masks[i]
     packed[1] = np.full((5, 7), -1)
@@ -151,7 +153,7 @@ def test_best_f1_of_pixels_is_that_of_every_threshold_tried(pieces, data):
     assert found["f1_max"] == pytest.approx(max(tried.values()), abs=1e-12)
     assert tried[np.float32(found["f1_max_threshold"])] == pytest.approx(max(tried.values()), abs=1e-12)
     assert found["pro"] == pytest.approx([reference.pro(masks, maps, 0.3), reference.pro(masks, maps, 0.05)], abs=1e-9)
-    ours = metrics.pixels_at_threshold(maps, masks, found["f1_max_threshold"] - 1e-6)
+    ours = evaluation.pixels_at_threshold(maps, masks, found["f1_max_threshold"] - 1e-6)
     assert ours["f1"] == pytest.approx(found["f1_max"])
     assert ours["recall"] == pytest.approx(recall_score(truth, flat > found["f1_max_threshold"] - 1e-6))
 
@@ -171,7 +173,7 @@ def test_image_figures_agree_with_scikit_learn(data, threshold):
     tried = [f1_score(labels, scores >= t) for t in np.unique(scores)]
     assert best == pytest.approx(max(tried))
     assert f1_score(labels, scores >= np.float32(at)) == pytest.approx(best)
-    ours = metrics.at_threshold(scores, labels, threshold)
+    ours = evaluation.at_threshold(scores, labels, threshold)
     flagged = scores > threshold
     assert ours["f1"] == pytest.approx(f1_score(labels, flagged, zero_division=0))
     assert ours["recall"] == pytest.approx(recall_score(labels, flagged))
@@ -187,22 +189,22 @@ def test_what_keeps_the_order_changes_no_metric(data):
     before = metrics.compute_imagewise_retrieval_metrics(scores, labels)
     assert metrics.compute_imagewise_retrieval_metrics(other, labels) == pytest.approx(before)
     assert metrics.f1_max(other, labels)[0] == pytest.approx(metrics.f1_max(scores, labels)[0])
-    assert metrics.bootstrap_auroc(other, labels) == pytest.approx(metrics.bootstrap_auroc(scores, labels))
+    assert evaluation.bootstrap_auroc(other, labels) == pytest.approx(evaluation.bootstrap_auroc(scores, labels))
 
 
 def test_bootstrap_interval_is_that_of_drawing_images_anew():
     rng = np.random.default_rng(0)
     labels = np.arange(80) % 2 == 0
     scores = rng.normal(0, 1, 80) + labels
-    low, high = metrics.bootstrap_auroc(scores, labels, seed=1)
+    low, high = evaluation.bootstrap_auroc(scores, labels, seed=1)
     drawn = []
     for _ in range(1000):
         good, bad = (rng.choice(scores[kind], kind.sum()) for kind in (~labels, labels))
         drawn.append(roc_auc_score(np.r_[np.zeros(40), np.ones(40)], np.r_[good, bad]))
     assert (low, high) == pytest.approx(tuple(np.quantile(drawn, [0.025, 0.975])), abs=0.015)
     assert low < roc_auc_score(labels, scores) < high
-    assert metrics.bootstrap_auroc(scores, labels, seed=1) == (low, high)
-    assert metrics.bootstrap_auroc(labels, labels) == (1, 1)
+    assert evaluation.bootstrap_auroc(scores, labels, seed=1) == (low, high)
+    assert evaluation.bootstrap_auroc(labels, labels) == (1, 1)
 
 
 def test_chance_is_a_half_and_the_binary_case_is_perfect():
@@ -217,8 +219,8 @@ def test_chance_is_a_half_and_the_binary_case_is_perfect():
 
 
 def test_without_a_threshold_there_are_no_figures_at_it():
-    assert all(math.isnan(v) for v in metrics.at_threshold([0.1, 0.9], [0, 1], math.nan).values())
-    one_kind = metrics.at_threshold([0.1, 0.9], [0, 0], 0.5)
+    assert all(math.isnan(v) for v in evaluation.at_threshold([0.1, 0.9], [0, 1], math.nan).values())
+    one_kind = evaluation.at_threshold([0.1, 0.9], [0, 0], 0.5)
     assert one_kind["false_alarms"] == 0.5
     assert math.isnan(one_kind["recall"])
     assert math.isnan(one_kind["f1"])

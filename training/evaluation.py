@@ -8,15 +8,17 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 import metrics
-from datasets.masks import NO_PIXEL_LEFT
+from datasets.truth import PackedMasks
 from inference.thresholds import Thresholds
+from metrics import NO_PIXEL_LEFT
 from training import device_metrics
 
 METRICS = ("image_auroc", "image_ap", "pixel_auroc", "pixel_ap", "pixel_pro")
+RESAMPLES = 1000  # of the bootstrap
 
 
 @dataclass
@@ -30,7 +32,7 @@ class Predictions:
     scores: NDArray[np.float32]
     maps: NDArray[np.float32] | Tensor
     labels: NDArray[np.bool_]
-    masks: metrics.PackedMasks
+    masks: PackedMasks
     paths: list[str]
     truth: device_metrics.DeviceTruth | None = None
 
@@ -97,10 +99,10 @@ def judge(found: Predictions, thresholds: Thresholds | None) -> dict[str, float]
     image = metrics.compute_imagewise_retrieval_metrics(found.scores, labels)
     pixel = metrics.all_pixel_metrics(maps, found.masks, (metrics.PRO_LIMIT, metrics.STRICT_PRO_LIMIT))
     values = (image["auroc"], image["ap"], pixel["auroc"], pixel["ap"], pixel["pro"][0])
-    low, high = metrics.bootstrap_auroc(found.scores, labels)
+    low, high = bootstrap_auroc(found.scores, labels)
     of_image, of_pixel = (thresholds.image, thresholds.pixel) if thresholds else (math.nan, math.nan)
-    images = metrics.at_threshold(found.scores, labels, of_image)
-    pixels = metrics.pixels_at_threshold(maps, found.masks, of_pixel)
+    images = at_threshold(found.scores, labels, of_image)
+    pixels = pixels_at_threshold(maps, found.masks, of_pixel)
     return {
         **dict(zip(METRICS, values, strict=True)),
         "image_auroc_low": low, "image_auroc_high": high, "image_f1_max": metrics.f1_max(found.scores, labels)[0],
@@ -111,3 +113,79 @@ def judge(found: Predictions, thresholds: Thresholds | None) -> dict[str, float]
         "pixel_threshold": of_pixel, "pixel_f1": pixels["f1"], "pixel_precision": pixels["precision"],
         "pixel_recall": pixels["recall"],
     }  # fmt: skip
+
+
+# --------------------------------------------------------------------------- figures at a threshold
+
+
+def at_threshold(scores: ArrayLike, labels: ArrayLike, threshold: float) -> dict[str, float]:
+    """`f1`, `precision`, `recall` and `false_alarms` (share of the normal ones) where score > threshold is anomalous.
+
+    Args:
+        scores: (n,).
+        labels: (n,), > 0 is anomalous, < 0 is not known and left out.
+        threshold: nan gives nan.
+
+    Returns:
+        Values in [0, 1]; nan where there is nothing to count.
+    """
+    scores, labels = np.asarray(scores).ravel(), np.asarray(labels).ravel()
+    flagged = scores > threshold
+    hits, alarms = int((flagged & (labels > 0)).sum()), int((flagged & (labels == 0)).sum())
+    return rates(hits, alarms, int((labels > 0).sum()), int((labels == 0).sum()), threshold)
+
+
+def pixels_at_threshold(maps: ArrayLike, masks: ArrayLike, threshold: float) -> dict[str, float]:
+    """The same for the pixels of (n, H, W) maps, map by map."""
+    counts = np.zeros(4, np.int64)
+    for one_map, mask in zip(maps, masks, strict=True):
+        flagged, mask = np.asarray(one_map) > threshold, np.asarray(mask)
+        anomalous, normal = mask > 0, mask == 0
+        counts += [(flagged & anomalous).sum(), (flagged & normal).sum(), anomalous.sum(), normal.sum()]
+    return rates(*counts.tolist(), threshold)
+
+
+def rates(hits: int, alarms: int, positives: int, negatives: int, threshold: float = 0.0) -> dict[str, float]:
+    """What `at_threshold` gives, from counts."""
+    if math.isnan(threshold):
+        return dict.fromkeys(("f1", "precision", "recall", "false_alarms"), math.nan)
+    return {
+        "f1": 2 * hits / (hits + alarms + positives) if positives else math.nan,
+        "precision": hits / (hits + alarms) if hits + alarms else math.nan,
+        "recall": hits / positives if positives else math.nan,
+        "false_alarms": alarms / negatives if negatives else math.nan,
+    }
+
+
+def bootstrap_auroc(
+    scores: ArrayLike, labels: ArrayLike, seed: int = 0, share: float = 0.95, resamples: int = RESAMPLES
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of the AUROC; images of either kind are drawn anew among their own.
+
+    Args:
+        scores: (n,).
+        labels: (n,), > 0 is anomalous.
+        seed: of the draws.
+        share: that the interval is to cover.
+        resamples: how many.
+
+    Returns:
+        Its ends, in [0, 1]; (nan, nan) where all are of one kind.
+    """
+    scores, labels = np.asarray(scores, np.float64).ravel(), np.asarray(labels).ravel() > 0
+    good, bad = scores[~labels], scores[labels]
+    if not len(good) or not len(bad):
+        return math.nan, math.nan
+    rng = np.random.default_rng(seed)
+    ordered = np.sort(good)
+    # how often each good image is drawn is all that counts: a defective one wins over those that lie below it
+    below, up_to = (np.searchsorted(ordered, bad, side=side) for side in ("left", "right"))
+    found = np.empty(resamples)
+    for i in range(resamples):
+        times = np.bincount(rng.integers(len(good), size=len(good)), minlength=len(good))
+        beaten = np.concatenate([[0], np.cumsum(times)])
+        chosen = rng.integers(len(bad), size=len(bad))
+        found[i] = (beaten[below[chosen]] + beaten[up_to[chosen]]).mean() / (2 * len(good))
+    tail = (1 - share) / 2
+    low, high = np.quantile(found, [tail, 1 - tail])
+    return float(low), float(high)

@@ -16,11 +16,11 @@ from torch.utils.data import DataLoader
 
 from datasets.base import end_workers
 from datasets.geometry import Blend
+from datasets.truth import PackedMasks
 from inference import checkpoint
 from inference.features import Batch, FeatureCache, kept_features
 from inference.scorer import Scorer, finite_scores
 from inference.thresholds import Thresholds
-from metrics import PackedMasks
 from reporting import drawing
 from training.device_metrics import DeviceTruth
 from training.evaluation import METRICS, Predictions, Tested, evaluate, judge, why_nan

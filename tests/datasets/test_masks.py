@@ -13,7 +13,9 @@ from datasets.base import Sample, read_all
 from datasets.check import full_check, quick_check
 from datasets.defects import Defects, list_defects
 from datasets.files import read_mask
-from datasets.masks import NO_PIXEL_LEFT, examine, read_mask_of
+from datasets.masks import examine, read_mask_of
+from datasets.truth import PackedMasks
+from metrics import NO_PIXEL_LEFT
 from training.evaluation import why_nan
 from utils import WorkError
 
@@ -276,7 +278,7 @@ def test_a_defect_of_which_nothing_is_left_is_unknown_and_said(data):
     found = {}
     read_all([dataset], 0, "disc", found)
     assert found == {0: ["lost"], 1: ["lost"], 2: ["empty"]}
-    packed = metrics.PackedMasks(6, (64, 64))
+    packed = PackedMasks(6, (64, 64))
     for i, item in enumerate(items):
         packed[i] = item["mask_gt"][0].numpy()
     assert [int(mask[0, 0]) for mask in packed] == [NO_PIXEL_LEFT] * 3 + [0] * 3

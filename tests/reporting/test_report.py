@@ -13,7 +13,7 @@ import pytest
 from helpers import cli, make_mvtec, train_cli
 from test_runs import run
 
-import metrics
+from datasets.truth import PackedMasks
 from inference.thresholds import Thresholds
 from reporting import drawing, gallery, tables
 from training.evaluation import Predictions, Tested
@@ -23,7 +23,7 @@ def class_with_scores(scores, labels, threshold=0.5, size=12):
     """A tested class whose maps equal the image score everywhere."""
     scores, labels = np.asarray(scores, np.float32), np.asarray(labels, bool)
     maps = np.ones((len(scores), size, size), np.float32) * scores[:, None, None]
-    masks = metrics.PackedMasks(len(scores), (size, size))
+    masks = PackedMasks(len(scores), (size, size))
     for i, label in enumerate(labels):
         masks[i] = np.full((size, size), int(label), np.int8)
     thresholds = None if threshold is None else Thresholds(threshold, threshold, images=9)

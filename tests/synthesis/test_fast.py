@@ -16,6 +16,7 @@ import main as command
 import metrics
 import utils
 from common import NetworkFeatureAggregator
+from datasets.truth import PackedMasks
 from inference.features import FeatureCache
 from inference.settings import check_feature_cache
 from synthesis import slope
@@ -258,7 +259,7 @@ def test_precision_by_device(monkeypatch, caplog):
 @settings(max_examples=60, deadline=None)
 def test_metrics_by_one_sort_are_those_of_the_host(seed, count, levels):
     rng = np.random.default_rng(seed)
-    masks = metrics.PackedMasks(count, (12, 9))
+    masks = PackedMasks(count, (12, 9))
     for i in range(count):
         masks[i] = rng.choice([np.zeros((12, 9)), (rng.random((12, 9)) > 0.7).astype(int), np.full((12, 9), -1)])
     maps = (rng.integers(0, levels, (count, 12, 9)) / levels).astype(np.float32)
@@ -272,7 +273,7 @@ def test_metrics_by_one_sort_are_those_of_the_host(seed, count, levels):
 @pytest.mark.parametrize("limit", [0.05, 0.3, 1.0])
 def test_pro_on_the_device_to_any_limit(limit):
     rng = np.random.default_rng(5)
-    masks = metrics.PackedMasks(3, (12, 9))
+    masks = PackedMasks(3, (12, 9))
     for i in range(3):
         masks[i] = rng.random((12, 9)) > 0.7
     maps = rng.random((3, 12, 9)).astype(np.float32)

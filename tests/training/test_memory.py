@@ -16,7 +16,7 @@ from commands import predict
 from commands.command import describe, exit_code
 from common import NetworkFeatureAggregator
 from datasets.cache import GB
-from metrics import PackedMasks
+from datasets.truth import PackedMasks
 from model import Discriminator, Projection
 from synthesis import arithmetic, ascent, slope
 from training import device_metrics, feature_cache

@@ -17,7 +17,7 @@ from datasets import ImageSettings, MVTecLayout, TestDataset
 from datasets.base import EpochSampler, end_workers, make_loader
 from datasets.geometry import Geometry, Tiling
 from datasets.tiles import TiledTestDataset
-from metrics import PackedMasks
+from datasets.truth import PackedMasks
 from reporting import class_record, page
 from reporting import tables as report
 from training.evaluation import METRICS, Predictions
