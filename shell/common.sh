@@ -31,7 +31,7 @@ ensure_env() {
     done
     PYTHON=$ROOT/.venv/bin/python
     local stamp=$ROOT/.venv/.installed-$(basename "$1") wanted
-    wanted=$(cd "$ROOT" && cat requirements.txt "$1" | cksum)
+    wanted=$(cd "$ROOT" && cat requirements*.txt requirements/*.txt | cksum)
     if [ -x "$PYTHON" ] && [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then
         return
     fi

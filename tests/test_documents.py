@@ -37,7 +37,7 @@ CLASSES = {"GLASS": GLASS, "Layout": Layout, "Sample": Sample}  # named without 
 LONGEST_README = 200  # lines
 
 # Parts that other changes add or remove. Delete these lines, and the one that uses each, once they are in.
-COMING = {
+COMING: set = {
     "docs/options.md",
     "inference/scorer.py",
     "inference/settings.py",
