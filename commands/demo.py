@@ -7,12 +7,12 @@ from pathlib import Path
 import click
 
 from commands.command import CONTEXT, Command
-from commands.shared import seed_option
+from commands.shared import ONE_SEED
 
 
 @click.command("demo", cls=Command, context_settings=CONTEXT)
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path, file_okay=False))
-@seed_option
+@click.option("--seed", **ONE_SEED)
 def command(folder: Path, seed: int) -> None:
     """Make two classes to try everything with, wall and plate, in DIR; demo data that is there already is kept."""
     from generation.demo import make  # slow to import

@@ -9,7 +9,7 @@ import click
 
 from commands.command import CONTEXT, Command
 from commands.parameters import AT_LEAST_1, BETWEEN_0_AND_1, FOLDER
-from commands.shared import bits_option, max_pixels_option, seed_option
+from commands.shared import ONE_SEED, bits_option, max_pixels_option
 
 BETAS = (0.1, 0.3, 0.5, 0.7, 0.9)
 NUMBER = re.compile(r"[+-]?[\d.,]+%?|nan|inf")  # wrong ones as well: the option's type says what is wrong with them
@@ -44,7 +44,7 @@ class SeveralValues(Command):
 @click.option(
     "-d", "--subdatasets", multiple=True, help="Class, repeatable.  [default: carpet, grid, leather, tile and wood]"
 )
-@seed_option
+@click.option("--seed", **ONE_SEED)
 @click.option(
     "--count",
     default=None,

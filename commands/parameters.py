@@ -91,6 +91,7 @@ def _is_number(text: str, least: int) -> bool:
 
 
 AT_LEAST_0, AT_LEAST_1 = click.IntRange(min=0), click.IntRange(min=1)
+DEVICE = click.IntRange(min=-1)
 SEED = click.IntRange(0, 2**32 - 1)
 SHARE = Finite(0, 1)
 SHARE_BELOW_1 = Finite(0, 1, max_open=True)

@@ -9,6 +9,7 @@ import click
 
 from commands.command import CONTEXT, DONE, FAILED, Command
 from commands.parameters import AT_LEAST_1, FOLDER, OVERLAP, TileType
+from commands.shared import GPU
 
 
 @click.command(
@@ -68,12 +69,7 @@ from commands.parameters import AT_LEAST_1, FOLDER, OVERLAP, TileType
     type=AT_LEAST_1,
     help="Refuse an image with more pixels, which would fill the memory.  [default: as trained, or 500000000]",
 )
-@click.option(
-    "--gpu",
-    type=click.IntRange(min=-1),
-    multiple=True,
-    help="CUDA device; -1 is the CPU. Repeat it to name alternatives: the first one that exists is used.  [default: 0 if there is one, else -1]",
-)
+@click.option("--gpu", **GPU)
 @click.option(
     "--precision",
     default="fp32",

@@ -9,12 +9,13 @@ import click
 
 from commands import dataset
 from commands.command import CONTEXT, Command
-from commands.parameters import FOLDER, SEED
+from commands.parameters import FOLDER
+from commands.shared import ONE_SEED
 
 OWN_OPTIONS = [
     click.Option(["--out"], default="preview", type=FOLDER, help="Folder of the sheets, one for each class."),
     click.Option(["--samples"], default=6, type=click.IntRange(1, 100), help="Number of rows of a sheet."),
-    click.Option(["--seed"], default=0, type=SEED, help="Seed of every random draw."),
+    click.Option(["--seed"], **ONE_SEED),
 ]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from commands.parameters import AT_LEAST_1, SEED, BitsType
+from commands.parameters import AT_LEAST_1, DEVICE, SEED, BitsType
 from datasets.limits import AUTO, MAX_PIXELS
 
 classes_option = click.option(
@@ -22,4 +22,10 @@ max_pixels_option = click.option(
     type=AT_LEAST_1,
     help="Refuse an image with more pixels, which would fill the memory.",
 )
-seed_option = click.option("--seed", default=0, type=SEED, help="Seed of every random draw.")
+# attributes, for commands that declare options with click.option and for those that list click.Option
+ONE_SEED = {"default": 0, "type": SEED, "help": "Seed of every random draw."}
+GPU = {
+    "type": DEVICE,
+    "multiple": True,
+    "help": "CUDA device; -1 is the CPU. Repeat it to name alternatives: the first one that exists is used.  [default: 0 if there is one, else -1]",
+}

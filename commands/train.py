@@ -8,17 +8,13 @@ import click
 
 from commands import net
 from commands.parameters import FOLDER, SEED
+from commands.shared import GPU
 
 OPTIONS = [
     click.Option(
         ["--results_path"], default="results", type=FOLDER, help="Folder for everything that a run leaves behind."
     ),
-    click.Option(
-        ["--gpu"],
-        type=click.IntRange(min=-1),
-        multiple=True,
-        help="CUDA device; -1 is the CPU. Repeat it to name alternatives: the first one that exists is used.  [default: 0 if there is one, else -1]",
-    ),
+    click.Option(["--gpu"], **GPU),
     click.Option(
         ["--seed"],
         default=[0],
