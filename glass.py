@@ -24,9 +24,9 @@ from tqdm import tqdm
 
 import metrics
 from common import Aggregator, FusedPooling, NetworkFeatureAggregator, Preprocessing, RescaleSegmentor
-from datasets.base import end_workers
 from datasets.cache import GB
 from datasets.geometry import Blend
+from datasets.loaders import end_workers
 from inference import checkpoint
 from inference.head import ScoringHead, fold_projection
 from inference.thresholds import HELD_OUT, Thresholds, best_f1

@@ -42,8 +42,8 @@ import backbones  # noqa: E402
 import metrics  # noqa: E402
 import perlin  # noqa: E402
 from datasets import ImageSettings, Sample, TrainDataset, augment  # noqa: E402
-from datasets.base import TextureReading, plan_images, plan_textures  # noqa: E402
 from datasets.cache import GB, ImageCache  # noqa: E402
+from datasets.preloading import TextureReading, plan_images, plan_textures  # noqa: E402
 from datasets.textures import FileTextures  # noqa: E402
 from glass import GLASS, Predictions, TestMemory  # noqa: E402
 from synthesis.gas import gas  # noqa: E402

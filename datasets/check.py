@@ -22,11 +22,11 @@ from tqdm import tqdm
 import perlin
 from commands.shared import CONTEXT, bits_option, max_pixels_option, run_command
 from datasets import DATASETS, ImageSettings, Layout, Sample
-from datasets.base import LEAST_FOREGROUND, prepare_foreground
 from datasets.defects import Pair
 from datasets.depth import find_depth
-from datasets.files import DEFAULT, Header, ReadOptions, list_images, look_through, read_header, read_mask, read_rgb
+from datasets.files import DEFAULT, Header, ReadOptions, read_header, read_rgb
 from datasets.geometry import AUTO, Geometry, describe_left_out
+from datasets.listing import list_images, scan_folder
 from datasets.masks import (
     EMPTY,
     LEVELS,
@@ -34,10 +34,12 @@ from datasets.masks import (
     describe_masks,
     examine,
     lies_on_stored_pixels,
+    read_mask,
     read_mask_of,
     split_masks,
 )
 from datasets.textures import BUILTIN, list_textures
+from datasets.training_set import LEAST_FOREGROUND, prepare_foreground
 from utils import InputError, WorkError, cores, printable
 
 Kind = Literal["unreadable", "mask_size", "empty", "same_stem", "train_and_test", "layout"]
@@ -418,7 +420,7 @@ def main(
         found, headers = look_at_pictures(textures, "textures", reading)
         depth = find_depth(AUTO, textures, [], headers, reading)
         notes += [f"textures: {line}" for line in (*depth.lines, *depth.warnings)]
-        if left := look_through(Path(aug_path), recursive=True).describe():
+        if left := scan_folder(Path(aug_path), recursive=True).describe():
             notes.append(f"textures: {left}")
         click.echo(f"textures: {len(textures)} files, problems: {len(found)}")
         problems += found
@@ -454,7 +456,7 @@ def _check_class(
         notes.append(f"{name}: unless told otherwise {left_out}")
     notes += _notes_of_files(layout, name, train, test, headers, bits, reading)
     named = [] if complaints else layout.annotations(name)  # by the notes of the layout
-    if left := look_through(layout.root / name, recursive=True).describe(named):
+    if left := scan_folder(layout.root / name, recursive=True).describe(named):
         notes.append(f"{name}: {left}")
     return row, problems, notes
 

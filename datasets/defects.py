@@ -16,7 +16,8 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from datasets.files import DEFAULT, ReadOptions, list_images, look_through, read_rgb, what_else
+from datasets.files import DEFAULT, ReadOptions, read_rgb
+from datasets.listing import describe_other_files, list_images, scan_folder
 from datasets.masks import read_mask_of, split_masks
 from datasets.settings import ImageSettings, normalise
 from utils import LOGGER, InputError
@@ -51,7 +52,7 @@ def list_defects(folder: str | Path) -> list[Pair]:
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"--defects {folder}: no such folder; give a folder of pictures that show defects")
-    listing = look_through(folder, recursive=True)
+    listing = scan_folder(folder, recursive=True)
     files = listing.images
     if files and (left := listing.describe()):
         LOGGER.info("--defects %s: %s", folder, left)
@@ -77,7 +78,7 @@ def list_defects(folder: str | Path) -> list[Pair]:
         for path, name in found
     ]
     if not found:
-        raise InputError(f"--defects {folder}: no picture in it at any depth{what_else(folder)}")
+        raise InputError(f"--defects {folder}: no picture in it at any depth{describe_other_files(folder)}")
     used = {mask for _, mask in found}
     alone = [path for path in sorted(masks) if used.isdisjoint((path, path.parent))]
     if alone:

@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 
 from datasets.base import GOOD, Sample, is_good
-from datasets.files import list_folders, list_images, what_else
+from datasets.listing import describe_other_files, list_folders, list_images
 from datasets.masks import split_masks
 from datasets.mvtec import BESIDE, MVTecLayout, good_folder
 from utils import InputError
@@ -55,10 +55,9 @@ class FolderLayout(MVTecLayout):
         held = {sample.path for sample in self.held_out(name)}
         samples = [sample for sample in self._good(name) if sample.path not in held]
         if not samples:
-            forms = "train/good, good, or images in the class folder itself"
-            raise InputError(
-                f"class {name}: no good image in {self.root / name}; possible: {forms}{what_else(self.root / name)}"
-            )
+            folder, forms = self.root / name, "train/good, good, or images in the class folder itself"
+            others = describe_other_files(folder)
+            raise InputError(f"class {name}: no good image in {folder}; possible: {forms}{others}")
         return samples
 
     def test(self, name: str) -> list[Sample]:

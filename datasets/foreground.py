@@ -32,8 +32,8 @@ from tqdm import tqdm
 from commands.shared import CONTEXT, bits_option, max_pixels_option, run_command
 from datasets import DATASETS, Sample
 from datasets.depth import read_as_found
-from datasets.files import DEFAULT, FULL_BITS, ReadOptions, read_mask, read_rgb
-from datasets.masks import read_mask_of
+from datasets.files import DEFAULT, FULL_BITS, ReadOptions, read_rgb
+from datasets.masks import read_mask, read_mask_of
 from utils import LOGGER, InputError, WorkError, printable, setup_logging, write_bytes, write_text
 
 # of the routine: masks of another version are made anew

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from datasets.base import GOOD, Layout, Sample, is_good
-from datasets.files import list_folders, list_images, what_else
+from datasets.listing import describe_other_files, list_folders, list_images
 from datasets.masks import pair_masks, split_masks
 from utils import InputError
 
@@ -94,7 +94,7 @@ class MVTecLayout(Layout):
         folder = good_folder(self.root / name / "train")
         samples = [Sample(path) for path in split_masks(list_images(folder))[0]]
         if not samples:
-            raise InputError(f"class {name}: no good training image in {folder}{what_else(folder)}")
+            raise InputError(f"class {name}: no good training image in {folder}{describe_other_files(folder)}")
         return samples
 
     def test(self, name: str) -> list[Sample]:

@@ -10,7 +10,8 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
-from datasets.files import DEFAULT, ReadOptions, image_size, look_through, read_rgb, what_else
+from datasets.files import DEFAULT, ReadOptions, image_size, read_rgb
+from datasets.listing import describe_other_files, scan_folder
 from generation import procedural
 from utils import LOGGER, InputError
 
@@ -152,9 +153,9 @@ def list_textures(path: str | Path) -> list[Path]:
     path = Path(path)
     if not path.is_dir():
         raise InputError(f"AUG_PATH {path}: no such folder; {HINT}")
-    listing = look_through(path, recursive=True)
+    listing = scan_folder(path, recursive=True)
     if not listing.images:
-        raise InputError(f"AUG_PATH {path}: no picture in it at any depth{what_else(path)}; {HINT}")
+        raise InputError(f"AUG_PATH {path}: no picture in it at any depth{describe_other_files(path)}; {HINT}")
     if left := listing.describe():
         LOGGER.info("AUG_PATH %s: %s", path, left)
     return listing.images

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from datasets.base import Sample, TestDataset
+from datasets.base import Sample
 from datasets.cache import ImageCache
+from datasets.evaluation_set import TestDataset
 from datasets.geometry import Tiling, show_size
 from datasets.settings import ImageSettings
 from utils import InputError

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from datasets.base import Sample, TrainDataset
+from datasets.base import Sample
+from datasets.training_set import TrainDataset
 from synthesis import las
 from utils import InputError
 

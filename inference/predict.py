@@ -25,8 +25,8 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from datasets.files import look_through, what_else
 from datasets.geometry import MUCH_LEFT_OUT
+from datasets.listing import describe_other_files, scan_folder
 from inference.judge import Judge, Prepared, Result, open_picture
 from reporting.cells import as_cell, csv_text, path_as_cell, path_from_cell
 from reporting.drawing import encode_png
@@ -134,11 +134,11 @@ def _resolve(given: str) -> list[tuple[Path, str]]:
     """The pictures that an input stands for, each with its path relative to the folder given."""
     path = Path(given)
     if os.path.isdir(given):
-        listing = look_through(path, recursive=True)
+        listing = scan_folder(path, recursive=True)
         inside = [(p, p.relative_to(path).as_posix()) for p in listing.images]
         if not inside:
             raise InputError(
-                f"{path}: the folder holds no picture of a kind that is read, at any depth{what_else(path)}"
+                f"{path}: the folder holds no picture of a kind that is read, at any depth{describe_other_files(path)}"
             )
         if left := listing.describe():
             LOGGER.info("%s: %s", path, left)

@@ -39,8 +39,9 @@ from tqdm import tqdm  # noqa: E402
 
 import metrics  # noqa: E402
 from datasets.base import is_good  # noqa: E402
-from datasets.files import list_images, read_rgb  # noqa: E402
+from datasets.files import read_rgb  # noqa: E402
 from datasets.geometry import pair  # noqa: E402
+from datasets.listing import list_images  # noqa: E402
 from datasets.settings import ImageSettings  # noqa: E402
 from inference.inspector import Inspector, load_checkpoint  # noqa: E402
 from inference.judge import open_picture  # noqa: E402

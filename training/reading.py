@@ -9,7 +9,6 @@ from pathlib import Path
 import click
 
 from datasets import TrainDataset
-from datasets.base import Readable, TextureReading, plan_images, plan_textures, read_all
 from datasets.cache import GB, ImageCache, describe_budget
 from datasets.check import (
     Problem,
@@ -21,9 +20,11 @@ from datasets.check import (
 )
 from datasets.defects import refuse_test_images
 from datasets.depth import find_depth, is_deep, log_depth
-from datasets.files import FULL_BITS, Header, ReadOptions, look_through
+from datasets.files import FULL_BITS, Header, ReadOptions
 from datasets.geometry import AUTO, describe_left_out
+from datasets.listing import scan_folder
 from datasets.masks import describe_masks
+from datasets.preloading import Readable, TextureReading, plan_images, plan_textures, read_all
 from datasets.textures import FileTextures
 from datasets.tiles import TiledTestDataset, describe, refuse_small
 from inference import checkpoint
@@ -55,7 +56,7 @@ def glance(this: Run, data: ClassData) -> ClassData:
     if pages := describe_pages(headers):
         LOGGER.warning("%s: %s", data.row, pages)
     named = this.layout.annotations(data.name)  # by the notes of the layout
-    if left := look_through(this.layout.root / data.name, recursive=True).describe(named):
+    if left := scan_folder(this.layout.root / data.name, recursive=True).describe(named):
         LOGGER.info("%s: %s", data.row, left)
     if data.tiling is not None:
         refuse_small(data.train, data.tiling, sizes)

@@ -23,13 +23,14 @@ from torch.utils.data import DataLoader, Dataset, Subset
 import backbones
 import embedded
 from datasets import DATASETS, EpochSampler, ImageSettings, TrainDataset, make_loader
-from datasets.base import CentreDataset, end_workers
 from datasets.cache import ImageCache, cache_budget
 from datasets.check import leave_out_small
 from datasets.defects import Defects, digest, list_defects
 from datasets.foreground import make_masks
 from datasets.geometry import Tiling, show_size
+from datasets.loaders import end_workers
 from datasets.textures import open_textures
+from datasets.training_set import CentreDataset
 from datasets.validation import GoodImages, ValidationDataset, hold_out
 from glass import GLASS, METRICS
 from inference import checkpoint

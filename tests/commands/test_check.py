@@ -17,7 +17,8 @@ from PIL import Image
 from commands.shared import run_command
 from datasets import MVTecLayout, Sample, check
 from datasets.check import Problem, check_pictures, drop_bad, full_check, main, quick_check
-from datasets.files import Header, list_images
+from datasets.files import Header
+from datasets.listing import list_images
 from utils import InputError, WorkError
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
@@ -438,7 +439,7 @@ def test_as_a_module(data):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1, done.stderr
     assert done.stdout.splitlines()[-1].endswith(
-        ".png: cannot be read: no picture of a kind that is read, or cut off within its header"
+        ".png: cannot be read: not an image of a supported format, or cut off within its header"
     )
     assert "Traceback" not in done.stderr
     assert "disc: 100%" in done.stderr

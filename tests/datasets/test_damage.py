@@ -14,7 +14,7 @@ from test_runs import make_defects, run
 
 from datasets import FolderLayout, ImageSettings, MVTecLayout, cache, check, textures
 from datasets.defects import Defects, list_defects, of_class, refuse_test_images
-from datasets.files import read_mask
+from datasets.masks import read_mask
 from reporting import preview
 from training import reading
 from utils import InputError
@@ -171,7 +171,7 @@ def test_folders_that_are_no_classes_are_said(tmp_path):
     shutil.copy(data / "disc/train/good/000.png", data / "lid/Good/0.png")
     done = run(data, patterns, tmp_path / "r", name="mvtec", net=("--meta_epochs", 1))
     assert done.exit_code == 0, done.output
-    assert f"{data / 'lid'} holds pictures, but is no class: a class is a folder with train/good" in done.output
+    assert f"{data / 'lid'} holds images, but is not a class: a class is a folder with train/good" in done.output
     with pytest.raises(InputError, match="is a file, not a folder"):
         MVTecLayout(data / "lid/Good/0.png")
     shutil.rmtree(data / "disc")

@@ -25,7 +25,9 @@ from datasets import (
     VisALayout,
     augment,
 )
-from datasets.files import list_images, read_mask, read_rgb
+from datasets.files import read_rgb
+from datasets.listing import list_images
+from datasets.masks import read_mask
 from datasets.textures import list_textures, open_textures
 from utils import InputError, WorkError
 

@@ -12,17 +12,9 @@ import pytest
 from helpers import ROOT
 from PIL import Image, ImageOps
 
-from datasets.files import (
-    Header,
-    ReadOptions,
-    image_size,
-    list_folders,
-    list_images,
-    looks_truncated,
-    read_header,
-    read_mask,
-    read_rgb,
-)
+from datasets.files import Header, ReadOptions, image_size, looks_truncated, read_header, read_rgb
+from datasets.listing import list_folders, list_images
+from datasets.masks import read_mask
 from utils import WorkError
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
@@ -482,7 +474,7 @@ def test_what_is_no_image_says_why(put, tmp_path):
     with pytest.raises(WorkError, match=r"empty\.png: the file is empty"):
         read_rgb(put(b"", "empty.png"))
     for read in (read_rgb, read_mask, image_size):
-        with pytest.raises(WorkError, match=r"text\.jpg: no picture of a kind that is read"):
+        with pytest.raises(WorkError, match=r"text\.jpg: not an image of a supported format"):
             read(put(b"<html>not found</html>", "text.jpg"))
         with pytest.raises(WorkError, match=r"cannot read image .*gone\.png: No such file"):
             read(tmp_path / "gone.png")

@@ -13,8 +13,10 @@ from helpers import ROOT, make_mvtec
 from PIL import Image
 
 from datasets import MVTecLayout, Sample, foreground
-from datasets.files import list_images, read_mask, read_rgb
+from datasets.files import read_rgb
 from datasets.foreground import RECORD, SHEET, TEST_SHEET, Foreground, make_masks
+from datasets.listing import list_images
+from datasets.masks import read_mask
 from utils import InputError, WorkError
 
 SIZE = 200

@@ -11,9 +11,11 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from datasets import DATASETS, check, files
+from datasets import DATASETS, check, files, listing
 from datasets.defects import list_defects
-from datasets.files import closed_folders, list_folders, list_images, look_through, read_header, read_mask, read_rgb
+from datasets.files import read_header, read_rgb
+from datasets.listing import closed_folders, list_folders, list_images, scan_folder
+from datasets.masks import read_mask
 from datasets.textures import list_textures
 from inference.predict import find_pictures
 from utils import LOGGER, InputError, WorkError
@@ -51,7 +53,7 @@ def closed(monkeypatch):
             raise PermissionError(13, "Permission denied", str(path))
         return scan(path)
 
-    monkeypatch.setattr(files.os, "scandir", scandir)
+    monkeypatch.setattr(listing.os, "scandir", scandir)
 
     def close(folder):
         folder.mkdir(parents=True)
@@ -95,7 +97,7 @@ def test_folders_that_may_not_be_entered_are_left_out_and_named(tmp_path, closed
         assert layout.choose([]) == layout.choose(["cap"]) == ["cap"]
         assert f"{shut} may not be entered" in log.text
         assert len(layout.train("cap")) == 1
-    listing = look_through(tmp_path / "d" / "cap", recursive=True)
+    listing = scan_folder(tmp_path / "d" / "cap", recursive=True)
     assert listing.closed == [inner]
     assert str(inner) in listing.describe()
     for take in (list_textures, list_defects, lambda folder: find_pictures([str(folder)])):
@@ -110,13 +112,13 @@ def test_folders_that_may_not_be_entered_are_left_out_and_named(tmp_path, closed
 
 
 def test_files_that_are_not_taken_are_counted(tmp_path, log, monkeypatch):
-    monkeypatch.setattr(files, "_has_heif", lambda: False)
+    monkeypatch.setattr(listing, "has_heif", lambda: False)
     good = tmp_path / "d" / "cap" / "good"
     save(good / "0.png")
     for name in ("a.HEIC", "b.heic", "c.gif", "d", "Thumbs.db", "README.txt", ".hidden.npy"):
         (good / name).write_bytes(b"x")
     said = "files not taken: 2 .heic, 1 .gif, 1 without a suffix; HEIC is read where pillow-heif is installed"
-    assert said in look_through(good).describe()
+    assert said in scan_folder(good).describe()
     result = CliRunner().invoke(check.main, ["folder", str(tmp_path / "d"), str(good)])
     assert f"note: cap: {said}" in result.output
     assert f"note: textures: {said}" in result.output

@@ -7,7 +7,8 @@ import pytest
 from click.testing import CliRunner
 
 from datasets import DATASETS
-from datasets.files import read_mask, read_rgb
+from datasets.files import read_rgb
+from datasets.masks import read_mask
 from generation import demo
 
 
