@@ -13,6 +13,8 @@ from PIL import Image
 from datasets.files import DEFAULT, ReadOptions, image_size, read_rgb
 from datasets.listing import describe_other_files, scan_folder
 from generation import procedural
+from generation.patterns.fields import SIDE
+from generation.photos import photo_folder
 from utils import LOGGER, InputError
 
 BUILTIN = "builtin"
@@ -96,7 +98,7 @@ class BuiltinTextures:
 
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed
-        self._photos = procedural.photo_folder()
+        self._photos = photo_folder()
 
     def __len__(self) -> int:
         return BUILTIN_COUNT
@@ -108,7 +110,7 @@ class BuiltinTextures:
     def size(self, index: int) -> tuple[int, int]:
         """(width, height), the same for all."""
         self._kind(index)
-        return procedural.SIDE, procedural.SIDE
+        return SIDE, SIDE
 
     def read(self, index: int) -> Image.Image:
         """The picture, generated in about 20 ms on one core."""

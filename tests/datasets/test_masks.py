@@ -98,7 +98,11 @@ STRANGE = {
         "is it inverted, or the value of its background not 0",
     ),
     "red": (Image.fromarray(np.dstack([MASK * 0 + 255, 255 - MASK, 255 - MASK])), ["covers"], "more than half"),
-    "soft": (Image.fromarray(np.minimum(MASK, np.arange(64, dtype=np.uint8)[:, None] * 8)), ["levels"], "meaning is unclear"),
+    "soft": (
+        Image.fromarray(np.minimum(MASK, np.arange(64, dtype=np.uint8)[:, None] * 8)),
+        ["levels"],
+        "meaning is unclear",
+    ),
     "empty": (Image.fromarray(MASK * 0), ["empty"], "marks no pixel, though"),
 }
 
