@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from datasets.cache import GB, free_memory
+from datasets.cache import GB
+from datasets.memory import free_memory
 from utils import LOGGER, InputError
 
 SHARE_OF_FREE = 0.5  # of the device's free memory that a training step leaves, for `auto`
