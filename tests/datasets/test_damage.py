@@ -274,7 +274,7 @@ def test_parts_and_copies_of_test_images_are_no_known_defects(tmp_path, how):
         image.save(tmp_path / "known" / "a.jpg", quality=90)
     else:
         image.crop((100, 90, 190, 200)).save(tmp_path / "known" / "a.png")
-    with pytest.raises(InputError, match=r"a\.(jpg|png) is (a part of )?the test image .*; take it out"):
+    with pytest.raises(InputError, match=r"a\.(jpg|png) is (a part of )?the test image .*; remove it"):
         refuse_test_images(list_defects(tmp_path / "known"), test)
     other = piece(rng)
     shutil.rmtree(tmp_path / "known")
@@ -291,7 +291,7 @@ def test_masks_of_defects_must_fit(tmp_path):
     cv2.imwrite(str(known / "scratch" / "1_mask.png"), np.full((32, 64), 255, np.uint8))
     done = run(data, patterns, tmp_path / "r", "--defects", known)
     assert done.exit_code == 1
-    assert "1 masks belong to no picture" in done.output
+    assert "1 masks belong to no image" in done.output
     assert "1_mask.png: the mask has 32x64 pixels" in last_line(done)
 
 

@@ -151,7 +151,7 @@ def test_anomalies_of_the_training_split_are_tested(root):
     assert {s.kind for s in layout.train("cap")} == {"good"}
     table = root / "split_csv/1cls.csv"
     assert layout.notes("cap") == [
-        f"1 rows with split train in {table} are anomalies: they are tested, not trained on",
+        f"1 rows with split train in {table} are anomalies: they are moved to the test set",
         f"1 rows in {table} are not used: their split is val",
     ]
 
