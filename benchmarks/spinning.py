@@ -3,7 +3,7 @@
     .venv/bin/python benchmarks/spinning.py [--epochs 3 --repeats 1 --beside 2]
 
 Seconds of a training of the demo's plate through main.py, on the CPU, with libgomp's own GOMP_SPINCOUNT and with ours
-(see main.py). --beside is the number of processes that compute without end; 0 leaves that half out.
+(see commands/program.py). --beside is the number of processes that compute without end; 0 leaves that half out.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--beside", type=int, default=2)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        made = [sys.executable, "-m", "generation.demo", str(Path(name) / "data")]
+        made = [sys.executable, str(ROOT / "main.py"), "demo", str(Path(name) / "data")]
         subprocess.run(made, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
         for count in dict.fromkeys((0, args.beside)):
             busy = [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in range(count)]

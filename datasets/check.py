@@ -1,4 +1,4 @@
-"""Finding what is wrong with a data set: quickly before a run, or thoroughly as `python -m datasets.check`."""
+"""Finding what is wrong with a data set: quickly before a run, or thoroughly as `python main.py check`."""
 
 from __future__ import annotations
 
@@ -12,20 +12,19 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock
-from typing import Literal, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
-import click
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
 import perlin
-from commands.shared import CONTEXT, bits_option, max_pixels_option, run_command
 from datasets import DATASETS, ImageSettings, Layout, Sample
 from datasets.defects import Pair
 from datasets.depth import find_depth
 from datasets.files import DEFAULT, Header, ReadOptions, read_header, read_rgb
-from datasets.geometry import AUTO, Geometry, describe_left_out
+from datasets.geometry import Geometry, describe_left_out
+from datasets.limits import AUTO, MAX_PIXELS
 from datasets.listing import list_images, scan_folder
 from datasets.masks import (
     EMPTY,
@@ -386,50 +385,76 @@ def _all_bytes(path: Path) -> bytes:
     return digest.digest()
 
 
-# ------------------------------------------------------------------------------------- command line
+# ------------------------------------------------------------------------------- a whole data set
 
 
-@click.command(context_settings=CONTEXT)
-@click.option("-d", "--subdatasets", multiple=True, help="Class, repeatable.  [default: all that are found]")
-@bits_option
-@max_pixels_option
-@click.argument("name")
-@click.argument("data_path", type=click.Path())
-@click.argument("aug_path", type=click.Path(), required=False)
-def main(
-    name: str, data_path: str, aug_path: str | None, subdatasets: tuple[str, ...], bits: int | str, max_pixels: int
-) -> None:
-    """Read every image and mask of a data set and say what is wrong with them.
+class CheckReport(NamedTuple):
+    """What `check_dataset` found."""
 
-    NAME, DATA_PATH and AUG_PATH as for main.py. Exit code 1 where there is any problem.
+    rows: list[Sequence[str]]  # a table of the classes, its head first
+    textures: str  # "" without texture files
+    problems: list[Problem]
+    notes: list[str]  # what is unusual but may be meant
+
+    def lines(self) -> list[str]:
+        """The report as text."""
+        return [
+            *_table(self.rows).splitlines(),
+            *([self.textures] if self.textures else []),
+            f"problems: {len(self.problems)}",
+            *map(str, self.problems),
+            *(f"note: {note}" for note in self.notes),
+        ]
+
+
+def check_dataset(
+    name: str,
+    data_path: str,
+    aug_path: str | None = None,
+    classes: Sequence[str] = (),
+    bits: int | str = AUTO,
+    max_pixels: int = MAX_PIXELS,
+) -> CheckReport:
+    """Read every image and mask of a data set, with progress bars on standard error.
+
+    Args:
+        name: of the layout, a key of `DATASETS`.
+        data_path: its folder.
+        aug_path: folder of texture images, or the word builtin; None checks none.
+        classes: to check; all where none is named.
+        bits: used in 16-bit files, or `auto`.
+        max_pixels: an image with more is a problem.
+
+    Raises:
+        InputError: there is no such layout, folder or class.
     """
     if name not in DATASETS:
         raise InputError(f"unknown data set {name!r}; possible: {', '.join(DATASETS)}")
     layout = DATASETS[name](data_path)
-    classes = layout.choose(subdatasets)
+    chosen = layout.choose(classes)
     textures = list_textures(aug_path) if aug_path and aug_path != BUILTIN else []
     reading = ReadOptions(max_pixels=max_pixels)
-    rows, problems, notes = [COLUMNS], [], []
-    for one in classes:
-        row, found, seen = _check_class(layout, one, bits, reading)
-        rows.append(row)
-        problems += found
-        notes += seen
-    click.echo(_table(rows))
-    if textures:
-        found, headers = look_at_pictures(textures, "textures", reading)
-        depth = find_depth(AUTO, textures, [], headers, reading)
-        notes += [f"textures: {line}" for line in (*depth.lines, *depth.warnings)]
-        if left := scan_folder(Path(aug_path), recursive=True).describe():
-            notes.append(f"textures: {left}")
-        click.echo(f"textures: {len(textures)} files, problems: {len(found)}")
-        problems += found
-    click.echo(f"problems: {len(problems)}")
-    for problem in problems:
-        click.echo(click.format_filename(str(problem)))  # a file name need not be text
-    for note in notes:
-        click.echo(click.format_filename(f"note: {note}"))
-    click.get_current_context().exit(1 if problems else 0)
+    report = CheckReport([COLUMNS], f"textures: {len(textures)} files, problems: " if textures else "", [], [])
+    for class_name in chosen:
+        row, problems, notes = _check_class(layout, class_name, bits, reading)
+        report.rows.append(row)
+        report.problems.extend(problems)
+        report.notes.extend(notes)
+    if not textures:
+        return report
+    problems, notes = _check_textures(Path(aug_path), textures, reading)
+    report.problems.extend(problems)
+    report.notes.extend(notes)
+    return report._replace(textures=f"{report.textures}{len(problems)}")
+
+
+def _check_textures(folder: Path, textures: Sequence[Path], reading: ReadOptions) -> tuple[list[Problem], list[str]]:
+    problems, headers = look_at_pictures(textures, "textures", reading)
+    depth = find_depth(AUTO, textures, [], headers, reading)
+    notes = [f"textures: {line}" for line in (*depth.lines, *depth.warnings)]
+    if left := scan_folder(folder, recursive=True).describe():
+        notes.append(f"textures: {left}")
+    return problems, notes
 
 
 def _check_class(
@@ -567,7 +592,3 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
     return "\n".join(line.rstrip() for line in lines)
-
-
-if __name__ == "__main__":
-    run_command(main)

@@ -26,9 +26,9 @@ from datasets.headers import (
     refuse_large,
     refuse_unsupported,
 )
+from datasets.limits import FULL_BITS
 from datasets.truncation import ends_early
 
-FULL_BITS = 16
 FULL_WHITE = (1 << FULL_BITS) - 1
 JPEG_IN_TIFF = 7
 # Pillow's names for 16-bit colour of which its decoders keep the upper 8 bits only. RGBa, whose colour is multiplied

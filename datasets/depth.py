@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from datasets.files import FULL_BITS, Header, ReadOptions, read_header, read_peak
-from datasets.geometry import AUTO
+from datasets.files import Header, ReadOptions, read_header, read_peak
+from datasets.limits import AUTO, FULL_BITS
 from utils import LOGGER, WorkError, cores
 
 if TYPE_CHECKING:

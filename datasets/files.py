@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from datasets import tiff
-from datasets.decoding import FULL_BITS, FULL_WHITE, UPRIGHT, decode
-from datasets.headers import MAX_PIXELS, Header, exif_orientation, is_tiff, open_image, parse_header
+from datasets.decoding import FULL_WHITE, UPRIGHT, decode
+from datasets.headers import Header, exif_orientation, is_tiff, open_image, parse_header
+from datasets.limits import FULL_BITS, MAX_PIXELS
 from datasets.listing import has_heif
 from datasets.truncation import ends_early
 from utils import WorkError

@@ -6,7 +6,7 @@ found so is learnt once more as object and as ground, and each image's ground is
 the image's border. Where in doubt a pixel is the object's: an anomaly on the ground does less harm than a part of the
 object on which there never is one.
 
-`python -m datasets.foreground NAME DATA_PATH -d CLASS --out FOLDER` makes the masks and a sheet to look at.
+`python main.py foreground NAME DATA_PATH -d CLASS --out FOLDER` makes the masks and a sheet to look at.
 """
 
 from __future__ import annotations
@@ -16,12 +16,11 @@ import io
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import click
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -29,12 +28,12 @@ from PIL import Image, ImageDraw, ImageFont
 from scipy.ndimage import gaussian_filter
 from tqdm import tqdm
 
-from commands.shared import CONTEXT, bits_option, max_pixels_option, run_command
 from datasets import DATASETS, Sample
 from datasets.depth import read_as_found
-from datasets.files import DEFAULT, FULL_BITS, ReadOptions, read_rgb
+from datasets.files import DEFAULT, ReadOptions, read_rgb
+from datasets.limits import AUTO, FULL_BITS, MAX_PIXELS
 from datasets.masks import read_mask, read_mask_of
-from utils import LOGGER, InputError, WorkError, printable, setup_logging, write_bytes, write_text
+from utils import LOGGER, InputError, WorkError, printable, write_bytes, write_text
 
 # of the routine: masks of another version are made anew
 VERSION = 1
@@ -416,38 +415,49 @@ class _Record:
         write_text(self.path, text + "\n")
 
 
-# ------------------------------------------------------------------------------------- command line
+# ------------------------------------------------------------------------------- a whole data set
 
 
-@click.command(context_settings=CONTEXT)
-@click.option("-d", "--subdatasets", multiple=True, help="Class, repeatable.  [default: all that are found]")
-@click.option("--out", required=True, type=click.Path(file_okay=False), help="Folder that gets a folder a class.")
-@click.option("--test", is_flag=True, help="Look at the test images too, and measure by their masks.  [default: no]")
-@bits_option
-@max_pixels_option
-@click.argument("name")
-@click.argument("data_path", type=click.Path())
-def main(
-    name: str, data_path: str, subdatasets: tuple[str, ...], out: str, test: bool, bits: int | str, max_pixels: int
-) -> None:
-    """Make the foreground masks of the training images, and a contact sheet to look at.
+def write_masks(
+    name: str,
+    data_path: str,
+    out: Path,
+    classes: Sequence[str] = (),
+    test: bool = False,
+    bits: int | str = AUTO,
+    max_pixels: int = MAX_PIXELS,
+) -> Iterator[str]:
+    """Write the foreground masks of the training images and a contact sheet, a folder for each class.
 
-    NAME and DATA_PATH are those of main.py. With --out DATA_PATH/fg_mask a training finds the masks there.
+    Args:
+        name: of the layout, a key of `DATASETS`.
+        data_path: its folder.
+        out: gets the folders.
+        classes: all where none is named.
+        test: also measure how much of the test images' defects lies inside masks of them.
+        bits: used in 16-bit files, or `auto`.
+        max_pixels: an image with more is refused.
+
+    Yields:
+        A line for each class that is done, with `test` two.
+
+    Raises:
+        InputError: there is no such layout, folder or class.
+        WorkError: an image cannot be read, or a mask not be written.
     """
-    setup_logging()
     if name not in DATASETS:
         raise InputError(f"unknown data set {name!r}; possible: {', '.join(DATASETS)}")
     layout = DATASETS[name](data_path)
-    for chosen in layout.choose(subdatasets):
-        # those held out for the test too: which ones a training holds out, its --split_seed says
-        samples, folder = [*layout.train(chosen), *layout.held_out(chosen)], Path(out) / chosen
-        reading = read_as_found(chosen, bits, samples, ReadOptions(max_pixels=max_pixels))
+    for class_name in layout.choose(classes):
+        # also those held out for the test: which ones a training holds out depends on its --split_seed
+        samples, folder = [*layout.train(class_name), *layout.held_out(class_name)], out / class_name
+        reading = read_as_found(class_name, bits, samples, ReadOptions(max_pixels=max_pixels))
         paths = make_masks(samples, folder, reading=reading)
-        _write_sheet(samples, paths, folder / SHEET, f"{chosen}: {_Record(folder).reason}", reading)
-        click.echo(printable(f"{chosen}: {len(paths)} masks and {SHEET} in {folder}"))
+        _write_sheet(samples, paths, folder / SHEET, f"{class_name}: {_Record(folder).reason}", reading)
+        yield printable(f"{class_name}: {len(paths)} masks and {SHEET} in {folder}")
         if test:
-            measured = _measure(fit_samples(samples, reading), layout.test(chosen), folder / TEST_SHEET, reading)
-            click.echo(printable(f"{chosen}: {measured}"))
+            measured = _measure(fit_samples(samples, reading), layout.test(class_name), folder / TEST_SHEET, reading)
+            yield printable(f"{class_name}: {measured}")
 
 
 def _write_sheet(
@@ -522,7 +532,3 @@ def _text(text: str, width: int) -> NDArray[np.uint8]:
     strip = Image.new("RGB", (width, LABEL), "white")
     ImageDraw.Draw(strip).text((4, 1), printable(text), "black", ImageFont.load_default(LABEL - 6))
     return np.asarray(strip)
-
-
-if __name__ == "__main__":
-    run_command(main)

@@ -12,16 +12,14 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from datasets.limits import DEFAULT_OVERLAP, MOST_OVERLAP
 from utils import InputError
 
 if TYPE_CHECKING:
     from typing import Self
 
 DEFAULT_RESIZE = 288
-DEFAULT_OVERLAP = 0.25
-MOST_OVERLAP = 0.75
 MUCH_LEFT_OUT = 0.1  # share of an image that the crop leaves out, from which on it is reported
-AUTO = "auto"
 
 Size = int | tuple[int, int]
 

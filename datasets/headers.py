@@ -18,7 +18,6 @@ from datasets.listing import has_heif
 from datasets.truncation import ends_early, read_tail
 
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "JPEG2000", "PPM")
-MAX_PIXELS = 500_000_000  # of an image, by default
 SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 EXIF_TAIL = 1 << 16  # bytes; EXIF data of at most 64 KiB may follow the pixels of a PNG
 

@@ -16,8 +16,9 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 
 from datasets import augment
-from datasets.files import FULL_BITS, MAX_PIXELS, ReadOptions
-from datasets.geometry import AUTO, Geometry, pair
+from datasets.files import ReadOptions
+from datasets.geometry import Geometry, pair
+from datasets.limits import AUTO, FULL_BITS, MAX_PIXELS
 from utils import IMAGENET_MEAN, IMAGENET_STD
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""Two classes to try everything with, made on the spot: `python -m datasets.demo DIR`.
+"""Two classes to try everything with, made on the spot: `python main.py demo DIR`.
 
 `wall` is crops of a public-domain photograph of bricks (in scikit-image) under changing light; `plate` is a rendered
 part with screws, a seal and a printed number, in changing pose and light. Their defects are drawn as such things look,
@@ -16,14 +16,12 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
-import click
 import cv2
 import numpy as np
 import skimage.data
 from numpy.typing import NDArray
 from PIL import Image
 
-from commands.shared import CONTEXT, run_command
 from utils import InputError, WorkError, reason_of, temporary_beside, write_bytes, write_text
 
 SIDE = 256  # pixels of a picture
@@ -349,16 +347,3 @@ def _write(path: Path, picture: NDArray[np.float32]) -> None:
     encoded = io.BytesIO()
     Image.fromarray((picture * 255 + 0.5).astype(np.uint8)).save(encoded, "PNG")
     write_bytes(path, encoded.getvalue())
-
-
-@click.command("demo", context_settings=CONTEXT)
-@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path, file_okay=False))
-@click.option("--seed", default=0, type=click.IntRange(0, 2**32 - 1), help="Of all pictures.")
-def command(folder: Path, seed: int) -> None:
-    """Make two classes to try everything with, wall and plate, in DIR; what is there already stays."""
-    make(folder, seed)
-    click.echo(folder)
-
-
-if __name__ == "__main__":
-    run_command(command)

@@ -1,4 +1,4 @@
-"""Test sets of weak defects like MAD-sys (paper section 4.1), made from any class: `python -m datasets.mad_sys`.
+"""Test sets of weak defects like MAD-sys (paper section 4.1), made from any class: `python main.py mad-sys`.
 
 Textures under Perlin masks are blended onto good test images at transparency β: I·(1−m) + (1−β)·T·m + β·I·m, from 0.1,
 plain to see, to 0.9, almost invisible. An image has the same mask and texture at every β, so that β alone differs.
@@ -8,59 +8,30 @@ from __future__ import annotations
 
 import io
 import json
-import re
 import sys
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import click
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
 import perlin
-from commands.shared import CONTEXT, bits_option, max_pixels_option, run_command
 from datasets import MVTecLayout, Sample, augment, open_textures
 from datasets.depth import read_as_found
 from datasets.files import ReadOptions, read_rgb
+from datasets.limits import AUTO, MAX_PIXELS
 from datasets.textures import Textures
 from utils import InputError, WorkError, printable, write_atomically, write_text
 
-BETAS = (0.1, 0.3, 0.5, 0.7, 0.9)
 CLASSES = ("carpet", "grid", "leather", "tile", "wood")
 KIND = "synthetic"
 MAX_DRAWS = 1000
 SHARE = 946 / 320  # of anomalous to normal images in the authors' subsets
 SETTINGS = "mad_sys.json"
-NUMBER = re.compile(r"[+-]?[\d.,]+%?|nan|inf")  # also mistaken ones: what is wrong, the option says
-
-
-class Transparency(click.FloatRange):
-    """A number between 0 and 1, both excluded; not nan, which compares with nothing."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """The number."""
-        number = super().convert(value, param, ctx)
-        if not 0 < number < 1:
-            self.fail(f"{value} is not in the range 0<x<1.", param, ctx)
-        return number
-
-
-class SeveralValues(click.Command):
-    """A command whose `--beta` takes all the numbers that follow it."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """`--beta 0.1 0.3` → `--beta 0.1 --beta 0.3`."""
-        spelled, open_ = [], False
-        for position, arg in enumerate(args):
-            number = bool(NUMBER.fullmatch(arg))
-            follows = open_ and args[position - 1] != "--beta" and number
-            spelled += ["--beta", arg] if follows else [arg]
-            open_ = arg == "--beta" or (open_ and number)
-        return super().parse_args(ctx, spelled)
 
 
 def make_anomaly(
@@ -182,54 +153,46 @@ def _keep_settings(out: Path, settings: dict[str, Any]) -> None:
         write_text(path, json.dumps(settings, indent=2) + "\n")
 
 
-@click.command(cls=SeveralValues, context_settings=CONTEXT)
-@click.argument("mvtec", type=click.Path())
-@click.argument("dtd", type=click.Path())
-@click.argument("out", type=click.Path(file_okay=False))
-@click.option(
-    "--beta",
-    "betas",
-    multiple=True,
-    type=Transparency(0, 1, min_open=True, max_open=True),
-    default=BETAS,
-    help="Transparency of the defects, several after one flag or each after its own.",
-)
-@click.option(
-    "-d", "--subdatasets", multiple=True, help="Class, repeatable.  [default: carpet, grid, leather, tile and wood]"
-)
-@click.option("--seed", default=0, type=click.IntRange(0, 2**32 - 1), help="Start of every random draw.")
-@click.option(
-    "--count",
-    default=None,
-    type=click.IntRange(min=1),
-    help="Anomalous images a class.  [default: 2.96 times its normal ones, as in MAD-sys]",
-)
-@bits_option
-@max_pixels_option
-def main(
-    mvtec: str,
+def make(
+    mvtec: Path,
     dtd: str,
-    out: str,
-    betas: tuple[float, ...],
-    subdatasets: tuple[str, ...],
-    seed: int,
-    count: int | None,
-    bits: int | str,
-    max_pixels: int,
-) -> None:
-    """Make test sets of weak defects: OUT/Beta_0.1/CLASS/test and so on, in MVTec AD's layout.
+    out: Path,
+    betas: Sequence[float],
+    classes: Sequence[str] = (),
+    seed: int = 0,
+    count: int | None = None,
+    bits: int | str = AUTO,
+    max_pixels: int = MAX_PIXELS,
+) -> str:
+    """Write the test sets, with a progress bar on standard error; what is there already is kept.
 
-    MVTEC holds a folder a class with good test images, DTD texture pictures at any depth, or is the word builtin.
+    Args:
+        mvtec: folder in the layout of MVTec AD, with good test images.
+        dtd: folder of texture images, or the word builtin.
+        out: gets a folder `Beta_0.1` and so on for each transparency.
+        betas: transparencies, each between 0 and 1.
+        classes: those of `CLASSES` that are there where none is named.
+        seed: of all draws.
+        count: anomalous images of each class; None: `SHARE` times its normal ones.
+        bits: used in 16-bit files, or `auto`.
+        max_pixels: an image with more is refused.
+
+    Returns:
+        A line that says what was made.
+
+    Raises:
+        InputError: a folder or class is not there, or `out` was made with other settings.
+        WorkError: an image cannot be read or written.
     """
-    if Path(out).resolve().is_relative_to(Path(mvtec).resolve()):
-        raise InputError(f"OUT {out} lies in MVTEC {mvtec}, whose pictures it would join; give a folder elsewhere")
-    chosen = _choose(MVTecLayout(mvtec), subdatasets)
-    textures = open_textures(dtd, seed, ReadOptions(max_pixels=max_pixels))
-    _keep_settings(Path(out), {"source": str(mvtec), "textures": str(dtd), "seed": seed, "count": count})
+    if out.resolve().is_relative_to(mvtec.resolve()):
+        raise InputError(f"OUT {out} lies in MVTEC {mvtec}, whose images it would join; give a folder elsewhere")
+    chosen = _choose(MVTecLayout(mvtec), classes)
     reading = ReadOptions(max_pixels=max_pixels)
-    # what is made of a picture must look like its copy, which a test reads with its depth
+    textures = open_textures(dtd, seed, reading)
+    _keep_settings(out, {"source": str(mvtec), "textures": str(dtd), "seed": seed, "count": count})
+    # what is made of an image must look like its copy, which a test reads with its depth
     readings = {name: read_as_found(name, bits, samples, reading) for name, samples in chosen.items()}
-    maker = Maker(Path(out), textures, tuple(dict.fromkeys(betas)), seed, readings)
+    maker = Maker(out, textures, tuple(dict.fromkeys(betas)), seed, readings)
     counts = {name: count or round(SHARE * len(samples)) for name, samples in chosen.items()}
     total = sum(len(samples) + counts[name] for name, samples in chosen.items())
     with tqdm(total=total, unit="img", dynamic_ncols=True, mininterval=0.5 if sys.stderr.isatty() else 30) as bar:
@@ -242,8 +205,4 @@ def main(
                 maker.anomalous(name, samples[index % len(samples)], index)
                 bar.update()
     subsets = ", ".join(f"Beta_{beta:g}" for beta in maker.betas)
-    click.echo(printable(f"{out}: {subsets}, each with {total} test images of {', '.join(chosen)}"))
-
-
-if __name__ == "__main__":
-    run_command(main)
+    return printable(f"{out}: {subsets}, each with {total} test images of {', '.join(chosen)}")

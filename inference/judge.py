@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from datasets.files import CLIPPED, DARK, DEFAULT, PAGES, ReadOptions, as_image, read_rgb
-from datasets.geometry import AUTO, DEFAULT_OVERLAP, Blend, Geometry, Tiling, batches, pair
+from datasets.geometry import Blend, Geometry, Tiling, batches, pair
+from datasets.limits import AUTO, DEFAULT_OVERLAP
 from inference.thresholds import Thresholds
 from inference.thresholds import normalise as normalise_scores
 from reporting.drawing import heatmap, outline

@@ -21,8 +21,9 @@ import onnxruntime  # noqa: E402
 from numpy.typing import NDArray  # noqa: E402
 from PIL import Image  # noqa: E402
 
-from datasets.files import FULL_BITS, MAX_PIXELS, ReadOptions  # noqa: E402
+from datasets.files import ReadOptions  # noqa: E402
 from datasets.geometry import Geometry  # noqa: E402
+from datasets.limits import FULL_BITS, MAX_PIXELS  # noqa: E402
 from inference.judge import Judge, choose_tiling  # noqa: E402
 from inference.predict import FILE, Wishes, find_pictures, listed, predict  # noqa: E402
 from inference.thresholds import Thresholds  # noqa: E402

@@ -38,6 +38,8 @@ from torch import Tensor, nn  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 import metrics  # noqa: E402
+from commands.command import CONTEXT, Command  # noqa: E402
+from commands.parameters import SizeType  # noqa: E402
 from datasets.base import is_good  # noqa: E402
 from datasets.files import read_rgb  # noqa: E402
 from datasets.geometry import pair  # noqa: E402
@@ -46,7 +48,6 @@ from datasets.settings import ImageSettings  # noqa: E402
 from inference.inspector import Inspector, load_checkpoint  # noqa: E402
 from inference.judge import open_picture  # noqa: E402
 from inference.thresholds import TINY  # noqa: E402
-from main import CONTEXT, OneLine, SizeType  # noqa: E402
 from utils import IMAGENET_MEAN, IMAGENET_STD, LOGGER, InputError, WorkError, reason_of, setup_logging, write_atomically  # noqa: E402  # noqa: E402
 
 
@@ -349,7 +350,7 @@ def _choose(given: str | None) -> Path:
     raise InputError(f"which CHECKPOINT? Under results/ there are {', '.join(map(str, found))}")
 
 
-@click.command("pth2onnx", cls=OneLine, context_settings=CONTEXT)
+@click.command("pth2onnx", cls=Command, context_settings=CONTEXT)
 @click.argument("checkpoint", required=False, type=click.Path())
 @click.option(
     "--out",

@@ -1,4 +1,4 @@
-"""`python -m report RESULTS [RESULTS…]`: several runs side by side, as a table and as one HTML file."""
+"""`python main.py report RESULTS [RESULTS…]`: several runs side by side, as a table and as one HTML file."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
-import click
 import pandas as pd
 
 from reporting import page
 from reporting import tables as report
 from training.evaluation import METRICS
-from utils import InputError, WorkError, escape_what_cannot_be_printed, printable, write_text
+from utils import InputError, printable, write_text
 
 COMPARED = (*METRICS, "image_f1", "false_alarms", "last_image_auroc", "last_pixel_auroc")
 
@@ -152,27 +151,24 @@ def write_seeds(results: Path, folders: Sequence[Path]) -> None:
     write_text(results / page.FILE, page._plain(render(runs, results.resolve().name, note, results, summary)))
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
-@click.argument("results", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option(
-    "--out",
-    default=None,
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="HTML file of the comparison.  [default: comparison.html; of a single run its report.html]",
-)
-def main(results: tuple[Path, ...], out: Path | None) -> None:
-    """Compare the runs in the folders RESULTS with the first of them; of a single one write the report anew."""
-    escape_what_cannot_be_printed()
-    try:
-        runs = read_runs(results)
-        if len(runs) == 1 and (results[0] / page.FOLDER).is_dir() and out is None:
-            page.write(results[0])
-            written = results[0] / page.FILE
-        else:
-            written = out or Path("comparison.html")
-            write_text(written, page._plain(render(runs, "Comparison", home=written.resolve().parent)))
-    except (InputError, WorkError) as error:
-        click.echo(f"Error: {error}", err=True)
-        raise SystemExit(2 if isinstance(error, InputError) else 1) from error
-    click.echo(as_text(runs))
-    click.echo(printable(f"written: {written}"))
+def compare(results: Sequence[Path], out: Path | None = None) -> tuple[str, Path]:
+    """Compare runs with the first of them in an HTML file; of a single run write its report again.
+
+    Args:
+        results: the `--results_path` of each run.
+        out: file of the comparison; None: `comparison.html` here, or of a single run its own report.
+
+    Returns:
+        The comparison for a terminal, and the file that was written.
+
+    Raises:
+        InputError: a folder is not one of results.
+        WorkError: a file cannot be read or written.
+    """
+    runs = read_runs(results)
+    if len(runs) == 1 and (results[0] / page.FOLDER).is_dir() and out is None:
+        page.write(results[0])
+        return as_text(runs), results[0] / page.FILE
+    written = out or Path("comparison.html")
+    write_text(written, page._plain(render(runs, "Comparison", home=written.resolve().parent)))
+    return as_text(runs), written

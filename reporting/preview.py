@@ -1,23 +1,20 @@
-"""A sheet of what LAS makes of a class's images, to look at before training: `python -m datasets.preview`."""
+"""A sheet of what LAS makes of a class's images, to look at before training: `python main.py preview`."""
 
 from __future__ import annotations
 
 import io
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import click
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-import main
-from commands.shared import CONTEXT, run_command
 from datasets import DATASETS, ImageSettings, Layout, Sample, TrainDataset
 from datasets.check import (
     Problem,
@@ -32,7 +29,8 @@ from datasets.defects import Defects, list_defects, of_class, refuse_test_images
 from datasets.depth import Depth, find_depth, log_depth
 from datasets.files import ReadOptions
 from datasets.foreground import make_masks
-from datasets.geometry import AUTO, Tiling
+from datasets.geometry import Tiling
+from datasets.limits import AUTO
 from datasets.textures import FileTextures, Textures, open_textures
 from datasets.tiles import refuse_small, tiles_of
 from synthesis import las
@@ -44,7 +42,6 @@ from utils import (
     WorkError,
     printable,
     row_name,
-    setup_logging,
     write_atomically,
 )
 
@@ -203,30 +200,25 @@ def _save(sheet: Image.Image, path: Path) -> None:
     write_atomically(path, lambda temporary: temporary.write_bytes(encoded.getvalue()))
 
 
-def _preview(out: str, samples: int, seed: int, **options: Any) -> None:
-    """Show what training will make of the images: the same options and arguments as main.py's dataset."""
-    options = main.dataset.callback(**options)[1]
-    setup_logging()
+def write_sheets(options: dict[str, Any], out: Path, samples: int, seed: int) -> Iterator[Path]:
+    """Write the sheet of each class.
+
+    Args:
+        options: of the command `dataset`, by name.
+        out: folder of the sheets.
+        samples: rows of a sheet.
+        seed: of all draws.
+
+    Yields:
+        The path of each sheet, once it is written.
+
+    Raises:
+        InputError, WorkError: as a run does.
+    """
     if options["name"] not in DATASETS:
         raise InputError(f"unknown data set {options['name']!r}; possible: {', '.join(DATASETS)}")
     layout = DATASETS[options["name"]](options["data_path"], options["split_seed"], options["test_share"])
     for name in layout.choose(options["subdatasets"]):
-        path = Path(out) / f"{row_name(options['name'], name)}.png"
+        path = out / f"{row_name(options['name'], name)}.png"
         _save(preview_class(layout, name, options, samples, seed), path)
-        click.echo(printable(str(path)))
-
-
-OWN_OPTIONS = [
-    click.Option(
-        ["--out"], default="preview", type=click.Path(file_okay=False), help="Folder of the sheets, one a class."
-    ),
-    click.Option(["--samples"], default=6, type=click.IntRange(1, 100), help="Rows of a sheet."),
-    click.Option(["--seed"], default=0, type=click.IntRange(0, 2**32 - 1), help="Start of every random draw."),
-]
-command = click.Command(
-    "preview", callback=_preview, params=[*main.dataset.params, *OWN_OPTIONS], help=_preview.__doc__,
-    context_settings=CONTEXT,
-)  # fmt: skip
-
-if __name__ == "__main__":
-    run_command(command)
+        yield path

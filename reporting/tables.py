@@ -1,6 +1,6 @@
 """What a run leaves for people: CSV and Excel tables, its settings, pictures.
 
-`python -m report RESULTS [RESULTS…]` compares runs, see `compare.py`.
+`python main.py report RESULTS [RESULTS…]` compares runs, see `compare.py`.
 """
 
 from __future__ import annotations
@@ -315,9 +315,3 @@ def save_picture(
 ) -> None:
     """Write `picture` to a .png file."""
     save_image(path, picture(image, mask, anomaly_map))
-
-
-if __name__ == "__main__":
-    from reporting.compare import main
-
-    main(prog_name="python -m report")

@@ -15,7 +15,7 @@ ensure_env requirements.txt
 DEMO_DATA=$(absolute "${DEMO_DATA:-$ROOT/results/demo-data}")
 RESULTS=$(absolute "${RESULTS:-$ROOT/results/demo}")
 echo "making pictures in $DEMO_DATA, unless they are there; then the training begins" >&2
-(cd "$ROOT" && "$PYTHON" -m generation.demo "$DEMO_DATA" >/dev/null)
+"$PYTHON" "$ROOT/main.py" demo "$DEMO_DATA" >/dev/null
 # small pictures, a small discriminator, few epochs: enough for these two, and a PC has it in minutes
 # NET_FLAGS and DATASET_FLAGS are meant to be split into words
 # shellcheck disable=SC2086

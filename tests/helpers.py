@@ -1,7 +1,6 @@
 """What several tests use: weights and inputs that can be made again anywhere, small data sets, the command line."""
 
 import os
-import signal
 import subprocess
 import sys
 import warnings
@@ -155,11 +154,7 @@ def run_here(command, name, *arguments, input=None):
         warnings.simplefilter("ignore")
         patch.setattr(distribution, "EXCEL_DIR", distribution.PUBLISHED_DIR)
         patch.setattr(sys, "argv", [name, *map(str, arguments)])  # settings.json notes the command
-        before = signal.getsignal(signal.SIGTERM)
-        try:
-            done = CliRunner().invoke(command, [str(a) for a in arguments], input=input, prog_name=name)
-        finally:
-            signal.signal(signal.SIGTERM, before)
+        done = CliRunner().invoke(command, [str(a) for a in arguments], input=input, prog_name=name)
     if done.exception is not None and not isinstance(done.exception, SystemExit):
         raise done.exception  # outside of a test it would be a traceback
     return subprocess.CompletedProcess(arguments, done.exit_code, done.output)

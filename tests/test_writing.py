@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 import torch
 
-import main
 import utils
+from commands.command import describe, exit_code
 from datasets import foreground
 from generation import demo
 from inference import checkpoint
@@ -104,9 +104,9 @@ def test_reasons_in_plain_words(number, says, tmp_path):
         utils.write_atomically(tmp_path / "a.txt", fails)
     assert str(found.value).startswith(f"cannot write {tmp_path / 'a.txt'}: {says}")
     assert not list(tmp_path.iterdir())
-    text, code = main._explain(OSError(number, "x", "/there/a"))
-    assert text.startswith("/there/a: " + (says if number != errno.EACCES else "x"))
-    assert code == 1
+    error = OSError(number, "x", "/there/a")
+    assert describe(error).startswith("/there/a: " + (says if number != errno.EACCES else "x"))
+    assert exit_code(error) == 1
 
 
 def test_a_checkpoint_on_a_full_disk_says_so():

@@ -27,7 +27,8 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 import backbones
-from commands.shared import CONTEXT, Finite, run_command
+from commands.command import CONTEXT, Command
+from commands.parameters import Finite
 from common import NetworkFeatureAggregator
 from datasets.textures import FileTextures
 from embedded import FILE, WIDTH, HalfResNet18
@@ -218,7 +219,7 @@ def _steps(loader: DataLoader, first: int, total: int, batch: int) -> Iterator[t
             bar.update(batch)
 
 
-@click.command("distil", context_settings=CONTEXT)
+@click.command("distil", cls=Command, context_settings=CONTEXT)
 @click.argument("out", type=click.Path(path_type=Path, file_okay=False))
 @click.option("--images", type=FOLDER, required=True, help="Folder of photographs, at any depth.")
 @click.option("--weights", default="pretrained", help="Of the ImageNet ResNet-18.")
@@ -320,4 +321,4 @@ def _log(path: Path, row: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    main()

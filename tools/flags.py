@@ -1,76 +1,86 @@
-"""The README's tables of all options, from the commands themselves: `python -m tools.flags` writes them anew."""
+"""docs/options.md, the tables of all options, from the commands themselves: `python -m tools.flags` writes it."""
 
 from __future__ import annotations
 
 import argparse
+import inspect
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import click
 
-import main
-from datasets import check, foreground
-from generation import demo, mad_sys
-from reporting import compare, preview
+from commands import dataset, preview
+from main import main
 from tools import ROOT, script
 
-README = ROOT / "README.md"
-BEGIN, END = "<!-- options: written by python -m tools.flags -->", "<!-- end of options -->"
-COMMANDS = (
-    ("main.py", main.main),
-    ("net", main.net),
-    ("dataset", main.dataset),
-    ("predict", main.predict_command),
-)
-# those beside main.py, by what is typed after `python`
-FURTHER = (
-    ("-m datasets.check", check.main.params),
-    ("-m datasets.preview", preview.OWN_OPTIONS),  # besides those of dataset
-    ("-m datasets.foreground", foreground.main.params),
-    ("-m datasets.mad_sys", mad_sys.main.params),
-    ("-m datasets.demo", demo.command.params),
-    ("-m report", compare.main.params),
-)
+TARGET = ROOT / "docs" / "options.md"
+TITLE = """# Options of every command
+
+Written by `python -m tools.flags` from the commands themselves: change the option, not this file. `--help` of a command shows
+the same. An option may be spelled with `-` or `_` (`--meta-epochs`). Options of a training stand before `net`; another
+command that has one of them takes it before its name as well (`python main.py --gpu -1 predict …`).
+
+Exit codes: 0 done, 1 the work failed, 2 wrong usage, 130 interrupted. What `check` and `predict` mean by 1 is said below."""
 STATED = re.compile(r"\s*\[default: (.*)\]$")
+HEAD = ("| option | default | meaning |", "|---|---|---|")
 
 
-def table() -> str:
-    """All options of main.py as one Markdown table, and those of the other commands as a second one."""
-    exporter, runner = script("pth2onnx"), script("ort")
-    own = [(name, command.params) for name, command in COMMANDS]
-    beside = [*FURTHER, ("onnx/pth2onnx.py", exporter.main.params)]
-    between = "The commands beside it; `datasets.preview` takes the options of `dataset` too:"
-    return "\n".join(
-        [
-            *_head("command"), *_rows(own), "", between, "",
-            *_head("python"), *_rows(beside), *_parsed("onnx/ort.py", runner._parser()),
-        ]
-    )  # fmt: skip
+def document() -> str:
+    """The whole file, a heading and a table for each command."""
+    sections = [TITLE, *_of_program()]
+    sections += [part for name in main.list_commands(None) for part in _of_command(name)]
+    sections += [*_of_exporter(), *_of_runner()]
+    return "\n\n".join(sections) + "\n"
 
 
-def _head(first: str) -> list[str]:
-    return [f"| {first} | option | default | meaning |", "|---|---|---|---|"]
+def _of_program() -> Iterator[str]:
+    yield "## Options of a training"
+    yield "Before `net` and `dataset`: `python main.py [OPTIONS] net [OPTIONS] dataset [OPTIONS] NAME DATA_PATH AUG_PATH`"
+    yield _table(main.params)
 
 
-def _rows(commands: Sequence[tuple[str, Sequence[click.Parameter]]]) -> list[str]:
-    return [
-        "| " + " | ".join((name, _spelling(option), *_default_and_meaning(option))) + " |"
-        for name, options in commands
-        for option in options
-        if isinstance(option, click.Option) and option.name != "help"
-    ]
+def _of_command(name: str) -> Iterator[str]:
+    command = main.get_command(None, name)
+    yield f"## {name}"
+    yield f"`python main.py {' '.join((name, *command.collect_usage_pieces(click.Context(command))))}`"
+    yield _plain(inspect.cleandoc(command.help))
+    if command is preview.command:
+        yield f"Besides the options of `{dataset.command.name}`:"
+        yield _table(preview.OWN_OPTIONS)
+    else:
+        yield _table(command.params)
 
 
-def _parsed(name: str, parser: argparse.ArgumentParser) -> list[str]:
-    """Rows of a command that has to do without click."""
-    lines = []
+def _of_exporter() -> Iterator[str]:
+    exporter = script("pth2onnx").main
+    yield "## onnx/pth2onnx.py"
+    yield f"`python onnx/pth2onnx.py {' '.join(exporter.collect_usage_pieces(click.Context(exporter)))}`"
+    yield _plain(inspect.cleandoc(exporter.help))
+    yield _table(exporter.params)
+
+
+def _of_runner() -> Iterator[str]:
+    """The one command that has to do without click."""
+    parser = script("ort")._parser()
+    yield "## onnx/ort.py"
+    yield "`python onnx/ort.py [OPTIONS] MODEL INPUT...`"
+    yield "Judge images with an exported graph; needs no PyTorch. Prints and writes what `predict` does."
+    yield "\n".join((*HEAD, *_rows_of_parser(parser)))
+
+
+def _table(parameters: Sequence[click.Parameter]) -> str:
+    options = [option for option in parameters if isinstance(option, click.Option) and option.name != "help"]
+    rows = [f"| {_spelling(option)} | {' | '.join(_default_and_meaning(option))} |" for option in options]
+    return "\n".join((*HEAD, *rows))
+
+
+def _rows_of_parser(parser: argparse.ArgumentParser) -> Iterator[str]:
     for option in parser._actions:
         if option.option_strings and option.dest != "help":
             values = "" if option.nargs == 0 else " " + _values(option)
             default = "no" if option.default is False else "–" if option.default is None else option.default
-            meaning = option.help.replace(" (default: %(default)s)", "")
-            lines.append(f"| {name} | `{option.option_strings[0]}`{values} | {default} | {meaning} |")
-    return lines
+            meaning = _plain(option.help).replace(" (default: %(default)s)", "")
+            yield f"| `{option.option_strings[0]}`{values} | {default} | {meaning} |"
 
 
 def _values(option: argparse.Action) -> str:
@@ -94,8 +104,7 @@ def _metavar(option: click.Option) -> str:
     kind = option.type
     if isinstance(kind, (click.IntRange, click.FloatRange)):
         return _range(kind)
-    context = click.Context(main.main)
-    return (kind.get_metavar(option, context) or kind.name.upper()).replace("|", "\\|")
+    return (kind.get_metavar(option, click.Context(main)) or kind.name.upper()).replace("|", "\\|")
 
 
 def _range(kind: click.IntRange | click.FloatRange) -> str:
@@ -106,8 +115,13 @@ def _range(kind: click.IntRange | click.FloatRange) -> str:
     return f"{low}x{high}" if low or high else "x"
 
 
+def _plain(text: str) -> str:
+    """Text in which <E> is no HTML tag."""
+    return text.replace("<", "\\<")
+
+
 def _default_and_meaning(option: click.Option) -> tuple[str, str]:
-    text = (option.help or "").replace("|", "\\|")
+    text = _plain(option.help or "").replace("|", "\\|")
     stated = STATED.search(text)
     if stated:
         return stated[1], STATED.sub("", text)
@@ -120,15 +134,5 @@ def _default_and_meaning(option: click.Option) -> tuple[str, str]:
     return ("required" if option.required else "–") if missing else str(default), text
 
 
-def renewed(text: str) -> str:
-    """A README with the table as it is now.
-
-    Raises:
-        ValueError: it has no place for the table.
-    """
-    begin, end = text.index(BEGIN) + len(BEGIN), text.index(END)
-    return f"{text[:begin]}\n{table()}\n{text[end:]}"
-
-
 if __name__ == "__main__":
-    README.write_text(renewed(README.read_text(encoding="utf-8")), encoding="utf-8")
+    TARGET.write_text(document(), encoding="utf-8")

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from commands.shared import CONTEXT, run_command
+from commands.command import CONTEXT, Command
 from inference.inspector import Inspector, load_checkpoint
 from inference.judge import open_picture
 from inference.thresholds import normalise
@@ -39,7 +39,7 @@ def _framed(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return cv2.copyMakeBorder(small, 0, GAP, 0, GAP, cv2.BORDER_CONSTANT, value=(255, 255, 255))
 
 
-@click.command("showcase", context_settings=CONTEXT)
+@click.command("showcase", cls=Command, context_settings=CONTEXT)
 @click.argument("data", type=click.Path(path_type=Path, exists=True))
 @click.argument("results", type=click.Path(path_type=Path, exists=True))
 @click.argument("out", type=click.Path(path_type=Path))
@@ -57,4 +57,4 @@ def main(data: Path, results: Path, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    main()

@@ -20,8 +20,9 @@ from datasets.check import (
 )
 from datasets.defects import refuse_test_images
 from datasets.depth import find_depth, is_deep, log_depth
-from datasets.files import FULL_BITS, Header, ReadOptions
-from datasets.geometry import AUTO, describe_left_out
+from datasets.files import Header, ReadOptions
+from datasets.geometry import describe_left_out
+from datasets.limits import AUTO, FULL_BITS
 from datasets.listing import scan_folder
 from datasets.masks import describe_masks
 from datasets.preloading import Readable, TextureReading, plan_images, plan_textures, read_all
@@ -165,7 +166,7 @@ def stop_or_skip(this: Run, what: str, problems: Sequence[Problem], may_skip: bo
     bad = [p for p in problems if p.kind == "unreadable"]
     stops = [p for p in problems if not (p.kind == "unreadable" and skip_bad)]
     if stops:
-        more = f" (and {len(stops) - 1} more; python -m datasets.check lists all)" if len(stops) > 1 else ""
+        more = f" (and {len(stops) - 1} more; python main.py check lists all)" if len(stops) > 1 else ""
         hint = "; --skip_bad leaves unreadable images out" if may_skip and bad and len(bad) == len(stops) else ""
         raise WorkError(f"{what}: {stops[0]}{more}{hint}")
     if bad:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import platform
 import re
-import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -105,7 +104,6 @@ def run(main: Options, net: Options, dataset: Options) -> None:
         WorkError: something failed on the way.
     """
     setup_logging()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a batch system's stop ends like Ctrl-C
     started = time.monotonic()
     results = _folder_of_results(main)
     if not (results / "models").exists() and any(results.glob("seed_*/models")):

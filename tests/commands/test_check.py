@@ -7,19 +7,17 @@ import subprocess
 import sys
 import time
 
-import click
 import numpy as np
 import pytest
 from click.testing import CliRunner
 from helpers import ROOT, make_mvtec
 from PIL import Image
 
-from commands.shared import run_command
 from datasets import MVTecLayout, Sample, check
-from datasets.check import Problem, check_pictures, drop_bad, full_check, main, quick_check
+from datasets.check import Problem, check_pictures, drop_bad, full_check, quick_check
 from datasets.files import Header
 from datasets.listing import list_images
-from utils import InputError, WorkError
+from main import main
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 
@@ -284,7 +282,7 @@ def test_an_interruption_does_not_wait_for_the_rest(tmp_path, monkeypatch, where
 
 def run(*arguments):
     """Exit code and standard output; the bars go elsewhere."""
-    done = CliRunner().invoke(main, [str(a) for a in arguments])
+    done = CliRunner().invoke(main, ["check", *map(str, arguments)])
     if done.exception and not isinstance(done.exception, SystemExit):
         raise done.exception
     return done.exit_code, done.stdout
@@ -381,61 +379,22 @@ def test_a_file_that_a_table_names_and_that_is_not_there(tmp_path):
         (("mvtec", "{data}", "--nothing"), "No such option.*--nothing"),
     ],
 )
-def test_wrong_input_is_one_line(data, capsys, monkeypatch, arguments, message):
-    monkeypatch.setattr(sys, "argv", ["check", *(a.format(data=data) for a in arguments)])
+def test_wrong_input_is_one_line(data, capsys, arguments, message):
     with pytest.raises(SystemExit) as ended:
-        run_command(main)
-    said = capsys.readouterr()
+        main(["check", *(a.format(data=data) for a in arguments)])
+    printed = capsys.readouterr()
     assert ended.value.code == 2
-    assert said.out == ""
-    assert len(said.err.splitlines()) == 1
-    assert re.match(f"Error: {message}", said.err)
+    assert printed.out == ""
+    assert len(printed.err.splitlines()) == 1
+    assert re.match(f"Error: {message}", printed.err)
 
 
-@pytest.mark.parametrize(
-    ("error", "code", "line"),
-    [
-        (InputError("two\nlines"), 2, "Error: two lines"),
-        (WorkError("no"), 1, "Error: no"),
-        (OSError(28, "No space left on device"), 1, "Error: the disk is full (No space left on device)"),
-        (MemoryError(), 1, "Error: out of memory"),
-        (KeyboardInterrupt(), 130, "Error: stopped"),
-        (click.UsageError("so not"), 2, "Error: so not"),
-        (None, 0, ""),
-        (3, 3, ""),
-    ],
-)
-def test_exit_codes_of_a_command(capsys, monkeypatch, error, code, line):
-    @click.command()
-    def command():
-        if isinstance(error, int):
-            click.get_current_context().exit(error)
-        if error is not None:
-            raise error
-
-    monkeypatch.setattr(sys, "argv", ["command"])
-    with pytest.raises(SystemExit) as ended:
-        run_command(command)
-    assert ended.value.code == code
-    assert capsys.readouterr().err.strip() == line
-
-
-def test_a_bug_keeps_its_traceback(monkeypatch):
-    @click.command()
-    def command():
-        raise KeyError("bug")
-
-    monkeypatch.setattr(sys, "argv", ["command"])
-    with pytest.raises(KeyError):
-        run_command(command)
-
-
-def test_as_a_module(data):
+def test_as_a_process(data):
     """The real thing once, with a bad file whose name is no text."""
     bad = os.fsencode(data / "disc" / "train" / "good") + b"/\xff.png"
     with open(bad, "wb") as file:
         file.write(b"no image")
-    command = [sys.executable, "-m", "datasets.check", "mvtec", str(data)]
+    command = [sys.executable, "main.py", "check", "mvtec", str(data)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1, done.stderr
     assert done.stdout.splitlines()[-1].endswith(
@@ -449,17 +408,7 @@ def test_what_the_crop_leaves_out_is_said(tmp_path):
     (tmp_path / "data" / "long").mkdir(parents=True)
     for i in range(3):
         Image.new("L", (100, 300), i).save(tmp_path / "data" / "long" / f"{i}.png")
-    done = CliRunner().invoke(main, ["folder", str(tmp_path / "data")])
-    assert "problems: 0" in done.output
-    assert (
-        "note: long: unless told otherwise the crop of the centre leaves out 67 % of a picture on average"
-        in done.output
-    )
-
-
-def test_the_comparison_as_a_module(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-m", "report", tmp_path], cwd=ROOT, capture_output=True, text=True, timeout=60
-    )
-    assert done.returncode == 2, done.stderr
-    assert "no results folder of a run" in done.stderr
+    code, output = run("folder", tmp_path / "data")
+    assert code == 0
+    assert "problems: 0" in output
+    assert "note: long: unless told otherwise the crop of the centre leaves out 67 % of a picture on average" in output

@@ -20,7 +20,9 @@ from helpers import DATASET, NET, ROOT, cli, cli_process, make_mvtec, train_cli
 from test_datasets import make_visa
 
 import backbones
-import main as command
+import main as front
+from commands import dataset, net
+from commands.command import Command, describe, exit_code
 from reporting import tables as report
 from utils import one_at_a_time
 
@@ -143,9 +145,7 @@ def test_judged_class_is_trained_in_the_same_run(tiny, tmp_path):
     from training import distribution
 
     arguments = [*NET, *DATASET, "--distribution", 1, "-d", "disc", "custom", *tiny]
-    done = CliRunner().invoke(
-        command.main, [str(a) for a in ("--gpu", -1, "--results_path", tmp_path / "r", *arguments)]
-    )
+    done = CliRunner().invoke(front.main, [str(a) for a in ("--gpu", -1, "--results_path", tmp_path / "r", *arguments)])
     assert done.exit_code == 0, done.output
     flag, foreground = distribution.read_flags("custom", "custom_disc")
     assert flag == foreground
@@ -195,8 +195,8 @@ def test_killed_run_started_again_ends_with_the_same_weights(trained, tiny, tmp_
 
 
 def test_help_names_every_option_with_its_default():
-    for name, part in (("", command.main), ("net", command.net), ("dataset", command.dataset)):
-        done = CliRunner().invoke(command.main, [*filter(None, [name]), "--help"], terminal_width=300)
+    for name, part in (("", front.main), ("net", net.command), ("dataset", dataset.command)):
+        done = CliRunner().invoke(front.main, [*filter(None, [name]), "--help"], terminal_width=300)
         assert done.exit_code == 0
         entries = [" ".join(entry.split()) for entry in re.split(r"\n  (?=-)", done.output)]
         for option in (p for p in part.params if p.param_type_name == "option"):
@@ -208,7 +208,7 @@ def test_help_names_every_option_with_its_default():
 
 @pytest.mark.parametrize("value", ["nan", "inf"])
 def test_numbers_must_be_finite(value):
-    done = CliRunner().invoke(command.main, ["net", "--noise", value, "dataset", "mvtec", "a", "b"])
+    done = CliRunner().invoke(front.main, ["net", "--noise", value, "dataset", "mvtec", "a", "b"])
     assert done.exit_code == 2
     assert f"{value} is not a finite number" in done.output
 
@@ -221,28 +221,28 @@ def test_help_is_quick_to_start():
 
 @pytest.mark.parametrize("option", ["--meta_epochs", "--meta-epochs"])
 def test_both_spellings(option):
-    done = CliRunner().invoke(command.main, ["net", option, "0", "dataset", "mvtec", "a", "b"])
+    done = CliRunner().invoke(front.main, ["net", option, "0", "dataset", "mvtec", "a", "b"])
     assert done.exit_code == 2
     assert done.output.strip() == "Error: Invalid value for '--meta_epochs': 0 is not in the range x>=1."
 
 
 def test_defaults_are_the_published_ones():
-    net = command.net.make_context("net", []).params
-    dataset = command.dataset.make_context("dataset", ["mvtec", "a", "b"]).params
-    assert list(net["backbone_names"]) == ["auto"]  # wideresnet50, where its weights are
-    assert list(net["layers_to_extract_from"]) == ["layer2", "layer3"]
+    of_net = net.command.make_context("net", []).params
+    of_dataset = dataset.command.make_context("dataset", ["mvtec", "a", "b"]).params
+    assert list(of_net["backbone_names"]) == ["auto"]  # wideresnet50, where its weights are
+    assert list(of_net["layers_to_extract_from"]) == ["layer2", "layer3"]
     expected = {
         "patchsize": 3, "meta_epochs": 640,
         "eval_epochs": 1, "dsc_layers": 2, "dsc_hidden": 1024, "dsc_margin": 0.5, "pre_proj": 1, "mining": 1,
         "noise": 0.015, "radius": 0.75, "p": 0.5, "lr": 0.0001, "step": 20, "limit": 392, "train_backbone": False,
     }  # fmt: skip
-    assert {k: net[k] for k in expected} == expected
+    assert {k: of_net[k] for k in expected} == expected
     assert (backbones.default_dimension("wideresnet50"), backbones.default_dimension("resnet18_half")) == (1536, 192)
     expected = {
         "batch_size": 8, "num_workers": 16, "resize": 288, "imagesize": 288, "distribution": 0, "fg": 1, "rand_aug": 1,
         "mean": 0.5, "std": 0.1, "hflip": 0, "rotate_degrees": 0,
     }  # fmt: skip
-    assert {k: dataset[k] for k in expected} == expected
+    assert {k: of_dataset[k] for k in expected} == expected
 
 
 @pytest.mark.parametrize(
@@ -301,7 +301,7 @@ def test_truncated_image_fails_with_its_path_also_in_a_worker(tmp_path):
     ],
 )
 def test_option_of_another_command(arguments, says):
-    done = CliRunner().invoke(command.main, arguments)
+    done = CliRunner().invoke(front.main, arguments)
     assert done.exit_code == 2
     assert says in done.output
 
@@ -362,7 +362,7 @@ def test_resumed_class_keeps_its_variant(tiny, tmp_path):
     for epochs in (1, 2):  # as if killed after one
         arguments = ["--gpu", -1, "--results_path", tmp_path / "r", *NET, "--meta_epochs", epochs, *DATASET]
         arguments += ["--distribution", 4, "-d", "disc", "custom", *tiny]
-        done = CliRunner().invoke(command.main, [str(a) for a in arguments])
+        done = CliRunner().invoke(front.main, [str(a) for a in arguments])
         assert done.exit_code == 0, done.output
     config = torch.load(tmp_path / "r/models/backbone_0/custom_disc/ckpt.pth", weights_only=True)["config"]
     table = pd.read_excel(tmp_path / "r/distribution/custom_distribution.xlsx")
@@ -416,14 +416,6 @@ def test_asking_for_another_variant_of_a_finished_class_is_refused(trained, tiny
     assert "distribution was 2, is 3" in done.stdout
 
 
-def test_readme_has_every_option_as_the_command_line_has_it():
-    from tools import flags
-
-    text = flags.README.read_text(encoding="utf-8")
-    assert flags.renewed(text) == text, "python -m tools.flags writes it anew"
-    assert flags.table().count("\n") > 70
-
-
 def test_a_results_folder_is_for_one_run_at_a_time(tiny, tmp_path):
     (tmp_path / "r").mkdir()
     with one_at_a_time(tmp_path / "r"):
@@ -441,11 +433,12 @@ def test_a_stop_that_reaches_a_loaders_worker_first_is_a_stop():
     def refused():
         raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Terminated. ")
 
-    done = CliRunner().invoke(command.OneLine("x", callback=refused), [])
+    done = CliRunner().invoke(Command("x", callback=refused, stopped=front.main.stopped), [])
     assert done.exit_code == 130
     assert done.output == "Error: stopped; the same command goes on where it was\n"
     killed = RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
-    assert command._explain(killed)[0].startswith("a loader's worker died")
+    assert exit_code(killed) == 1
+    assert describe(killed).startswith("a loader's worker died")
 
 
 def test_missing_textures_are_said_with_what_would_do(tmp_path):

@@ -7,15 +7,13 @@ import weakref
 import cv2
 import numpy as np
 import pytest
-from click.testing import CliRunner
-from helpers import DATASET, make_mvtec, shape_of_part
+from helpers import DATASET, cli, make_mvtec, shape_of_part
 from PIL import Image
 from test_runs import make_defects, run
 
-from datasets import FolderLayout, ImageSettings, MVTecLayout, cache, check, textures
+from datasets import FolderLayout, ImageSettings, MVTecLayout, cache, textures
 from datasets.defects import Defects, list_defects, of_class, refuse_test_images
 from datasets.masks import read_mask
-from reporting import preview
 from training import reading
 from utils import InputError
 
@@ -111,11 +109,11 @@ def test_foreground_masks_that_cannot_be_right(two, tmp_path, shape, value, says
     assert str(mask) in last_line(done)
     assert says in last_line(done)
     assert not list((tmp_path / "r").rglob("*.pth"))
-    done = CliRunner().invoke(check.main, ["folder", str(data)])
-    assert done.exit_code == 1
-    assert f"{mask}: the foreground mask" in done.output
+    done = cli("check", "folder", data)
+    assert done.returncode == 1
+    assert f"{mask}: the foreground mask" in done.stdout
     cv2.imwrite(str(mask), np.full((128, 128), 255, np.uint8))  # another scale is no other shape
-    assert CliRunner().invoke(check.main, ["folder", str(data)]).exit_code == 0
+    assert cli("check", "folder", data).returncode == 0
 
 
 # -------------------------------------------------------------------------------------------- masks
@@ -141,9 +139,9 @@ def test_check_notes_what_is_strange_about_masks(tmp_path):
     cv2.imwrite(str(folder / "001_mask.png"), np.zeros((64, 64), np.uint8))
     Image.open(folder / "002_mask.png").save(folder / "002_mask.jpg")
     (folder / "002_mask.png").unlink()
-    done = CliRunner().invoke(check.main, ["mvtec", str(data)])
-    assert done.exit_code == 0, done.output  # strange, but it may be meant
-    notes = [line for line in done.output.splitlines() if line.startswith("note: ")]
+    done = cli("check", "mvtec", data)
+    assert done.returncode == 0, done.stdout  # strange, but it may be meant
+    notes = [line for line in done.stdout.splitlines() if line.startswith("note: ")]
     assert len(notes) == 3
     assert "999_mask.png: a mask that belongs to no image" in notes[0]
     assert "002_mask.jpg: a mask with loss" in notes[1]
@@ -303,15 +301,17 @@ def test_preview_leaves_out_what_cannot_be_read_and_refuses_test_images(tmp_path
     broken = data / "disc/train/good/002.png"
     whole = broken.read_bytes()
     broken.write_bytes(whole[:-200])
-    arguments = [str(a) for a in ["--out", tmp_path / "p", *DATASET[1:], "mvtec", data, patterns]]
-    done = CliRunner().invoke(preview.command, arguments)
-    assert str(broken) in str(done.exception)
+    arguments = ["--out", tmp_path / "p", *DATASET[1:], "mvtec", data, patterns]
+    done = cli("preview", *arguments)
+    assert done.returncode == 1
+    assert str(broken) in done.stdout
     assert not (tmp_path / "p").exists()
-    done = CliRunner().invoke(preview.command, ["--skip_bad", *arguments])
-    assert done.exit_code == 0, done.output
+    done = cli("preview", "--skip_bad", *arguments)
+    assert done.returncode == 0, done.stdout
     broken.write_bytes(whole)
     known = tmp_path / "known"
     known.mkdir()
     shutil.copy(data / "disc/test/blot/001.png", known / "a.png")
-    done = CliRunner().invoke(preview.command, ["--defects", str(known), *arguments])
-    assert "is the test image" in str(done.exception)
+    done = cli("preview", "--defects", known, *arguments)
+    assert done.returncode == 2
+    assert "is the test image" in done.stdout

@@ -11,14 +11,13 @@ from PIL import Image
 from test_files import png, tiff
 from test_onnx import script
 
-from datasets import ImageSettings, Sample, check
+from datasets import ImageSettings, Sample
 from datasets.defects import Defects, refuse_test_images
 from datasets.depth import bits_of, find_depth, read_as_found
 from datasets.files import CLIPPED, ReadOptions, read_header, read_peak, read_rgb, to_8_bits
 from datasets.foreground import make_masks
 from glass import load_checkpoint
 from inference import checkpoint
-from reporting import preview
 from utils import LOGGER, InputError
 
 RNG = np.random.default_rng(0)
@@ -136,9 +135,9 @@ def test_everything_that_reads_takes_the_depth(tmp_path, log):
     assert os.stat(first[0]).st_mtime_ns == written
     make_masks(samples, tmp_path / "masks", show_progress=False)  # of another depth it is made anew
     assert os.stat(first[0]).st_mtime_ns != written
-    result = CliRunner().invoke(check.main, ["folder", str(tmp_path / "d"), str(tmp_path / "d")])
-    assert "note: cap: 1 files with more than 8 bits a channel: 12 bits are in use" in result.output
-    assert "note: textures: 1 files with more than 8 bits a channel: 12 bits" in result.output
+    result = cli("check", "folder", tmp_path / "d", tmp_path / "d")
+    assert "note: cap: 1 files with more than 8 bits a channel: 12 bits are in use" in result.stdout
+    assert "note: textures: 1 files with more than 8 bits a channel: 12 bits" in result.stdout
 
 
 def test_the_preview_shows_what_the_training_gets(tmp_path):
@@ -146,8 +145,8 @@ def test_the_preview_shows_what_the_training_gets(tmp_path):
         save(LOW * 16, tmp_path / "d" / "cap" / "good" / f"{i}.png")
     arguments = ["--fg", 0, "--resize", 64, "--imagesize", 64, "--out", tmp_path, "folder", tmp_path / "d", "builtin"]
     for bits, low, high in (("auto", 100, 160), ("16", 0, 20)):
-        done = CliRunner().invoke(preview.command, list(map(str, ["--bits", bits, *arguments])))
-        assert done.exit_code == 0, done.output
+        done = cli("preview", "--bits", bits, *arguments)
+        assert done.returncode == 0, done.stdout
         sheet = np.asarray(Image.open(tmp_path / "folder_cap.png"))
         image = sheet[2 * 18 + 6 + 18 :, 6 : 6 + 64][:64]
         assert low < image.mean() < high

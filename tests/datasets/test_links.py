@@ -8,10 +8,10 @@ from contextlib import suppress
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
+from helpers import cli
 from PIL import Image
 
-from datasets import DATASETS, check, files, listing
+from datasets import DATASETS, files, listing
 from datasets.defects import list_defects
 from datasets.files import read_header, read_rgb
 from datasets.listing import closed_folders, list_folders, list_images, scan_folder
@@ -119,9 +119,9 @@ def test_files_that_are_not_taken_are_counted(tmp_path, log, monkeypatch):
         (good / name).write_bytes(b"x")
     said = "files not taken: 2 .heic, 1 .gif, 1 without a suffix; HEIC is read where pillow-heif is installed"
     assert said in scan_folder(good).describe()
-    result = CliRunner().invoke(check.main, ["folder", str(tmp_path / "d"), str(good)])
-    assert f"note: cap: {said}" in result.output
-    assert f"note: textures: {said}" in result.output
+    result = cli("check", "folder", tmp_path / "d", good)
+    assert f"note: cap: {said}" in result.stdout
+    assert f"note: textures: {said}" in result.stdout
     for take in (list_textures, list_defects, lambda folder: find_pictures([str(folder)])):
         log.clear()
         take(good)
@@ -195,8 +195,8 @@ def test_pages_are_counted_and_said(tmp_path):
     page = Image.fromarray(GRAY)
     save(good / "0.tif", save_all=True, append_images=[page, page])
     assert read_header(good / "0.tif").pages == 3
-    result = CliRunner().invoke(check.main, ["folder", str(tmp_path / "d")])
-    assert "note: cap: 1 files have several pages, as" in result.output
+    result = cli("check", "folder", tmp_path / "d")
+    assert "note: cap: 1 files have several pages, as" in result.stdout
     assert read_rgb(good / "0.tif").info == {files.PAGES: 3}
     assert read_rgb(save(tmp_path / "one.tif")).info == {}
 
@@ -256,7 +256,6 @@ def test_the_limit_of_pixels_is_the_users(tmp_path):
     assert read_header(good / "1.png").size == (15000, 14000)  # more than Pillow would open
     with pytest.raises(WorkError, match=f"15000x14000, that is {large} pixels.* give --max_pixels {large}"):
         read_header(good / "1.png", files.ReadOptions(max_pixels=large - 1))
-    arguments = ["folder", str(tmp_path / "d"), "--max_pixels", "100"]
-    result = CliRunner().invoke(check.main, arguments)
-    assert result.exit_code == 1
-    assert "18x14, that is 252 pixels, more than --max_pixels 100" in result.output
+    result = cli("check", "folder", tmp_path / "d", "--max_pixels", 100)
+    assert result.returncode == 1
+    assert "18x14, that is 252 pixels, more than --max_pixels 100" in result.stdout

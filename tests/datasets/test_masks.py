@@ -4,12 +4,11 @@ import shutil
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
-from helpers import make_mvtec
+from helpers import cli, make_mvtec
 from PIL import Image
 
 import metrics
-from datasets import FolderLayout, ImageSettings, MVTecLayout, TestDataset, check
+from datasets import FolderLayout, ImageSettings, MVTecLayout, TestDataset
 from datasets.base import Sample
 from datasets.check import full_check, quick_check
 from datasets.defects import Defects, list_defects
@@ -31,7 +30,7 @@ def data(tmp_path):
 
 
 def notes_of(data, name="mvtec"):
-    done = CliRunner().invoke(check.main, [name, str(data)], catch_exceptions=False)
+    done = cli("check", name, data)
     return [line.removeprefix("note: ") for line in done.stdout.splitlines() if line.startswith("note: ")]
 
 

@@ -4,11 +4,10 @@ import json
 import os
 
 import pytest
-from helpers import run_here
+from helpers import cli
 from PIL import Image
 
 from datasets import FolderLayout, MVTecLayout, VisALayout
-from datasets.check import main as check
 from datasets.listing import scan_folder
 from inference.predict import _as_json, find_pictures, paths_in
 from utils import InputError
@@ -101,7 +100,7 @@ def test_annotations_behind_a_link_are_named_once(tmp_path):
     (tmp_path / "labels/0.json").write_text("{}")
     (cap / "labels").symlink_to(tmp_path / "labels")
     (cap / "notes.doc").write_text("")
-    said = run_here(check, "check", "custom", data).stdout
+    said = cli("check", "custom", data).stdout
     assert said.count("annotation files (.json)") == 1
     assert f"the first is {cap / 'labels/0.json'}" in said
     assert "files not taken: 1 .doc\n" in said

@@ -4,7 +4,7 @@ import shutil
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
+from helpers import cli
 
 from datasets import DATASETS
 from datasets.files import read_rgb
@@ -39,7 +39,7 @@ def test_the_command_writes_whole_folders_once(tmp_path, monkeypatch):
     monkeypatch.setattr(demo, "GOOD", 1)
     monkeypatch.setattr(demo, "DEFECTIVE", 1)
     folder = tmp_path / "data"
-    assert CliRunner().invoke(demo.command, [str(folder)]).exit_code == 0
+    assert cli("demo", folder).returncode == 0
     layout = DATASETS["mvtec"](folder)
     assert layout.classes() == ["plate", "wall"]
     for name in layout.classes():

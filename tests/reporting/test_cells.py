@@ -142,7 +142,7 @@ def test_links_of_a_comparison_lead_to_the_reports(tmp_path):
     links = re.findall(r'<a href="([^"]*)"', html)
     assert all(re.fullmatch(r"[\w./%~-]+", link, re.ASCII) for link in links)
     assert [unquote(link, errors="surrogateescape") for link in links] == [f"{name}/{page.FILE}" for name in names]
-    compare.main([str(tmp_path / name) for name in names] + ["--out", str(tmp_path / "c.html")], standalone_mode=False)
+    compare.compare([tmp_path / name for name in names], tmp_path / "c.html")
     assert (tmp_path / "c.html").read_text(encoding="utf-8").count("<a href") == len(names)
 
 

@@ -10,12 +10,11 @@ import numpy as np
 import openpyxl
 import pandas as pd
 import pytest
-from helpers import make_mvtec, run_here, train_cli
+from helpers import cli, make_mvtec, train_cli
 from test_runs import run
 
 import metrics
 from inference.thresholds import Thresholds
-from reporting import compare as compare_command
 from reporting import drawing, gallery
 from reporting import tables as report
 from training.evaluation import Predictions, Tested
@@ -192,7 +191,7 @@ def test_several_seeds_give_mean_and_deviation(seeds, trained):
 
 
 def compare(*arguments):
-    return run_here(compare_command.main, "python -m report", *arguments)
+    return cli("report", *arguments)
 
 
 def test_runs_are_compared(seeds, tmp_path, monkeypatch):

@@ -5,14 +5,12 @@ import shutil
 
 import pytest
 import torch
-from click.testing import CliRunner
-from helpers import NET, make_mvtec
+from helpers import NET, cli, make_mvtec
 from test_datasets import make_visa
 from test_runs import run
 from test_scripts import script
 
 from datasets import MVTecLayout
-from generation import mad_sys
 
 SMALL = "--resize 64 --imagesize 64 --batch_size 4 --num_workers 0"
 
@@ -61,10 +59,8 @@ def test_weak_defects_are_scored_by_their_script(tmp_path):
     done = run(data, textures, tmp_path / "r", name="mvtec")
     assert done.exit_code == 0, done.output
     weak = tmp_path / "MAD-sys"
-    made = CliRunner().invoke(
-        mad_sys.main, [str(a) for a in (data, textures, weak, "--beta", "0.1", "0.9", "--count", 4)]
-    )
-    assert made.exit_code == 0, made.output
+    made = cli("mad-sys", data, textures, weak, "--beta", "0.1", "0.9", "--count", 4)
+    assert made.returncode == 0, made.stdout
     assert made.stdout.strip().splitlines()[-1] == f"{weak}: Beta_0.1, Beta_0.9, each with 7 test images of tile"
     assert len(MVTecLayout(weak / "Beta_0.1").test("tile")) == 7
     done = script(

@@ -12,6 +12,8 @@ from small import LAYERS, SIDE, WIDTH, small_batch, small_glass
 from torch.utils.data import DataLoader
 
 import main
+from commands import predict
+from commands.command import describe, exit_code
 from common import NetworkFeatureAggregator
 from datasets.cache import GB
 from metrics import PackedMasks
@@ -197,15 +199,15 @@ def test_maps_are_ranked_on_the_device_where_that_many_bytes_are_free(monkeypatc
     ids=str,
 )  # fmt: skip
 def test_where_memory_lacks_the_options_that_need_less_are_named(error):
-    message, code = main._explain(error)
-    assert code == 1
+    message = describe(error, main.main.less_memory)
+    assert exit_code(error) == 1
     for option in ("--feature_cache off", "--batch_size", "--imagesize"):
         assert option in message
-    assert "--feature_cache" not in main._explain(error, main.predict_command.less_memory)[0]  # it has no such option
+    assert "--feature_cache" not in describe(error, predict.command.less_memory)  # it has no such option
     assert "CPUAllocator" not in message
 
 
 def test_the_cpus_allocator_says_what_is_looked_for():
     with pytest.raises(RuntimeError) as caught:
         torch.empty(1 << 55, dtype=torch.uint8)
-    assert main._explain(caught.value)[0].startswith("out of memory")
+    assert describe(caught.value).startswith("out of memory")

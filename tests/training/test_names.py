@@ -7,14 +7,10 @@ from pathlib import Path
 import openpyxl
 import pandas as pd
 import pytest
-from click.testing import CliRunner
-from helpers import DATASET, make_mvtec
+from helpers import DATASET, cli, make_mvtec
 from test_damage import last_line
 from test_runs import run
 
-from datasets import check, foreground
-from generation import mad_sys
-from reporting import compare, preview
 from utils import LONGEST_ROW, printable, row_name
 
 ODD = os.fsdecode(b"caf\xe9\a\nx")
@@ -78,14 +74,14 @@ def test_every_command_takes_such_a_class(odd, tmp_path):
     data, textures, results, _ = odd
     sheet = ["--out", tmp_path / "p", *DATASET[1:], "mvtec", data, textures]
     calls = [
-        (check.main, ["mvtec", data]), (preview.command, sheet), (compare.main, [results, "--out", tmp_path / "c.html"]),
-        (foreground.main, ["--out", tmp_path / "f", "--test", "mvtec", data]),
-        (mad_sys.main, [data, textures, tmp_path / "m", "--beta", 0.5, "--count", 1, "-d", ODD]),
+        ("check", "mvtec", data), ("preview", *sheet), ("report", results, "--out", tmp_path / "c.html"),
+        ("foreground", "--out", tmp_path / "f", "--test", "mvtec", data),
+        ("mad-sys", data, textures, tmp_path / "m", "--beta", 0.5, "--count", 1, "-d", ODD),
     ]  # fmt: skip
-    for command, arguments in calls:
-        done = CliRunner().invoke(command, [str(a) for a in arguments])
-        assert done.exit_code == 0, (command.name, done.exception, done.output)
-        assert "caf%E9%07%0Ax" in done.output
+    for arguments in calls:
+        done = cli(*arguments)
+        assert done.returncode == 0, (arguments[0], done.stdout)
+        assert "caf%E9%07%0Ax" in done.stdout
     assert (tmp_path / "p" / "mvtec_caf%E9%07%0Ax.png").is_file()
 
 

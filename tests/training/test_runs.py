@@ -13,13 +13,12 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from helpers import DATASET, NET, ROOT, make_mvtec, shape_of_part
+from helpers import DATASET, NET, ROOT, cli, make_mvtec, shape_of_part
 from PIL import Image
 from test_datasets import shaped
 
 import main as command
 from datasets.defects import Defects, list_defects, refuse_test_images
-from reporting import preview
 from reporting import tables as report
 from utils import InputError
 
@@ -292,8 +291,8 @@ def test_training_with_known_defects_but_never_those_of_the_test(tmp_path, textu
 def test_preview_shows_what_training_makes(tmp_path, textures):
     data, _ = make_mvtec(tmp_path)
     arguments = ["--out", tmp_path / "p", "--samples", 3, *DATASET[1:], "-d", "disc", "mvtec", data, textures]
-    done = CliRunner().invoke(preview.command, [str(a) for a in arguments])
-    assert done.exit_code == 0, done.output
+    done = cli("preview", *arguments)
+    assert done.returncode == 0, done.stdout
     sheet = cv2.imread(str(tmp_path / "p" / "mvtec_disc.png"))
     assert sheet.shape == (36 + 6 + 3 * (64 + 18 + 6), 6 + 5 * (64 + 6), 3)
     first = sheet[36 + 6 + 18 :][:64]
@@ -302,8 +301,8 @@ def test_preview_shows_what_training_makes(tmp_path, textures):
     changed = np.abs(image - augmented).max(2) > 3
     assert changed.any()
     assert not (changed & (mask[..., 0] == 0)).any()
-    again = CliRunner().invoke(preview.command, [str(a) for a in ["--out", tmp_path / "q", *arguments[2:]]])
-    assert again.exit_code == 0
+    again = cli("preview", "--out", tmp_path / "q", *arguments[2:])
+    assert again.returncode == 0
     assert (tmp_path / "q" / "mvtec_disc.png").read_bytes() == (tmp_path / "p" / "mvtec_disc.png").read_bytes()
 
 
