@@ -10,17 +10,11 @@ import click
 
 from datasets import TrainDataset
 from datasets.cache import GB, ImageCache, describe_budget
-from datasets.check import (
-    Problem,
-    check_defects,
-    check_foreground,
-    describe_pages,
-    look_at_pictures,
-    quick_look,
-)
+from datasets.check import Problem, check_defects, describe_pages, look_at_pictures, quick_look
 from datasets.defects import refuse_test_images
 from datasets.depth import find_depth, is_deep, log_depth
 from datasets.files import Header, ReadOptions
+from datasets.foreground_check import check_foreground
 from datasets.geometry import describe_left_out
 from datasets.limits import AUTO, FULL_BITS
 from datasets.listing import scan_folder

@@ -123,7 +123,7 @@ def test_everything_that_reads_takes_the_depth(tmp_path, log):
     assert (np.asarray(tile.read(reading)) == bright).all()
     assert np.asarray(tile.read()).max() < 20  # what was read with one depth is not given for another
     shown = Defects([(path, None)], ImageSettings(resize=64, imagesize=64, bits=12))
-    assert (shown._pictures[0] == bright).all()
+    assert (shown._images[0] == bright).all()
     copy = tmp_path / "copy.png"
     Image.fromarray(bright).save(copy)
     refuse_test_images([(copy, None)], samples)  # looks like another picture at 16 bits
