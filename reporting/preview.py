@@ -20,8 +20,8 @@ from datasets.check import Problem, check_defects, drop_bad, look_at_pictures, q
 from datasets.defects import Defects, list_defects, of_class, refuse_test_images
 from datasets.depth import Depth, find_depth, log_depth
 from datasets.files import ReadOptions
-from datasets.foreground import make_masks
 from datasets.foreground_check import check_foreground, leave_out_small
+from datasets.foreground_masks import make_masks
 from datasets.geometry import Tiling
 from datasets.limits import AUTO
 from datasets.textures import FileTextures, Textures, open_textures

@@ -24,8 +24,8 @@ import embedded
 from datasets import DATASETS, EpochSampler, ImageSettings, TrainDataset, make_loader
 from datasets.cache import ImageCache, cache_budget
 from datasets.defects import Defects, digest, list_defects
-from datasets.foreground import make_masks
 from datasets.foreground_check import leave_out_small
+from datasets.foreground_masks import make_masks
 from datasets.geometry import Tiling, show_size
 from datasets.loaders import end_workers
 from datasets.textures import open_textures

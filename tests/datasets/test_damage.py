@@ -144,7 +144,7 @@ def test_check_notes_what_is_strange_about_masks(tmp_path):
     notes = [line for line in done.stdout.splitlines() if line.startswith("note: ")]
     assert len(notes) == 3
     assert "999_mask.png: a mask that belongs to no image" in notes[0]
-    assert "002_mask.jpg: a mask with loss" in notes[1]
+    assert "002_mask.jpg: a lossy mask" in notes[1]
     assert "001_mask.png: marks no pixel" in notes[2]
 
 

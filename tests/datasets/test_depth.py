@@ -15,7 +15,7 @@ from datasets import ImageSettings, Sample
 from datasets.defects import Defects, refuse_test_images
 from datasets.depth import bits_of, find_depth, read_as_found
 from datasets.files import CLIPPED, ReadOptions, read_header, read_peak, read_rgb, to_8_bits
-from datasets.foreground import make_masks
+from datasets.foreground_masks import make_masks
 from glass import load_checkpoint
 from inference import checkpoint
 from utils import LOGGER, InputError
@@ -89,14 +89,14 @@ def test_what_does_not_fit_is_said(tmp_path):
     eight = save(LOW.astype(np.uint8), tmp_path / "eight.png")
     assert not found("auto", twelve).warnings
     (said,) = found("auto", twelve, [bright]).warnings  # a test picture does not decide
-    assert "1 pictures are brighter than 12 bits tell, as" in said
+    assert "1 pictures are brighter than 12 bits allow, such as" in said
     assert "--bits 16 holds them all" in said
     (said,) = found("auto", [*twelve, bright]).warnings
     assert "mixed depth? 4 of 5 use 12 bits or less" in said
     (said,) = found("auto", [*twelve, eight]).warnings
     assert "1 pictures have 8 bits a channel" in said
     (said,) = found(10, twelve).warnings
-    assert "4 pictures are brighter than 10 bits tell" in said
+    assert "4 pictures are brighter than 10 bits allow" in said
     (said,) = found(16, twelve).warnings  # as a model of 16 bits that is tested on them
     assert "they look dark; --bits 12" in said
     assert read_rgb(bright, ReadOptions(12)).info == {CLIPPED: 65535}
@@ -182,7 +182,7 @@ def test_a_training_keeps_its_depth_for_all_that_follows(run, log):
     done = cli(*command)
     assert done.returncode == 0, done.stdout
     assert "12 bits are in use" in log.text
-    assert "1 pictures are brighter than 12 bits tell, as" in log.text
+    assert "1 pictures are brighter than 12 bits allow, such as" in log.text
     folder = root / "res" / "models" / "backbone_0" / "folder_cap"
     best = checkpoint.find_best(folder)[0]
     assert checkpoint.load(best)["config"]["bits"] == 12

@@ -9,12 +9,13 @@ import pytest
 from helpers import cli, make_mvtec
 from PIL import Image
 
-from datasets import MVTecLayout, Sample, foreground
+from datasets import MVTecLayout, Sample
 from datasets.files import read_rgb
-from datasets.foreground import RECORD, SHEET, TEST_SHEET, Foreground, make_masks
+from datasets.foreground import Foreground
+from datasets.foreground_masks import RECORD, SHEET, TEST_SHEET, fit_samples, make_masks
 from datasets.listing import list_images
 from datasets.masks import read_mask
-from utils import InputError, WorkError
+from utils import LOGGER, InputError, WorkError
 
 SIZE = 200
 
@@ -241,7 +242,7 @@ def stamps(paths):
 
 def test_masks_are_made_once(samples, tmp_path, monkeypatch):
     lines = []
-    monkeypatch.setattr(foreground.LOGGER, "info", lambda text, *values: lines.append(text % values))
+    monkeypatch.setattr(LOGGER, "info", lambda text, *values: lines.append(text % values))
     paths = make_masks(samples, tmp_path / "masks", show_progress=False)
     assert [path.name for path in paths] == [f"{number}.png" for number in range(6)]
     for path, truth in zip(paths, parts("bright", 6)[1], strict=True):
@@ -395,7 +396,7 @@ def test_the_command_names_the_data_sets(tiny, tmp_path):
 @pytest.mark.real
 def test_bottles_are_kept_whole(real):
     layout = MVTecLayout(real / "data" / "mvtec")
-    fitted = foreground.fit_samples(layout.train("bottle"))
+    fitted = fit_samples(layout.train("bottle"))
     assert not fitted.fills_image
     inside, defects, left_out = 0, 0, []
     for sample in layout.test("bottle"):
@@ -413,7 +414,7 @@ def test_bottles_are_kept_whole(real):
 
 @pytest.mark.real
 def test_tiles_and_textures_fill_the_image(real):
-    fitted = foreground.fit_samples(MVTecLayout(real / "data" / "tile").train("magnetic_tile"))
+    fitted = fit_samples(MVTecLayout(real / "data" / "tile").train("magnetic_tile"))
     assert fitted.fills_image, fitted.reason
     pictures = list_images(real / "data" / "dtd" / "images", recursive=True)[::40]
     assert len(pictures) == 10

@@ -196,7 +196,7 @@ def test_pages_are_counted_and_said(tmp_path):
     save(good / "0.tif", save_all=True, append_images=[page, page])
     assert read_header(good / "0.tif").pages == 3
     result = cli("check", "folder", tmp_path / "d")
-    assert "note: cap: 1 files have several pages, as" in result.stdout
+    assert "note: cap: 1 files have several pages, such as" in result.stdout
     assert read_rgb(good / "0.tif").info == {files.PAGES: 3}
     assert read_rgb(save(tmp_path / "one.tif")).info == {}
 
