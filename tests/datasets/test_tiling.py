@@ -283,8 +283,8 @@ def test_seeds_of_tiles_and_pictures_stay_apart(tmp_path):
     ("flags", "says"),
     [
         (("--tile", 64), "leave --resize out"),
-        (("--tile", "huge"), "is no tile"),
-        (("--overlap", 0.5), "there are none without --tile"),
+        (("--tile", "huge"), "is not a tile size"),
+        (("--overlap", 0.5), "it needs --tile"),
     ],
 )
 def test_requests_that_cannot_work(sheets, tmp_path, flags, says):
