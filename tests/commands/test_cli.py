@@ -16,8 +16,7 @@ import pandas as pd
 import pytest
 import torch
 from click.testing import CliRunner
-from helpers import DATASET, NET, ROOT, cli, cli_process, make_mvtec, train_cli
-from test_datasets import make_visa
+from helpers import DATASET, NET, ROOT, cli, cli_process, make_mvtec, make_visa, train_cli
 
 import backbones
 import main as front

@@ -7,7 +7,7 @@ import weakref
 import cv2
 import numpy as np
 import pytest
-from helpers import DATASET, cli, make_mvtec, shape_of_part
+from helpers import DATASET, cli, last_line, make_mvtec, shape_of_part, spoil
 from PIL import Image
 from test_runs import make_defects, run
 
@@ -16,19 +16,6 @@ from datasets.defects import Defects, list_defects, of_class, refuse_test_images
 from datasets.masks import read_mask
 from training import reading
 from utils import InputError
-
-
-def spoil(path):
-    """Zeros in the midst of a PNG's pixels: its header and its end are whole."""
-    content = bytearray(path.read_bytes())
-    at = content.index(b"IDAT") + 40
-    content[at : at + 400] = bytes(400)
-    path.write_bytes(content)
-    return path
-
-
-def last_line(done):
-    return done.output.strip().splitlines()[-1]
 
 
 @pytest.fixture

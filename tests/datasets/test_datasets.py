@@ -1,14 +1,12 @@
 """Layouts, preprocessing, augmentation and the loaders' randomness."""
 
-import shutil
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 import torch
 import torchvision.transforms as T
-from helpers import make_mvtec
+from helpers import make_mvtec, make_visa, noise_image, shaped, train_set
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -34,16 +32,6 @@ from utils import InputError, WorkError
 SMALL = ImageSettings(resize=64, imagesize=64)
 
 
-def picture(width, height, seed=0):
-    noise = np.random.default_rng(seed).integers(0, 256, (height // 4, width // 4, 3)).astype(np.uint8)
-    return Image.fromarray(cv2.resize(noise, (width, height)))
-
-
-def train_set(root, settings=SMALL, **kwargs):
-    data, textures = make_mvtec(root)
-    return TrainDataset(MVTecLayout(data).train("disc"), settings, open_textures(textures), (8, 8), **kwargs)
-
-
 # ----------------------------------------------------------------------------------------- layouts
 
 
@@ -56,28 +44,6 @@ def test_mvtec_layout(tiny):
     assert [s.mask.name if s.mask else None for s in test] == ["000_mask.png", "001_mask.png", "002_mask.png"] + [
         None
     ] * 3
-
-
-def shaped(root, form, defects=True, good_test=True):
-    """The tiny class in one of the forms of a user's own folders."""
-    data, _ = make_mvtec(root)
-    disc, target = data / "disc", root / "own" / "disc"
-    target.mkdir(parents=True)
-    if form == "plain":
-        for path in list_images(disc / "train" / "good"):
-            path.rename(target / path.name)
-    elif form == "good":
-        (disc / "train" / "good").rename(target / "good")
-        if defects:
-            (disc / "test" / "blot").rename(target / "blot")
-            (disc / "ground_truth").rename(target / "ground_truth")
-    else:
-        (disc / "train").rename(target / "train")
-        if defects:
-            (disc / "test").rename(target / "test")
-            if not good_test:
-                shutil.rmtree(target / "test" / "good")
-    return root / "own"
 
 
 def test_folder_layout_takes_plain_good_and_train(tmp_path):
@@ -107,7 +73,7 @@ def test_good_images_held_out_stay_what_they_are(tmp_path):
     assert len({frozenset(h) for h in held}) > 1
     assert all(0 < len(h) < 6 for h in held)
     for i in range(10, 14):
-        picture(40, 40, i).save(own / "disc" / "good" / f"{i:03d}.png")
+        noise_image(40, 40, i).save(own / "disc" / "good" / f"{i:03d}.png")
     own = own.rename(tmp_path / "elsewhere")
     for seed, before in enumerate(held):
         now = {s.path.name for s in FolderLayout(own, seed, 0.4).held_out("disc")}
@@ -140,27 +106,6 @@ def test_masks_are_paired_by_name_in_three_places(tmp_path, place):
     assert (batch[0]["mask_gt"] == -1).all()
     assert batch[1]["mask_gt"].unique().tolist() == [0, 1]
     assert batch[3]["mask_gt"].unique().tolist() == [0]
-
-
-def make_visa(root):
-    base = root / "candle" / "Data"
-    rows = ["object,split,label,image,mask"]
-    for i in range(4):
-        split = "train" if i < 2 else "test"
-        path = base / "Images" / "Normal" / f"{i}.JPG"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        picture(40, 32, i).save(path, "JPEG")
-        rows.append(f"candle,{split},normal,candle/Data/Images/Normal/{i}.JPG,")
-    (base / "Images" / "Anomaly").mkdir()
-    (base / "Masks" / "Anomaly").mkdir(parents=True)
-    picture(40, 32).save(base / "Images" / "Anomaly" / "0.JPG", "JPEG")
-    mask = np.zeros((32, 40), np.uint8)
-    mask[8:16, 8:20] = 3  # a kind of defect, nearly black to the eye
-    Image.fromarray(mask).save(base / "Masks" / "Anomaly" / "0.png")
-    rows.append("candle,test,anomaly,candle/Data/Images/Anomaly/0.JPG,candle/Data/Masks/Anomaly/0.png")
-    (root / "split_csv").mkdir()
-    (root / "split_csv" / "1cls.csv").write_text("\n".join(rows) + "\n")
-    return root
 
 
 def test_visa_layout(tmp_path):
@@ -220,7 +165,7 @@ def test_files(tmp_path):
 
 
 def test_preprocessing_is_torchvisions():
-    image = picture(90, 70)
+    image = noise_image(90, 70)
     published = T.Compose([
         T.Resize(64), T.CenterCrop(48), T.ToTensor(), T.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
     ])  # fmt: skip
@@ -308,7 +253,7 @@ def test_keep_all_keeps_all():
 
 
 def test_a_pair_is_height_and_width():
-    image = picture(90, 70)
+    image = noise_image(90, 70)
     published = T.Compose([
         T.Resize((64, 96)), T.CenterCrop((48, 80)), T.ToTensor(),
         T.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
@@ -322,7 +267,7 @@ def test_a_pair_is_height_and_width():
 def test_every_random_augmentation_does_something(option):
     value = 30 if option == "rotate_degrees" else 0.9
     settings = ImageSettings(resize=64, imagesize=64, **{option: value})
-    image = picture(64, 64)
+    image = noise_image(64, 64)
     plain = SMALL.transform(image)
     drawn = [settings.transform(image, np.random.default_rng(i)) for i in range(8)]
     assert settings.randomly_augmented
@@ -333,7 +278,7 @@ def test_every_random_augmentation_does_something(option):
 
 @pytest.mark.parametrize("index", range(9))
 def test_every_texture_operation_keeps_size_and_kind(index):
-    image = picture(50, 40)
+    image = noise_image(50, 40)
     out = augment.TEXTURE_OPERATIONS[index](image, np.random.default_rng(0))
     assert out.size == image.size
     assert out.mode == "RGB"

@@ -1,14 +1,13 @@
 """Pictures of cameras with 10, 12 or 14 bits in 16-bit files: one depth from the training to the exported graph."""
 
-import logging
 import os
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
 from helpers import DATASET, NET, cli, make_textures
+from image_files import png, tiff
 from PIL import Image
-from test_files import png, tiff
 from test_onnx import script
 
 from datasets import ImageSettings, Sample
@@ -18,20 +17,11 @@ from datasets.files import CLIPPED, ReadOptions, read_header, read_peak, read_rg
 from datasets.foreground_masks import make_masks
 from glass import load_checkpoint
 from inference import checkpoint
-from utils import LOGGER, InputError
+from utils import InputError
 
 RNG = np.random.default_rng(0)
 LOW = RNG.integers(0, 256, (64, 64)).astype(np.uint16)
 LOW[0, 0], LOW[0, 1] = 0, 255
-
-
-@pytest.fixture
-def log(caplog, monkeypatch):
-    monkeypatch.setattr(LOGGER, "propagate", False)  # as a command sets it
-    LOGGER.addHandler(caplog.handler)
-    caplog.set_level(logging.INFO, "glass")
-    yield caplog
-    LOGGER.removeHandler(caplog.handler)
 
 
 def save(values, path):

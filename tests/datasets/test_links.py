@@ -1,6 +1,5 @@
 """Which files are taken: through links, beside folders that may not be entered, by suffix; and what is said of others."""
 
-import logging
 import os
 import struct
 import zlib
@@ -18,7 +17,7 @@ from datasets.listing import closed_folders, list_folders, list_images, scan_fol
 from datasets.masks import read_mask
 from datasets.textures import list_textures
 from inference.predict import find_pictures
-from utils import LOGGER, InputError, WorkError
+from utils import InputError, WorkError
 
 GRAY = np.random.default_rng(0).integers(0, 256, (14, 18)).astype(np.uint8)
 
@@ -31,15 +30,6 @@ def save(path, pixels=GRAY, **options):
 
 def names(folder, **options):
     return [p.relative_to(folder).as_posix() for p in list_images(folder, **options)]
-
-
-@pytest.fixture
-def log(caplog, monkeypatch):
-    monkeypatch.setattr(LOGGER, "propagate", False)  # as a command sets it
-    LOGGER.addHandler(caplog.handler)
-    caplog.set_level(logging.INFO, "glass")
-    yield caplog
-    LOGGER.removeHandler(caplog.handler)
 
 
 @pytest.fixture

@@ -13,9 +13,8 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from helpers import DATASET, NET, ROOT, cli, make_mvtec, shape_of_part
+from helpers import DATASET, NET, ROOT, cli, make_mvtec, shape_of_part, shaped
 from PIL import Image
-from test_datasets import shaped
 
 import main as command
 from datasets.defects import Defects, list_defects, refuse_test_images

@@ -7,8 +7,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from helpers import make_mvtec
-from test_datasets import train_set
+from helpers import make_mvtec, train_set
 from test_training_state import small_glass as make_glass
 from torch.utils.data import DataLoader
 
