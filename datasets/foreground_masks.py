@@ -6,7 +6,8 @@ import hashlib
 import io
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -62,15 +63,12 @@ def make_masks(
         foreground = fit_samples(samples, reading)
         if record.set_verdict(foreground):
             missing = list(range(len(paths)))
-        try:
-            with progress_bar(len(missing), "img", "foreground", disable=not show_progress) as bar:
-                for i in missing:
-                    mask = foreground.mask(read_rgb(samples[i].path, reading))
-                    write_png(paths[i], mask.astype(np.uint8) * 255)
-                    record.add(paths[i], digests[i], float(mask.mean()))
-                    bar.update(1)
-        finally:  # an interrupted run keeps the masks that it made
-            record.write()
+        with record.written_at_end(), progress_bar(len(missing), "img", "foreground", disable=not show_progress) as bar:
+            for i in missing:
+                mask = foreground.mask(read_rgb(samples[i].path, reading))
+                write_png(paths[i], mask.astype(np.uint8) * 255)
+                record.add(paths[i], digests[i], float(mask.mean()))
+                bar.update(1)
     if announce:
         kept = np.mean([record.kept(path) for path in paths])
         LOGGER.info("foreground masks in %s: %s; they keep %.1f %% of an image", folder, record.reason, 100 * kept)
@@ -180,11 +178,15 @@ class Record:
         """Record a mask that was written."""
         self._images[path.name] = {"sha256": digest, "kept": round(kept, 6)}
 
-    def write(self) -> None:
-        """Write the file.
+    @contextmanager
+    def written_at_end(self) -> Iterator[None]:
+        """Write the file at the end, even of an interrupted run, which keeps the masks that it made.
 
         Raises:
             WorkError: it cannot be written.
         """
-        text = json.dumps({"version": VERSION, **self._verdict, "images": self._images}, indent=1)
-        write_text(self.path, text + "\n")
+        try:
+            yield
+        finally:
+            text = json.dumps({"version": VERSION, **self._verdict, "images": self._images}, indent=1)
+            write_text(self.path, text + "\n")

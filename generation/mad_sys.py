@@ -210,6 +210,13 @@ def make(
     # an anomalous image must look like the copy of the normal one, which a test reads with its bit depth
     readings = {name: read_as_found(name, bits, samples, reading) for name, samples in chosen.items()}
     maker = Maker(out, textures, tuple(dict.fromkeys(betas)), seed, readings)
+    total = _write_all(maker, chosen, count)
+    subsets = ", ".join(f"Beta_{beta:g}" for beta in maker.betas)
+    return printable(f"{out}: {subsets}, each with {total} test images of {', '.join(chosen)}")
+
+
+def _write_all(maker: Maker, chosen: Mapping[str, Sequence[Sample]], count: int | None) -> int:
+    """Write the normal images of each class and `count` anomalous ones; returns how many images a test set has."""
     counts = {name: count or round(SHARE * len(samples)) for name, samples in chosen.items()}
     total = sum(len(samples) + counts[name] for name, samples in chosen.items())
     with progress_bar(total, "img", "test images") as bar:
@@ -220,5 +227,4 @@ def make(
             for index in range(counts[name]):
                 maker.anomalous(name, samples[index % len(samples)], index)
                 bar.update(1)
-    subsets = ", ".join(f"Beta_{beta:g}" for beta in maker.betas)
-    return printable(f"{out}: {subsets}, each with {total} test images of {', '.join(chosen)}")
+    return total

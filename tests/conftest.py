@@ -45,6 +45,17 @@ def log(caplog, monkeypatch):
     utils.LOGGER.removeHandler(caplog.handler)
 
 
+@pytest.fixture
+def put(tmp_path):
+    """Writes bytes to a file with a name."""
+
+    def write(data, name="image.png"):
+        (tmp_path / name).write_bytes(data)
+        return tmp_path / name
+
+    return write
+
+
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
     """(data path, texture path) of a tiny data set with classes disc and plate."""

@@ -1,9 +1,13 @@
-"""Encoders of image files that Pillow does not write."""
+"""Image files as bytes, including kinds that Pillow does not write."""
 
+import io
 import struct
 import zlib
 
 import numpy as np
+from PIL import Image
+
+XMP = b'<rdf:Description tiff:Orientation="6"/>'
 
 
 def png(values, colour_type, before=(), after=()):
@@ -49,3 +53,15 @@ def tiff(values, order="<", photometric=None, extra=None, numbers=1, planar=Fals
         blob += data if len(value) > 1 else b""
     start = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}LH", 8, len(tags))
     return start + entries + bytes(4) + blob + b"".join(parts) + xmp
+
+
+def encoded(image, suffix, **options):
+    buffer = io.BytesIO()
+    image.save(buffer, Image.registered_extensions()[suffix.lower()], **options)
+    return buffer.getvalue()
+
+
+def exif_of(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif.tobytes()

@@ -1,6 +1,5 @@
 """Image files: every format and kind of pixels, turned ones, cut-off ones."""
 
-import io
 import subprocess
 import sys
 
@@ -8,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 from helpers import ROOT
-from image_files import png, tiff
+from image_files import XMP, encoded, exif_of, png, tiff
 from PIL import Image, ImageOps
 
 from datasets.files import Header, ReadOptions, image_size, looks_truncated, read_header, read_rgb
@@ -31,23 +30,6 @@ def to_8_bits(values):
 
 def as_rgb(gray):
     return np.repeat(gray[..., None], 3, 2)
-
-
-def encoded(image, suffix, **options):
-    buffer = io.BytesIO()
-    image.save(buffer, Image.registered_extensions()[suffix.lower()], **options)
-    return buffer.getvalue()
-
-
-@pytest.fixture
-def put(tmp_path):
-    """Writes bytes to a file of a name."""
-
-    def write(data, name="image.png"):
-        (tmp_path / name).write_bytes(data)
-        return tmp_path / name
-
-    return write
 
 
 def pixels(path):
@@ -247,12 +229,6 @@ SHOWN = {  # by the EXIF standard
 }
 
 
-def exif_of(orientation):
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    return exif.tobytes()
-
-
 def turned(kind, orientation):
     """The bytes of a picture and what it shows without being turned."""
     exif = exif_of(orientation)
@@ -339,66 +315,6 @@ def test_masks_of_every_depth(put):
         assert (read_mask(put(encoded(image, ".png"))) == mask).all()
     ink = Image.fromarray(as_rgb(mask * 255)).convert("CMYK")
     assert (read_mask(put(encoded(ink, ".tif"), "ink.tif")) == mask).all()
-
-
-# --------------------------------------------------------------------------------------- truncation
-
-NOISE = Image.fromarray(RNG.integers(0, 256, (90, 80, 3)).astype(np.uint8))
-NOISE_16 = Image.fromarray(RNG.integers(0, 65536, (90, 80)).astype(np.uint16))
-NOISE_48 = RNG.integers(0, 65536, (90, 80, 3)).astype(np.uint16)
-XMP = b'<rdf:Description tiff:Orientation="6"/>'
-WHOLE = {
-    "png": lambda: encoded(NOISE, ".png"),
-    "gray16.png": lambda: encoded(NOISE_16, ".png"),
-    "colour16.png": lambda: png(NOISE_48, 2),
-    "jpg": lambda: encoded(NOISE, ".jpg"),
-    "progressive.jpg": lambda: encoded(NOISE, ".jpg", progressive=True, exif=exif_of(6)),
-    "bmp": lambda: encoded(NOISE, ".bmp"),
-    "tif": lambda: encoded(NOISE, ".tif"),
-    "lzw.tif": lambda: encoded(NOISE, ".tif", compression="tiff_lzw"),
-    "colour16.tif": lambda: tiff(NOISE_48),
-    "opencv16.tif": lambda: cv2.imencode(".tif", NOISE_48)[1].tobytes(),
-    "opencv8.tif": lambda: tiff(np.asarray(NOISE)[..., :2], extra=0, strips=9),
-    "planes.tif": lambda: tiff(np.asarray(NOISE)[..., :2], extra=0, planar=True),
-    "tags_last.tif": lambda: tiff(np.asarray(NOISE), xmp=XMP),
-    "webp": lambda: encoded(NOISE, ".webp"),
-    "lossless.webp": lambda: encoded(NOISE, ".webp", lossless=True),
-}
-
-
-@pytest.mark.parametrize("name", WHOLE)
-def test_a_file_cut_off_anywhere_is_suspected_and_never_read(put, name):
-    whole = WHOLE[name]()
-    path = put(whole, f"image.{name}")
-    assert not looks_truncated(path)
-    read_rgb(path)
-    ends = {*range(1, 30), *(len(whole) * i // 20 for i in range(1, 20)), *(len(whole) - i for i in range(1, 30))}
-    for end in sorted(ends):
-        path.write_bytes(whole[:end])
-        assert looks_truncated(path), end
-        for read in (read_rgb, read_mask):
-            with pytest.raises(WorkError, match=rf"cannot read image .*image\.{name}: ."):
-                read(path)
-
-
-@pytest.mark.parametrize("name", ["png", "jpg", "webp", "opencv16.tif"])
-def test_a_file_whose_second_half_was_never_written(put, name):
-    whole = WHOLE[name]()
-    path = put(whole[: len(whole) // 2] + bytes(len(whole) - len(whole) // 2), name)
-    if name != "webp":  # its size is as declared
-        assert looks_truncated(path)
-    if name in ("png", "opencv16.tif"):
-        with pytest.raises(WorkError):
-            read_rgb(path)
-
-
-@pytest.mark.parametrize(
-    ("name", "more"), [("png", b"\0" * 100), ("jpg", b"\0" * 100), ("jpg", b"\r\n"), ("bmp", b"\0\0")]
-)
-def test_padding_is_no_truncation(put, name, more):
-    path = put(WHOLE[name]() + more, name)
-    assert not looks_truncated(path)
-    assert read_rgb(path).size == (80, 90)
 
 
 def test_what_is_no_image_says_why(put, tmp_path):
