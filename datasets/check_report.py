@@ -25,7 +25,7 @@ COLUMNS = ("class", "train", "test good", "test defective", "size (HxW)", "chann
 
 
 class CheckReport(NamedTuple):
-    """What `check_dataset` found."""
+    """The result of `check_dataset`."""
 
     rows: list[Sequence[str]]  # the table of the classes, its header first
     textures: str  # a line about the textures, "" without texture files

@@ -118,10 +118,10 @@ def read_structure(data: bytes) -> Structure:
     tables: Tables = {}
     missing_bits: dict[tuple[int, int], int] = {}  # of each component and coefficient
     while True:
-        found = MARKER.search(data, at)
-        if found is None:
+        match = MARKER.search(data, at)
+        if match is None:
             raise OSError(TRUNCATED)
-        marker, at = data[found.start() + 1], found.end()
+        marker, at = data[match.start() + 1], match.end()
         if marker == END:
             break
         if marker in (START, 0x01):

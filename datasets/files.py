@@ -17,7 +17,6 @@ from datasets.decoding import FULL_WHITE, UPRIGHT, decode
 from datasets.headers import Header, exif_orientation, is_tiff, open_image, parse_header
 from datasets.limits import FULL_BITS, MAX_PIXELS
 from datasets.listing import has_heif
-from datasets.truncation import ends_early
 from utils import WorkError
 
 DARK_BELOW = 1 << 14  # of 16 bits: an image below it may come from a camera with fewer bits
@@ -110,16 +109,6 @@ def image_size(path: Path, reading: ReadOptions = DEFAULT) -> tuple[int, int]:
         WorkError: the header cannot be read; the message names the file.
     """
     return read_header(path, reading).size
-
-
-def looks_truncated(path: Path) -> bool:
-    """Whether a file seems to be cut off, by its first and last bytes alone; only decoding makes sure.
-
-    Raises:
-        WorkError: it cannot be opened; the message names it.
-    """
-    with naming_errors(path), path.open("rb") as file:
-        return ends_early(file)
 
 
 @contextmanager

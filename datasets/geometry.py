@@ -60,8 +60,8 @@ class Geometry:
     @classmethod
     def of_config(cls, config: Mapping[str, Any]) -> Self:
         """From the configuration in a checkpoint or an exported graph; other keys are ignored."""
-        given = {key: tuple(v) if isinstance(v, list) else v for key, v in config.items()}
-        return cls(**{f.name: given[f.name] for f in fields(cls) if f.name in given})
+        values = {key: tuple(v) if isinstance(v, list) else v for key, v in config.items()}
+        return cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
 
     @property
     def size(self) -> tuple[int, int]:

@@ -104,15 +104,6 @@ class ImageSettings(Geometry):
 
     # --------------------------------------------------------------------------------------- values
 
-    def transform(self, image: Image.Image, rng: np.random.Generator | None = None) -> Tensor:
-        """RGB image → normalised (3, H, W), randomly augmented if `rng` is given."""
-        image = self.resized(image)
-        return self.finish(image if rng is None else self.augmented(image, rng))
-
-    def transform_texture(self, texture: Image.Image, rng: np.random.Generator) -> Tensor:
-        """Texture → normalised (3, H, W)."""
-        return self.finish(self.augmented_texture(self.resized(texture), rng))
-
     def augmented_texture(self, resized: Image.Image, rng: np.random.Generator) -> Image.Image:
         """Augment a resized texture, which is cropped only afterwards because a rotation leaves black corners."""
         return augment.augment_texture(resized, rng) if self.rand_aug else self.augmented(resized, rng)

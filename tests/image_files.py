@@ -7,6 +7,8 @@ import zlib
 import numpy as np
 from PIL import Image
 
+from datasets.truncation import ends_early
+
 XMP = b'<rdf:Description tiff:Orientation="6"/>'
 
 
@@ -65,3 +67,9 @@ def exif_of(orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     return exif.tobytes()
+
+
+def looks_truncated(path):
+    """Whether a file seems to be cut off, by its first and last bytes."""
+    with path.open("rb") as file:
+        return ends_early(file)

@@ -32,6 +32,17 @@ from utils import InputError, WorkError
 SMALL = ImageSettings(resize=64, imagesize=64)
 
 
+def transform(settings, image, rng=None):
+    """RGB image → normalised (3, H, W), as in a test set; with `rng` augmented as in a training set."""
+    image = settings.resized(image)
+    return settings.finish(image if rng is None else settings.augmented(image, rng))
+
+
+def transform_texture(settings, texture, rng):
+    """Texture → normalised (3, H, W), as in a training set."""
+    return settings.finish(settings.augmented_texture(settings.resized(texture), rng))
+
+
 # ----------------------------------------------------------------------------------------- layouts
 
 
@@ -169,7 +180,7 @@ def test_preprocessing_is_torchvisions():
     published = T.Compose([
         T.Resize(64), T.CenterCrop(48), T.ToTensor(), T.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
     ])  # fmt: skip
-    assert torch.equal(ImageSettings(resize=64, imagesize=48).transform(image), published(image))
+    assert torch.equal(transform(ImageSettings(resize=64, imagesize=48), image), published(image))
 
 
 def test_toothbrush_and_wood_are_resized_larger(tiny):
@@ -184,7 +195,7 @@ def test_mask_follows_the_image():
     image, mask = np.zeros((70, 90, 3), np.uint8), np.zeros((70, 90), np.uint8)
     image[20:50, 30:60], mask[20:50, 30:60] = 255, 1
     settings = ImageSettings(resize=64, imagesize=48)
-    bright = settings.transform(Image.fromarray(image))[0] > 0
+    bright = transform(settings, Image.fromarray(image))[0] > 0
     assert (bright.numpy() != settings.transform_mask(mask)).mean() < 0.05
     foreground = settings.transform_foreground(Image.fromarray(mask * 255).convert("RGB"))
     assert foreground.dtype == bool
@@ -232,10 +243,10 @@ def test_any_size_fits_and_everything_follows_the_image(size, imagesize, more, k
     expected = settings.size
     assert expected == ((imagesize, imagesize) if isinstance(imagesize, int) else imagesize)
     white = Image.new("RGB", size, (255, 255, 255))
-    image = settings.transform(white)
+    image = transform(settings, white)
     assert image.shape == (3, *expected)
     assert image.std(dim=(1, 2)).max() < 1e-6  # black would be a border beyond the image
-    assert settings.transform_texture(white, np.random.default_rng(0)).shape == (3, *expected)
+    assert transform_texture(settings, white, np.random.default_rng(0)).shape == (3, *expected)
     mask = np.ones(size[::-1], np.uint8)
     assert settings.transform_mask(mask).shape == expected
     assert settings.transform_mask(mask).all()
@@ -247,9 +258,9 @@ def test_keep_all_keeps_all():
     """A mark at each end of a long image, which the square crop cuts off."""
     long = np.zeros((64, 256, 3), np.uint8)
     long[:, :8], long[:, -8:] = 255, 255
-    whole = ImageSettings(imagesize=64, keep_all=True).transform(Image.fromarray(long))
+    whole = transform(ImageSettings(imagesize=64, keep_all=True), Image.fromarray(long))
     assert (whole[0, 32, [0, -1]] > 1).all()
-    assert not (SMALL.transform(Image.fromarray(long)) > 0).any()
+    assert not (transform(SMALL, Image.fromarray(long)) > 0).any()
 
 
 def test_a_pair_is_height_and_width():
@@ -258,7 +269,7 @@ def test_a_pair_is_height_and_width():
         T.Resize((64, 96)), T.CenterCrop((48, 80)), T.ToTensor(),
         T.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
     ])  # fmt: skip
-    assert torch.equal(ImageSettings(resize=(64, 96), imagesize=(48, 80)).transform(image), published(image))
+    assert torch.equal(transform(ImageSettings(resize=(64, 96), imagesize=(48, 80)), image), published(image))
 
 
 @pytest.mark.parametrize(
@@ -268,12 +279,12 @@ def test_every_random_augmentation_does_something(option):
     value = 30 if option == "rotate_degrees" else 0.9
     settings = ImageSettings(resize=64, imagesize=64, **{option: value})
     image = noise_image(64, 64)
-    plain = SMALL.transform(image)
-    drawn = [settings.transform(image, np.random.default_rng(i)) for i in range(8)]
+    plain = transform(SMALL, image)
+    drawn = [transform(settings, image, np.random.default_rng(i)) for i in range(8)]
     assert settings.randomly_augmented
     assert any(not torch.equal(one, plain) for one in drawn)
-    assert torch.equal(settings.transform(image), plain)  # never in testing
-    assert torch.equal(settings.transform(image, np.random.default_rng(3)), drawn[3])
+    assert torch.equal(transform(settings, image), plain)  # never in testing
+    assert torch.equal(transform(settings, image, np.random.default_rng(3)), drawn[3])
 
 
 @pytest.mark.parametrize("index", range(9))
@@ -290,7 +301,7 @@ def test_texture_is_cropped_after_its_operations():
     settings = ImageSettings(resize=64, imagesize=32)
     white = Image.new("RGB", (200, 200), (255, 255, 255))
     for seed in range(30):
-        out = settings.transform_texture(white, np.random.default_rng(seed))
+        out = transform_texture(settings, white, np.random.default_rng(seed))
         assert out.std() < 1.2  # one colour, up to the channels' normalisation
 
 

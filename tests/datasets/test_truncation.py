@@ -3,10 +3,10 @@
 import cv2
 import numpy as np
 import pytest
-from image_files import XMP, encoded, exif_of, png, tiff
+from image_files import XMP, encoded, exif_of, looks_truncated, png, tiff
 from PIL import Image
 
-from datasets.files import looks_truncated, read_rgb
+from datasets.files import read_rgb
 from datasets.masks import read_mask
 from utils import WorkError
 
