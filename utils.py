@@ -6,6 +6,7 @@ import errno
 import hashlib
 import io
 import logging
+import math
 import os
 import random
 import secrets
@@ -140,9 +141,10 @@ def choose_precision(wished: str, device: torch.device) -> str:
 class _Bar:
     """A line of progress now and then, where there is no tqdm."""
 
-    def __init__(self, total: int, unit: str) -> None:
+    def __init__(self, total: int, unit: str, disable: bool) -> None:
         self._total, self._unit, self._done = total, unit, 0
-        self._begun = self._said = time.monotonic()
+        self._begun = time.monotonic()
+        self._said = math.inf if disable else self._begun
 
     def update(self, count: int) -> None:
         """So many more are done."""
@@ -160,13 +162,24 @@ class _Bar:
         pass
 
 
-def progress_bar(total: int, unit: str) -> Any:
-    """A bar of tqdm, or lines in its place where it is not installed: has `update` and is a context."""
+def progress_bar(total: int, unit: str, description: str = "", leave: bool = True, disable: bool = False) -> Any:
+    """A progress bar of tqdm, or log lines where tqdm is not installed: has `update` and is a context manager.
+
+    Args:
+        total: how many steps there are.
+        unit: what a step is.
+        description: what is being done, in front of the bar.
+        leave: whether the bar stays on the screen at its end.
+        disable: show nothing.
+    """
     try:
         from tqdm import tqdm
     except ImportError:
-        return _Bar(total, unit)
-    return tqdm(total=total, unit=unit, dynamic_ncols=True, mininterval=0.5 if sys.stderr.isatty() else SAY_EVERY)
+        return _Bar(total, unit, disable)
+    return tqdm(
+        total=total, unit=unit, desc=description or None, leave=leave, disable=disable, dynamic_ncols=True,
+        mininterval=0.5 if sys.stderr.isatty() else SAY_EVERY,
+    )  # fmt: skip
 
 
 def evenly_chosen(count: int, most: int) -> list[int]:

@@ -19,7 +19,7 @@ import numpy as np  # noqa: E402
 import pandas as pd  # noqa: E402
 from sklearn.metrics import roc_auc_score  # noqa: E402
 
-from datasets.files import list_images  # noqa: E402
+from datasets.listing import list_images  # noqa: E402
 from glass import load_checkpoint  # noqa: E402
 from inference.judge import Judge  # noqa: E402
 from tools import script  # noqa: E402

@@ -32,9 +32,9 @@ from PIL import Image  # noqa: E402
 
 import perlin  # noqa: E402
 from datasets import ImageSettings, Sample, TrainDataset, augment  # noqa: E402
-from datasets.base import TextureReading, plan_images, plan_textures  # noqa: E402
 from datasets.cache import GB, ImageCache  # noqa: E402
-from datasets.files import list_images  # noqa: E402
+from datasets.listing import list_images  # noqa: E402
+from datasets.preloading import TextureReading, plan_images, plan_textures  # noqa: E402
 from datasets.textures import BuiltinTextures, FileTextures  # noqa: E402
 from synthesis import las  # noqa: E402
 

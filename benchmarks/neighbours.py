@@ -29,7 +29,8 @@ import backbones  # noqa: E402
 import metrics  # noqa: E402
 from common import NetworkFeatureAggregator  # noqa: E402
 from datasets import DATASETS, ImageSettings, TestDataset  # noqa: E402
-from datasets.files import list_images, read_rgb  # noqa: E402
+from datasets.files import read_rgb  # noqa: E402
+from datasets.listing import list_images  # noqa: E402
 from datasets.settings import normalise  # noqa: E402
 
 LAYERS = ("layer2", "layer3")

@@ -41,8 +41,8 @@ from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 import backbones  # noqa: E402
 import perlin  # noqa: E402
 from datasets import ImageSettings, Sample, TrainDataset, augment  # noqa: E402
-from datasets.base import TextureReading, plan_images, plan_textures  # noqa: E402
 from datasets.cache import GB, ImageCache  # noqa: E402
+from datasets.preloading import TextureReading, plan_images, plan_textures  # noqa: E402
 from datasets.textures import FileTextures  # noqa: E402
 from datasets.truth import PackedMasks  # noqa: E402
 from glass import GLASS  # noqa: E402

@@ -22,7 +22,7 @@ def command(
 
     NAME, DATA_PATH and AUG_PATH are those of the command dataset. The exit code is 1 if there is any problem.
     """
-    from datasets.check import check_dataset  # slow to import
+    from datasets.check_report import check_dataset  # slow to import
 
     report = check_dataset(name, data_path, aug_path, subdatasets, bits, max_pixels)
     for line in report.lines():

@@ -30,7 +30,7 @@ def command(
 
     NAME and DATA_PATH are those of the command dataset. With --out DATA_PATH/fg_mask a training finds the masks there.
     """
-    from datasets.foreground import write_masks  # slow to import
+    from datasets.foreground_report import write_masks  # slow to import
     from utils import setup_logging
 
     setup_logging()

@@ -1,6 +1,6 @@
-"""Data sets: `DATASETS` maps a name of the command line to the class that knows its folders.
+"""Data sets. `DATASETS` maps the data set names of the command line to the class that knows their layout.
 
-What is named here is imported when it is first asked for: `datasets.files` is also of use where there is no torch.
+The public names below are imported on first use, because `datasets.files` is also used where torch is not installed.
 """
 
 from __future__ import annotations
@@ -9,26 +9,29 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from datasets.base import EpochSampler, Layout, Sample, TestDataset, TrainDataset, make_loader
+    from datasets.base import Layout, Sample
+    from datasets.evaluation_set import TestDataset
     from datasets.folder import FolderLayout
+    from datasets.loaders import EpochSampler, make_loader
     from datasets.mvtec import MVTecLayout
     from datasets.settings import ImageSettings
     from datasets.textures import open_textures
+    from datasets.training_set import TrainDataset
     from datasets.visa import VisALayout
 
     DATASETS: dict[str, type[Layout]]
 
 _PLACES = {
-    "EpochSampler": "base",
+    "EpochSampler": "loaders",
     "FolderLayout": "folder",
     "ImageSettings": "settings",
     "Layout": "base",
     "MVTecLayout": "mvtec",
     "Sample": "base",
-    "TestDataset": "base",
-    "TrainDataset": "base",
+    "TestDataset": "evaluation_set",
+    "TrainDataset": "training_set",
     "VisALayout": "visa",
-    "make_loader": "base",
+    "make_loader": "loaders",
     "open_textures": "textures",
 }
 _LAYOUTS = {
@@ -58,10 +61,10 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name == "DATASETS":
-        found: Any = {key: __getattr__(layout) for key, layout in _LAYOUTS.items()}
+        value: Any = {key: __getattr__(layout) for key, layout in _LAYOUTS.items()}
     elif name in _PLACES:
-        found = getattr(import_module(f"datasets.{_PLACES[name]}"), name)
+        value = getattr(import_module(f"datasets.{_PLACES[name]}"), name)
     else:
         raise AttributeError(f"module 'datasets' has no attribute {name!r}")
-    globals()[name] = found
-    return found
+    globals()[name] = value
+    return value

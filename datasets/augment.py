@@ -1,4 +1,4 @@
-"""8-bit image operations with every random draw from a generator handed in."""
+"""Augmentation of 8-bit images, with every random draw from a given generator."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from PIL.Image import Image
 from torchvision.transforms import InterpolationMode
 
 Operation = Callable[[Image, np.random.Generator], Image]
-OPERATIONS_A_TEXTURE = 3
-ROTATION = 45.0
+OPERATIONS_PER_TEXTURE = 3
+ROTATION = 45.0  # degrees
 
 
 def _saturation_and_hue(image: Image, rng: np.random.Generator) -> Image:
@@ -21,7 +21,7 @@ def _saturation_and_hue(image: Image, rng: np.random.Generator) -> Image:
     return F.adjust_saturation(F.adjust_hue(image, hue), saturation)
 
 
-# the nine of the published code, of which a texture gets three different ones
+# the nine operations of the published code, three of which are applied to a texture
 TEXTURE_OPERATIONS: tuple[Operation, ...] = (
     lambda image, rng: F.adjust_contrast(image, rng.uniform(0.8, 1.2)),
     lambda image, rng: F.adjust_brightness(image, rng.uniform(0.8, 1.2)),
@@ -36,14 +36,17 @@ TEXTURE_OPERATIONS: tuple[Operation, ...] = (
 
 
 def augment_texture(image: Image, rng: np.random.Generator) -> Image:
-    """Three different operations of the nine, in the drawn order."""
-    for index in rng.choice(len(TEXTURE_OPERATIONS), OPERATIONS_A_TEXTURE, replace=False):
+    """Apply three different operations of the nine, in the order drawn."""
+    for index in rng.choice(len(TEXTURE_OPERATIONS), OPERATIONS_PER_TEXTURE, replace=False):
         image = TEXTURE_OPERATIONS[index](image, rng)
     return image
 
 
 def jitter(image: Image, rng: np.random.Generator, brightness: float, contrast: float, saturation: float) -> Image:
-    """Each factor uniform in [max(0, 1 − x), 1 + x], applied in random order; 0 leaves one out."""
+    """Change brightness, contrast and saturation in random order, by factors uniform in [max(0, 1 − x), 1 + x].
+
+    A width x of 0 leaves the property unchanged.
+    """
     kinds = (
         (F.adjust_brightness, brightness),
         (F.adjust_contrast, contrast),

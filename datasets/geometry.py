@@ -1,4 +1,4 @@
-"""Which part of a picture the model sees, at what size, and where its map belongs. Needs no torch."""
+"""Which part of an image the model sees, at what size, and where its anomaly map belongs. Needs no torch."""
 
 from __future__ import annotations
 
@@ -19,21 +19,23 @@ if TYPE_CHECKING:
     from typing import Self
 
 DEFAULT_RESIZE = 288
-MUCH_LEFT_OUT = 0.1  # of a picture, on which a word is to be said
+MUCH_LEFT_OUT = 0.1  # share of an image that the crop leaves out, from which on it is reported
 
 Size = int | tuple[int, int]
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """A picture is resized, then its centre is cropped to `imagesize`.
+    """An image is resized, then its centre is cropped to `imagesize`.
 
-    resize: a number is the length of the shorter side, (H, W) both sides; None is 288 or, where `imagesize` is a
-    pair or larger, the same as that. imagesize: the side of a square, or (H, W). keep_all: no crop, the whole picture
-    is resized to `imagesize`.
+    Attributes:
+        resize: a number is the length of the shorter side, (H, W) both sides; None is 288, or the same as `imagesize`
+            if that is a pair or larger.
+        imagesize: the side of a square, or (H, W).
+        keep_all: no crop, the whole image is resized to `imagesize`.
 
     Raises:
-        InputError: a crop larger than what it is cut from.
+        InputError: the crop is larger than the resized image, or `keep_all` contradicts `resize`.
     """
 
     resize: Size | None = None
@@ -57,9 +59,9 @@ class Geometry:
 
     @classmethod
     def of_config(cls, config: Mapping[str, Any]) -> Self:
-        """From what a checkpoint or a graph tells of itself."""
-        given = {key: tuple(v) if isinstance(v, list) else v for key, v in config.items()}
-        return cls(**{f.name: given[f.name] for f in fields(cls) if f.name in given})
+        """From the configuration in a checkpoint or an exported graph; other keys are ignored."""
+        values = {key: tuple(v) if isinstance(v, list) else v for key, v in config.items()}
+        return cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
 
     @property
     def size(self) -> tuple[int, int]:
@@ -67,7 +69,7 @@ class Geometry:
         return pair(self.imagesize)
 
     def resized_size(self, width: int, height: int) -> tuple[int, int]:
-        """(H, W) before the crop of a picture of this size, as torchvision's Resize."""
+        """(H, W) that an image of this size has before the crop, computed as torchvision's Resize does."""
         if not isinstance(self.resize, int):
             return self.resize
         if self.keep_all:
@@ -77,19 +79,16 @@ class Geometry:
         return (other, self.resize) if width <= height else (self.resize, other)
 
     def left_out(self, width: int, height: int) -> float:
-        """Share in [0, 1) of a picture of this size that the crop does not show the model."""
+        """The share, in [0, 1), of an image of this size that the crop removes."""
         rows, columns = self.resized_size(width, height)
         return 1 - min(1, self.size[0] / rows) * min(1, self.size[1] / columns)
 
     def place(self, anomaly_map: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
-        """A map (H, W) of what the model saw, in the geometry of a picture of `size` (width, height).
-
-        What a crop left out is 0.
-        """
+        """An anomaly map (H, W) of what the model saw, on an image of `size` (width, height); 0 outside the crop."""
         height, width = self.resized_size(*size)
         canvas = np.zeros((height, width), np.float32)
         rows, columns = anomaly_map.shape
-        # as torchvision's centre crop: a crop larger than the picture was padded
+        # as in torchvision's centre crop, where an image smaller than the crop is padded
         top, left = round((height - rows) / 2), round((width - columns) / 2)
         y, x = max(top, 0), max(left, 0)
         inside = anomaly_map[y - top : y - top + height, x - left : x - left + width]
@@ -99,12 +98,12 @@ class Geometry:
 
 @dataclass(frozen=True)
 class Tiling:
-    """A large picture as overlapping tiles, each of which the model sees whole.
+    """Cuts a large image into overlapping tiles, each of which the model sees whole.
 
     Attributes:
-        tile: (h, w) in the picture's pixels.
-        box: (h, w) that is cut out for it: larger where the model crops what it gets.
-        overlap: least share of a tile that its neighbour covers too, in [0, 0.75].
+        tile: (h, w) in pixels of the image.
+        box: (h, w) that is cut out for a tile: larger than it if the model crops its input.
+        overlap: least share of a tile that is also covered by its neighbour, in [0, 0.75].
     """
 
     tile: tuple[int, int]
@@ -113,22 +112,22 @@ class Tiling:
 
     @classmethod
     def of(cls, geometry: Geometry, tile: int, overlap: float = DEFAULT_OVERLAP) -> Tiling:
-        """Tiles whose shorter side is `tile` pixels, of the shape that a model of this geometry sees.
+        """Tiles whose shorter side is `tile` pixels, in the shape that a model of this geometry sees.
 
         Raises:
-            InputError: tiles of a few pixels, or an overlap that leaves no way forward.
+            InputError: the tiles are too small, or the overlap is not in [0, 0.75].
         """
         if tile < 16:
-            raise InputError(f"--tile {tile}: a tile takes at least 16 pixels")
+            raise InputError(f"--tile {tile}: a tile needs at least 16 pixels")
         if not 0 <= overlap <= MOST_OVERLAP:
-            raise InputError(f"--overlap {overlap:g}: possible is a share from 0 to {MOST_OVERLAP:g}")
-        scale = tile / min(geometry.size)  # pixels of the picture for one of the model
+            raise InputError(f"--overlap {overlap:g}: must be a share from 0 to {MOST_OVERLAP:g}")
+        scale = tile / min(geometry.size)  # pixels of the image for one of the model
         height, width = (round(scale * side) for side in geometry.size)
         box = tuple(round(scale * side) for side in pair(geometry.resize))
         return cls((height, width), box, overlap)
 
     def boxes(self, width: int, height: int) -> list[tuple[int, int, int, int]]:
-        """(top, left, h, w) of each tile of a picture, row by row; outside of it where it is smaller than a tile."""
+        """(top, left, h, w) of each tile of an image, row by row; a tile extends beyond an image that is smaller."""
         (h, w) = self.tile
         return [(y, x, h, w) for y in self._starts(height, h) for x in self._starts(width, w)]
 
@@ -140,14 +139,14 @@ class Tiling:
         return [round(i * (length - tile) / (count - 1)) for i in range(count)]
 
     def cut(self, pixels: NDArray[np.uint8], box: tuple[int, int, int, int]) -> NDArray[np.uint8]:
-        """What the model gets of a tile, (h, w, 3); beyond the picture's border it is mirrored."""
+        """The pixels (h, w, 3) that the model is given for a tile; the image is mirrored at its border."""
         top, left, h, w = box
-        around = (self.box[0] - h) // 2, (self.box[1] - w) // 2
-        return cut_mirrored(pixels, (top - around[0], left - around[1], *self.box))
+        margin = (self.box[0] - h) // 2, (self.box[1] - w) // 2
+        return cut_mirrored(pixels, (top - margin[0], left - margin[1], *self.box))
 
 
 def cut_mirrored(pixels: NDArray[np.uint8], box: tuple[int, int, int, int]) -> NDArray[np.uint8]:
-    """(top, left, h, w) of a picture, which may reach beyond its borders."""
+    """Cut (top, left, h, w) out of an image, which is mirrored where the box extends beyond it."""
     top, left, h, w = box
     height, width = pixels.shape[:2]
     before, after = (max(0, -top), max(0, -left)), (max(0, top + h - height), max(0, left + w - width))
@@ -162,7 +161,7 @@ def cut_mirrored(pixels: NDArray[np.uint8], box: tuple[int, int, int, int]) -> N
 
 
 def _mirrored(index: NDArray[np.int64], length: int) -> NDArray[np.int64]:
-    """Positions beyond both ends turned back inside, the border's own pixel once: 2 1 | 0 1 2 | 1 0."""
+    """Indices beyond both ends reflected inside, without repeating the border pixel: 2 1 | 0 1 2 | 1 0."""
     if length == 1:
         return np.zeros_like(index)
     index = np.abs(index) % (2 * (length - 1))
@@ -170,13 +169,14 @@ def _mirrored(index: NDArray[np.int64], length: int) -> NDArray[np.int64]:
 
 
 class Blend:
-    """Puts the maps of tiles together: where tiles overlap, each counts the less the nearer its border is.
+    """Merges the anomaly maps of tiles: where tiles overlap, each has less weight the nearer its own border is.
 
-    The weights are a product of one along each axis, and so is their sum over all tiles: nothing is kept but the map.
+    The weight is the product of one weight along each axis, and so is its sum over all tiles. Therefore only the
+    weighted sum of the maps has to be stored.
 
     Args:
-        tiling: that made the tiles.
-        width, height: of the picture.
+        tiling: that the tiles come from.
+        width, height: of the image.
     """
 
     def __init__(self, tiling: Tiling, width: int, height: int) -> None:
@@ -185,7 +185,7 @@ class Blend:
         self._ramps = tuple(_ramp(side, max(1.0, tiling.overlap * side)) for side in tiling.tile)
 
     def add(self, box: tuple[int, int, int, int], anomaly_map: NDArray[np.float32]) -> None:
-        """A tile's map, of any size."""
+        """Add the anomaly map of a tile, which is resized to the tile."""
         top, left, h, w = box
         resized = cv2.resize(anomaly_map, (w, h), interpolation=cv2.INTER_LINEAR)
         resized = resized * self._ramps[0][:, None] * self._ramps[1]
@@ -193,11 +193,11 @@ class Blend:
             slice(max(0, start), min(length, start + side))
             for start, side, length in ((top, h, self.shape[0]), (left, w, self.shape[1]))
         )
-        own = resized[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
-        self._sum[rows, columns] += own
+        inside = resized[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
+        self._sum[rows, columns] += inside
 
     def finish(self) -> NDArray[np.float32]:
-        """The whole map, (h, w)."""
+        """The anomaly map of the whole image, (h, w)."""
         for axis, (length, side, ramp) in enumerate(zip(self.shape, self._tiling.tile, self._ramps, strict=True)):
             weight = np.zeros(length, np.float32)
             for start in self._tiling._starts(length, side):
@@ -208,9 +208,9 @@ class Blend:
 
 
 def _ramp(side: int, length: float) -> NDArray[np.float32]:
-    """From 0 at each end up to 1 within `length`."""
-    at = np.arange(side) + 0.5
-    return np.minimum(1, np.minimum(at, side - at) / length).astype(np.float32)
+    """Weights along a side: from 0 at both ends up to 1 within `length`."""
+    centres = np.arange(side) + 0.5
+    return np.minimum(1, np.minimum(centres, side - centres) / length).astype(np.float32)
 
 
 def batches(items: list[Any], count: int) -> Iterator[list[Any]]:
@@ -220,7 +220,7 @@ def batches(items: list[Any], count: int) -> Iterator[list[Any]]:
 
 
 def describe_left_out(geometry: Geometry, sizes: Collection[tuple[int, int]]) -> str:
-    """How much a crop leaves out of pictures of these (width, height), and what helps; "" where it is little."""
+    """How much the crop leaves out of images of these (width, height), and what helps; "" if it is little."""
     share = fmean(geometry.left_out(*size) for size in sizes) if sizes else 0
     if share < MUCH_LEFT_OUT:
         return ""
@@ -231,10 +231,10 @@ def describe_left_out(geometry: Geometry, sizes: Collection[tuple[int, int]]) ->
 
 
 def show_size(size: Size) -> str:
-    """288 or 256x512."""
+    """The size as the options write it: 288 or 256x512."""
     return str(size) if isinstance(size, int) else "x".join(map(str, size))
 
 
 def pair(size: Size) -> tuple[int, int]:
-    """(H, W) of a size; a number is a square."""
+    """(H, W) of a size, of which a number means a square."""
     return (size, size) if isinstance(size, int) else size

@@ -1,4 +1,4 @@
-"""Which files a class is trained on, by name and content, so that other files are noticed."""
+"""Which files a class is trained on, by name and content, so that changes are noticed."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from utils import WorkError, cores, printable, write_text
 
 FILE = "data.json"  # beside the checkpoints
 TRAIN, TEST, FOREGROUND = "train", "test", "foreground"
-WHOLE = 32 << 20  # bytes up to which a file is read whole; of a larger one blocks from head to tail are read
+WHOLE = 32 << 20  # bytes; a larger file is not read whole, but in blocks spread over it
 BLOCKS, BLOCK = 128, 64 << 10
-AT_ONCE = 1 << 20
+CHUNK = 1 << 20  # bytes that are read at once
 THREADS = min(8, cores())
 
 
 def fingerprint(path: Path) -> str:
-    """Of a file's content: equal content gives equal fingerprints.
+    """The fingerprint of a file: equal content gives equal fingerprints.
 
     Raises:
         WorkError: the file cannot be read.
@@ -31,7 +31,7 @@ def fingerprint(path: Path) -> str:
             size = os.fstat(file.fileno()).st_size
             digest = hashlib.sha256(str(size).encode())
             if size <= WHOLE:
-                while block := file.read(AT_ONCE):
+                while block := file.read(CHUNK):
                     digest.update(block)
             else:
                 for i in range(BLOCKS):
@@ -47,9 +47,9 @@ class Inventory:
     """The files of a class.
 
     Attributes:
-        root: the data path; what lies in it may move as a whole.
-        files: part (`train`, `test` for good images kept out of the training, `foreground`) and fingerprint of each
-            file, by its path below `root`.
+        root: the data path, which may be moved as a whole.
+        files: for each file, by its path below `root`, the part that it belongs to (`train`, `test` for good images
+            that are held out of the training, `foreground`) and its fingerprint.
     """
 
     root: str
@@ -57,12 +57,12 @@ class Inventory:
 
     @classmethod
     def of(cls, root: Path, parts: Mapping[str, Sequence[Path]], known: dict[Path, str]) -> Inventory:
-        """Read what is not read yet.
+        """The inventory of the files of a class, which are read unless their fingerprint is known.
 
         Args:
             root: the data path.
-            parts: files of each part.
-            known: fingerprints by path; grows by what is read.
+            parts: the files of each part.
+            known: fingerprints by path, to which those of the files read are added.
 
         Raises:
             WorkError: a file cannot be read.
@@ -75,52 +75,59 @@ class Inventory:
 
     @property
     def digest(self) -> str:
-        """What tells one set of files from another, wherever it lies."""
+        """Identifies the set of files, wherever the data path lies."""
         lines = sorted(f"{name}\0{part}\0{content}" for name, (part, content) in self.files.items())
         return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
     @property
     def images(self) -> int:
-        """How many images there are, foreground masks not counted."""
+        """How many images there are, without foreground masks."""
         return sum(part != FOREGROUND for part, _ in self.files.values())
 
     def only(self, paths: Collection[Path]) -> Inventory:
-        """The part of it that these files are."""
+        """The inventory of these files alone."""
         names = {below(path, Path(self.root)) for path in paths}
-        return Inventory(self.root, {name: of for name, of in self.files.items() if name in names})
+        return Inventory(self.root, {name: entry for name, entry in self.files.items() if name in names})
 
     def differences(self, later: Inventory) -> str:
-        """How many images, then masks, were added, removed and changed since, with an example of each."""
-        found = []
-        for what, are_masks in (("", False), ("foreground masks: ", True)):
-            here, there = self._names(are_masks), later._names(are_masks)
-            changed = {name for name in here & there if self.files[name] != later.files[name]}
-            kinds = (("added", there - here), ("removed", here - there), ("changed", changed))
-            some = [f"{len(names)} {kind} (such as {printable(min(names))})" for kind, names in kinds if names]
-            found += [what + ", ".join(some)] if some else []
-        return ", ".join(found)
+        """How many images, then masks, were added, removed and changed in `later`, with an example of each."""
+        differences = []
+        for prefix, are_masks in (("", False), ("foreground masks: ", True)):
+            before, after = self._names(are_masks), later._names(are_masks)
+            changed = {name for name in before & after if self.files[name] != later.files[name]}
+            kinds = (("added", after - before), ("removed", before - after), ("changed", changed))
+            counts = [f"{len(names)} {kind} (such as {printable(min(names))})" for kind, names in kinds if names]
+            differences += [prefix + ", ".join(counts)] if counts else []
+        return ", ".join(differences)
 
     def _names(self, are_masks: bool) -> set[str]:
         return {name for name, (part, _) in self.files.items() if (part == FOREGROUND) == are_masks}
 
     def save(self, folder: Path) -> None:
-        """Write `data.json` into a folder, where it does not hold the same already."""
+        """Write `data.json` into a folder, unless it has the same content already."""
         if load(folder, self.digest) is None:
-            # ASCII: a name that is not text becomes an escape
+            # ASCII: bytes of a name that are not text are escaped
             write_text(folder / FILE, json.dumps({"data_path": self.root, "files": self.files}, indent=0) + "\n")
 
 
 def load(folder: Path, digest: str) -> Inventory | None:
-    """The inventory in a folder's `data.json`; None where there is none with this digest."""
+    """The inventory in a folder's `data.json`; None if there is none with this digest."""
     try:
-        kept = json.loads((folder / FILE).read_text(encoding="ascii"))
-        found = Inventory(str(kept["data_path"]), {name: (part, of) for name, (part, of) in kept["files"].items()})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # lost or damaged: it only names what differs
+        content = json.loads((folder / FILE).read_text(encoding="ascii"))
+        files = {name: (part, digest_of_file) for name, (part, digest_of_file) in content["files"].items()}
+        inventory = Inventory(str(content["data_path"]), files)
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+    ):  # lost or damaged; it is only needed to name what differs
         return None
-    return found if found.digest == digest else None
+    return inventory if inventory.digest == digest else None
 
 
 def below(path: Path, root: Path) -> str:
-    """What an inventory calls a file: its path below the data path."""
+    """The name of a file in an inventory: its path relative to the data path."""
     path, root = path.absolute(), root.absolute()
     return Path(os.path.relpath(path, root)).as_posix()

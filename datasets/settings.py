@@ -1,11 +1,11 @@
-"""How an image is prepared: resized, cropped, normalised, and augmented where asked for."""
+"""How an image is prepared: resized, cropped, normalised, and optionally augmented."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,15 +16,13 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 
 from datasets import augment
+from datasets.base import Layout
 from datasets.files import ReadOptions
 from datasets.geometry import Geometry, pair
 from datasets.limits import AUTO, FULL_BITS, MAX_PIXELS
 from utils import IMAGENET_MEAN, IMAGENET_STD
 
-if TYPE_CHECKING:
-    from datasets.base import Layout
-
-# what --augment sets where the option of that name is 0
+# what --augment sets where the option of the same name is 0
 LIGHT_AUGMENTATION = {
     "rotate_degrees": 5.0,
     "translate": 0.02,
@@ -39,9 +37,13 @@ LIGHT_AUGMENTATION = {
 class ImageSettings(Geometry):
     """Preprocessing of an image (resize, then centre crop to `imagesize`) and its random augmentation.
 
-    rotate_degrees in degrees; translate, scale, brightness, contrast, saturation as ±shares; gray, hflip, vflip as
-    probabilities; rand_aug: augment textures by three of nine operations; mean, std: of β; bits, max_pixels: how the
-    image is read, see `datasets.files.ReadOptions`.
+    Attributes:
+        rotate_degrees: largest rotation, in degrees.
+        translate, scale, brightness, contrast, saturation: largest change in either direction, as a share.
+        gray, hflip, vflip: probabilities.
+        rand_aug: whether textures are augmented by three of nine operations, instead of like training images.
+        mean, std: of the transparency β.
+        bits, max_pixels: how images are read, see `datasets.files.ReadOptions`.
     """
 
     rotate_degrees: float = 0.0
@@ -61,14 +63,14 @@ class ImageSettings(Geometry):
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> ImageSettings:
-        """Preprocessing as the options of the command `dataset` ask for; `--bits auto` is 16 until files are read."""
-        given = dict(options)
-        if given["augment"]:
-            given |= {key: value for key, value in LIGHT_AUGMENTATION.items() if not given[key]}
-        given["rand_aug"] = bool(given["rand_aug"])
-        if given.get("bits") == AUTO:
-            given["bits"] = FULL_BITS
-        return cls(**{f.name: given[f.name] for f in fields(cls) if f.name in given})
+        """The settings that the options of the command `dataset` ask for; `--bits auto` is 16 until files are read."""
+        values = dict(options)
+        if values["augment"]:
+            values |= {key: value for key, value in LIGHT_AUGMENTATION.items() if not values[key]}
+        values["rand_aug"] = bool(values["rand_aug"])
+        if values.get("bits") == AUTO:
+            values["bits"] = FULL_BITS
+        return cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
 
     def for_class(self, layout: Layout, name: str) -> ImageSettings:
         """The settings of a class: toothbrush and wood of the MVTec layout are resized larger before the crop."""
@@ -102,17 +104,8 @@ class ImageSettings(Geometry):
 
     # --------------------------------------------------------------------------------------- values
 
-    def transform(self, image: Image.Image, rng: np.random.Generator | None = None) -> Tensor:
-        """RGB image → normalised (3, H, W); randomly augmented where `rng` is given."""
-        image = self.resized(image)
-        return self.finish(image if rng is None else self.augmented(image, rng))
-
-    def transform_texture(self, texture: Image.Image, rng: np.random.Generator) -> Tensor:
-        """Texture → normalised (3, H, W)."""
-        return self.finish(self.augmented_texture(self.resized(texture), rng))
-
     def augmented_texture(self, resized: Image.Image, rng: np.random.Generator) -> Image.Image:
-        """Three of the nine operations. Cropped only afterwards: a rotation would leave black corners."""
+        """Augment a resized texture, which is cropped only afterwards because a rotation leaves black corners."""
         return augment.augment_texture(resized, rng) if self.rand_aug else self.augmented(resized, rng)
 
     def transform_mask(self, mask: NDArray[np.uint8]) -> NDArray[np.int8]:
@@ -128,12 +121,12 @@ class ImageSettings(Geometry):
         return F.center_crop(channel, list(self.size))[0].numpy() > 0
 
     def straight(self, image: Image.Image) -> NDArray[np.uint8]:
-        """Both sides to `resize`, then the crop, for the judge: (H, W, 3) RGB."""
+        """(H, W, 3) RGB, both sides resized to `resize`, then cropped: the input of `training.distribution.judge`."""
         image = F.resize(image, list(pair(self.resize)), InterpolationMode.BILINEAR)
         return np.asarray(F.center_crop(image, list(self.size)))
 
     def augmented(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
-        """The random augmentation of training images, of which each kind is off at 0."""
+        """Apply the random augmentation of training images, whose parts are disabled by a 0."""
         if not self.randomly_augmented:
             return image
         image = augment.jitter(image, rng, self.brightness, self.contrast, self.saturation)
@@ -146,19 +139,19 @@ class ImageSettings(Geometry):
         return augment.affine(image, rng, self.rotate_degrees, self.translate, self.scale)
 
     def finish(self, image: Image.Image) -> Tensor:
-        """Centre crop and ImageNet's normalisation, (3, H, W)."""
+        """Centre crop, then normalisation with ImageNet's statistics: (3, H, W)."""
         return normalise(np.asarray(F.center_crop(image, list(self.size))))
 
 
 @functools.cache
 def _normalised_values() -> list[NDArray[np.float32]]:
-    """What each of the 256 values becomes in each channel, to the bit as torchvision computes it."""
+    """What each of the 256 values becomes in each channel, bit for bit as torchvision computes it."""
     ramp = torch.arange(256, dtype=torch.float32).div(255).expand(3, 1, 256)
     return list(F.normalize(ramp, IMAGENET_MEAN, IMAGENET_STD)[:, 0].numpy())
 
 
 def normalise(image: NDArray[np.uint8]) -> Tensor:
-    """(H, W, 3) → normalised (3, H, W) float32; a look-up of values, a fifth of the arithmetic's time."""
+    """(H, W, 3) → normalised (3, H, W) float32, by a look-up table, in a fifth of the time of the arithmetic."""
     out = np.empty((3, *image.shape[:2]), np.float32)
     for channel, values in enumerate(_normalised_values()):
         np.take(values, image[..., channel], out=out[channel], mode="clip")

@@ -23,7 +23,7 @@ SIGNED, FLOAT = 2, 3  # of the tag SampleFormat
 MINISWHITE, PALETTE = 0, 3  # of the tag PhotometricInterpretation
 TRUNCATED = "image file is truncated"
 
-# it logs what is wrong with a file; that is said once, by the error that names it
+# tifffile logs problems of a file, which are reported once, by the error that names the file
 logging.getLogger("tifffile").addHandler(logging.NullHandler())
 logging.getLogger("tifffile").propagate = False
 
@@ -33,7 +33,7 @@ def open_page(file: BinaryIO) -> Iterator[tifffile.TiffPage]:
     """The first page of a TIFF.
 
     Raises:
-        OSError: its tags, or the values that they point to, are not wholly in the file.
+        OSError: the file ends before the tags, or before the values that they point to.
         InputError: tifffile is not installed.
     """
     try:
@@ -45,22 +45,22 @@ def open_page(file: BinaryIO) -> Iterator[tifffile.TiffPage]:
     try:
         tiff = tifffile.TiffFile(file)
         page = tiff.pages.first
-    except Exception as error:  # whatever it stumbles over in tags that are cut off
+    except Exception as error:  # it may raise anything on tags that are cut off
         raise OSError(TRUNCATED) from error
     with tiff:
-        form = tiff.tiff
+        layout = tiff.tiff
         file.seek(page.offset)
-        count = int.from_bytes(file.read(form.tagnosize), "little" if form.byteorder == "<" else "big")
-        ends = [page.offset + form.tagnosize + count * form.tagsize + form.offsetsize]
+        count = int.from_bytes(file.read(layout.tagnosize), "little" if layout.byteorder == "<" else "big")
+        ends = [page.offset + layout.tagnosize + count * layout.tagsize + layout.offsetsize]
         ends += [tag.valueoffset + tag.valuebytecount for tag in page.tags]
-        # tags that it could not read are left out by it
+        # tifffile leaves out the tags that it could not read
         if len(page.tags) < count or max(ends) > size:
             raise OSError(TRUNCATED)
         yield page
 
 
 def ends_early(page: tifffile.TiffPage, size: int) -> bool:
-    """Whether a strip or tile is not, or not wholly, in the file of `size` bytes."""
+    """Whether a strip or tile is missing, or ends beyond the file of `size` bytes."""
     offsets, counts = page.dataoffsets, page.databytecounts
     if not offsets or len(offsets) != len(counts):
         return True
@@ -68,7 +68,7 @@ def ends_early(page: tifffile.TiffPage, size: int) -> bool:
 
 
 def stored_size(page: tifffile.TiffPage) -> tuple[int, int]:
-    """(width, height) as it lies in the file."""
+    """(width, height) as stored, not turned upright."""
     return page.imagewidth, page.imagelength
 
 
@@ -78,47 +78,47 @@ def orientation(page: tifffile.TiffPage) -> int:
 
 
 def depth(page: tifffile.TiffPage) -> int:
-    """Bits of a channel, the most where they differ."""
+    """Bits a channel, the largest number if they differ."""
     return int(np.max(page.bitspersample))
 
 
 def describe_pixels(page: tifffile.TiffPage) -> str:
-    """The kind of pixels, as `3×16 bit`."""
+    """The kind of pixels, such as `3×16 bit`."""
     if page.photometric == PALETTE:
         return "palette"
-    numbers = {SIGNED: " signed", FLOAT: " float"}.get(int(np.max(page.sampleformat)), "")
-    return f"{page.samplesperpixel}×{depth(page)} bit{numbers}"
+    kind = {SIGNED: " signed", FLOAT: " float"}.get(int(np.max(page.sampleformat)), "")
+    return f"{page.samplesperpixel}×{depth(page)} bit{kind}"
 
 
 def count_pages(page: tifffile.TiffPage) -> int:
-    """Pages that are pictures of their own, not smaller copies of one."""
+    """How many pages are images of their own, not reduced copies of another."""
     try:
         return max(1, sum(not other.is_reduced for other in page.parent.pages))
-    except Exception:  # the first page is what counts; the others may be damaged
+    except Exception:  # the other pages may be damaged, but only the first is read
         return 1
 
 
 def needs_tifffile(page: tifffile.TiffPage) -> bool:
-    """Whether Pillow would cut the pixels to 8 bits, make noise of them, or turn signed numbers into others."""
+    """Whether Pillow would cut the pixels to 8 bits, garble them, or misread signed numbers."""
     return depth(page) > 8 or page.imagedepth > 1 or bool(np.max(page.sampleformat) != 1)
 
 
 def decode(page: tifffile.TiffPage, size: int) -> NDArray[Any]:
-    """(H, W) or (H, W, C) as it lies in the file, 0 black, with the file's own numbers.
+    """The stored pixels (H, W) or (H, W, C), not turned upright, with the file's own values and 0 for black.
 
     Args:
         size: of the file in bytes.
 
     Raises:
-        OSError: it is cut off, or of a kind that is not supported.
-        ValueError: signed 8-bit numbers, or a volume.
+        OSError: it is cut off, damaged, or of an unsupported kind.
+        ValueError: it has signed 8-bit numbers, or is a volume.
     """
     if page.sampleformat == SIGNED and depth(page) == 8:
         raise ValueError(
             "its pixels are signed 8-bit numbers, which is not supported; save it as unsigned 8 or 16 bits"
         )
     if page.imagedepth > 1:
-        raise ValueError("a volume is not supported; save it as a picture")
+        raise ValueError("a volume is not supported; save it as an image")
     if ends_early(page, size):
         raise OSError(TRUNCATED)
     try:

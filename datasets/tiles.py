@@ -1,4 +1,4 @@
-"""Large pictures as tiles: what a model is trained on, and tested on, piece by piece."""
+"""Large images cut into tiles, which a model is trained and tested on."""
 
 from __future__ import annotations
 
@@ -9,30 +9,33 @@ from typing import Any
 
 import numpy as np
 
-from datasets.base import Sample, TestDataset
+from datasets.base import Sample
 from datasets.cache import ImageCache
+from datasets.evaluation_set import TestDataset
 from datasets.geometry import Tiling, show_size
 from datasets.settings import ImageSettings
 from utils import InputError
 
-LONGEST = 1024  # side of the map on which a test is judged; beyond that it would take memory and tell no more
+LONGEST = 1024  # pixels, side of the anomaly map that pixel metrics are computed on; more would only take memory
 Sizes = Mapping[Path, tuple[int, int]]
 
 
 def tiles_of(samples: Sequence[Sample], tiling: Tiling, sizes: Sizes) -> list[Sample]:
-    """Each tile of each picture, in order, as a sample of its own.
+    """Each tile of each image, in order, as a sample of its own.
 
     Args:
-        sizes: (width, height) of each picture.
+        samples: the whole images.
+        tiling: how they are cut.
+        sizes: (width, height) of each image.
     """
     return [replace(s, box=box) for s in samples for box in tiling.boxes(*sizes[s.path])]
 
 
 def refuse_small(samples: Sequence[Sample], tiling: Tiling, sizes: Sizes) -> None:
-    """A training picture smaller than a tile would be mirrored to its size: nothing to learn from.
+    """Refuse training images smaller than a tile, which would only be mirrored to its size.
 
     Raises:
-        InputError: names the first one.
+        InputError: an image is smaller than a tile; the message names the first.
     """
     for sample in samples:
         width, height = sizes[sample.path]
@@ -44,7 +47,7 @@ def refuse_small(samples: Sequence[Sample], tiling: Tiling, sizes: Sizes) -> Non
 
 
 def judged_settings(settings: ImageSettings, tiling: Tiling, samples: Sequence[Sample], sizes: Sizes) -> ImageSettings:
-    """How whole test pictures are prepared to be shown and judged: at the scale of the tiles, as far as that fits."""
+    """The preprocessing of whole test images for metrics and display: at the scale of the tiles, up to `LONGEST`."""
     width, height = np.median([sizes[s.path] for s in samples], axis=0)
     scale = min(settings.size[0] / tiling.tile[0], LONGEST / max(width, height))
     size = max(1, round(height * scale)), max(1, round(width * scale))
@@ -52,14 +55,19 @@ def judged_settings(settings: ImageSettings, tiling: Tiling, samples: Sequence[S
 
 
 class TiledTestDataset(TestDataset):
-    """The tiles of test pictures in order; an item has `image`, `index`, and the `picture` that it is part of.
-
-    Attributes:
-        whole: the pictures themselves with their ground truth, as large as their maps are judged.
-        tiling: how they are cut.
+    """The tiles of test images, in order; an item has `image`, `index`, and in `picture` the index of the whole image.
 
     Args:
-        sizes: (width, height) of each picture.
+        samples: the whole images.
+        settings: preprocessing of a tile.
+        tiling: how the images are cut.
+        sizes: (width, height) of each image.
+        cache: keeps what was read.
+
+    Attributes:
+        whole: the whole images with their ground truth, at the size of their anomaly maps.
+        tiling: how they are cut.
+        sizes: (width, height) of each image, in order.
     """
 
     def __init__(
@@ -73,25 +81,25 @@ class TiledTestDataset(TestDataset):
         super().__init__(tiles_of(samples, tiling, sizes), settings, cache)
         self.tiling, self.sizes = tiling, [sizes[s.path] for s in samples]
         self.whole = TestDataset(samples, judged_settings(settings, tiling, samples, sizes), cache)
-        self._of = [i for i, (w, h) in enumerate(self.sizes) for _ in tiling.boxes(w, h)]
+        self._picture = [i for i, (w, h) in enumerate(self.sizes) for _ in tiling.boxes(w, h)]
 
     def load(self, index: int) -> None:
-        """Read a tile and keep it, where there is room."""
+        """Read a tile, and keep it if there is room."""
         self._pixels(index)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return {"image": self._image(index), "index": index, "picture": self._of[index]}
+        return {"image": self._image(index), "index": index, "picture": self._picture[index]}
 
     def box(self, index: int) -> tuple[int, int, int, int]:
-        """(top, left, h, w) of a tile in its picture."""
+        """(top, left, h, w) of a tile in its image."""
         return self.samples[index].box
 
     def picture_of(self, index: int) -> int:
-        """Which picture a tile is of."""
-        return self._of[index]
+        """The index of the whole image that a tile belongs to."""
+        return self._picture[index]
 
 
 def describe(tiling: Tiling, pictures: int, tiles: int) -> str:
-    """A line for the log."""
+    """How images are cut, as a line for the log."""
     height, width = tiling.tile
     return f"{pictures} pictures in {tiles} tiles of {show_size((height, width))} pixels, overlap {tiling.overlap:.0%}"

@@ -1,4 +1,4 @@
-"""Good images kept out of the training, half of them with synthetic defects too: to choose an epoch and thresholds."""
+"""Good images held out of the training, and half of them with synthetic defects, to choose an epoch and thresholds."""
 
 from __future__ import annotations
 
@@ -12,34 +12,35 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from datasets.base import Sample, TrainDataset
+from datasets.base import Sample
+from datasets.training_set import TrainDataset
 from synthesis import las
 from utils import InputError
 
-LEAST = 8  # images held out
-DRAWS = 4  # defects of each image that gets any: one alone says too little of a few images
+LEAST = 8  # images, held out as well as left
+DRAWS = 4  # defects drawn on each image that gets any: with few images, one each would say too little
 
 
 def hold_out(samples: Sequence[Sample], share: float, seed: int, name: str) -> list[int]:
-    """Indices of the images held out: a share of them, at least `LEAST`; which ones, seed and file names say.
+    """Indices of the images that are held out: a share of all, at least `LEAST`, chosen by seed and file names.
 
     Args:
         samples: the good images.
         share: in [0, 1); 0 holds none out.
-        seed: another one holds out others. It is the run's own, not that of the split into training and test: what is
-            held out here is a random part of the training, and belongs into the deviation over seeds, while all of
-            them are tested on the same images.
+        seed: of the choice. This is the seed of the run, not that of the split into training and test set: what is
+            held out here is a random part of the training, which contributes to the deviation over seeds, while all
+            seeds are tested on the same images.
         name: of the class, for messages.
 
     Raises:
-        InputError: as many images would not be left for the training.
+        InputError: too few images are left for the training.
     """
     if share <= 0:
         return []
     count = max(LEAST, math.ceil(share * len(samples) - 1e-9))
     if len(samples) < 2 * LEAST:
         raise InputError(
-            f"class {name}: there are {len(samples)} good images, to hold {LEAST} of them out (--select val, "
+            f"class {name}: there are {len(samples)} good images; to hold {LEAST} of them out (--select val, "
             f"--val_share) takes at least {2 * LEAST}; give more, or --select last without --val_share"
         )
     if len(samples) - count < LEAST:
@@ -47,13 +48,13 @@ def hold_out(samples: Sequence[Sample], share: float, seed: int, name: str) -> l
             f"class {name}: --val_share {share:g} holds out {count} of {len(samples)} good images, but at least "
             f"{LEAST} must be left to train on; give a smaller share"
         )
-    drawn = [hashlib.sha256(f"{seed}/{s.path.name}".encode("utf-8", "surrogateescape")).digest() for s in samples]
-    order = sorted(range(len(samples)), key=lambda i: (drawn[i], i))
+    digests = [hashlib.sha256(f"{seed}/{s.path.name}".encode("utf-8", "surrogateescape")).digest() for s in samples]
+    order = sorted(range(len(samples)), key=lambda i: (digests[i], i))
     return sorted(order[:count])
 
 
 class GoodImages(Dataset):
-    """The images of a training set as a test would show them, without any random augmentation."""
+    """The images of a training set as in a test set, without random augmentation."""
 
     def __init__(self, train: TrainDataset) -> None:
         self.train = train
@@ -64,23 +65,23 @@ class GoodImages(Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         return self._item(index, index, self.train.plain_image(index), None)
 
-    def _item(self, index: int, of: int, image: Tensor, mask: np.ndarray | None) -> dict[str, Any]:
+    def _item(self, index: int, source: int, image: Tensor, mask: np.ndarray | None) -> dict[str, Any]:
         size = self.train.settings.size
         truth = np.zeros(size, np.int8) if mask is None else mask.astype(np.int8)
         return {
             "image": image,
             "mask_gt": torch.from_numpy(truth)[None],
             "is_anomaly": mask is not None,
-            "image_path": str(self.train.samples[of].path),
+            "image_path": str(self.train.samples[source].path),
             "index": index,
         }
 
 
 class ValidationDataset(GoodImages):
-    """Every held-out image as it is, then every second one `DRAWS` times with another local synthetic anomaly.
+    """Every held-out image unchanged, then every second one `DRAWS` times, each with another synthetic local anomaly.
 
     Args:
-        train: a training set of the held-out images; its seed draws the anomalies, which never change.
+        train: a training set of the held-out images, whose seed determines the anomalies, which never change.
     """
 
     def __len__(self) -> int:
@@ -90,8 +91,8 @@ class ValidationDataset(GoodImages):
         good = len(self.train)
         if index < good:
             return super().__getitem__(index)
-        of, draw = 2 * ((index - good) // DRAWS), (index - good) % DRAWS
-        image = self.train.plain_image(of)
-        rng = np.random.default_rng([self.train.seed, of, draw, 1])  # apart from those of any epoch
-        texture, mask, _, beta = self.train.anomaly(rng, of)
-        return self._item(index, of, las.blend(image, texture, torch.from_numpy(mask).float(), beta), mask)
+        source, draw = 2 * ((index - good) // DRAWS), (index - good) % DRAWS
+        image = self.train.plain_image(source)
+        rng = np.random.default_rng([self.train.seed, source, draw, 1])  # different from those of any epoch
+        texture, mask, _, beta = self.train.anomaly(rng, source)
+        return self._item(index, source, las.blend(image, texture, torch.from_numpy(mask).float(), beta), mask)

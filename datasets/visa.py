@@ -1,4 +1,4 @@
-"""The layout of VisA: images by class, the split in a CSV file."""
+"""The layout of VisA: images by class, with the split in a CSV file."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from utils import InputError
 
 SPLIT = Path("split_csv") / "1cls.csv"
 COLUMNS = ("object", "split", "label", "image", "mask")
-NEEDED = COLUMNS[:4]  # of a row
-AS_WRITTEN = "split as written"  # in a row, whose `split` is in small letters
+REQUIRED = COLUMNS[:4]  # in each row
+AS_WRITTEN = "split as written"  # key for messages, since `split` itself is in lower case
 SEPARATORS = ",;\t"
 
 
 class VisALayout(Layout):
     """`split_csv/1cls.csv` with columns object, split, label, image, mask; paths relative to the data path.
 
-    Anomalous rows of the split `train` belong to the test: a training knows good images alone.
+    Anomalous rows of the split `train` belong to the test set, because only good images are trained on.
     """
 
     def __init__(self, root: str | Path, seed: int = 0, test_share: float = TEST_SHARE) -> None:
@@ -34,9 +34,9 @@ class VisALayout(Layout):
         """The rows that are not empty, without spaces around their cells.
 
         Raises:
-            InputError: the table cannot be read, or a row lacks what it needs.
+            InputError: the table cannot be read, or a required cell of a row is empty.
         """
-        text = _text_of(self._table)
+        text = _read_text(self._table)
         first = text.lstrip().split("\n", 1)[0]
         separator = max(SEPARATORS, key=first.count)
         try:
@@ -53,7 +53,7 @@ class VisALayout(Layout):
             row = dict.fromkeys(COLUMNS, "") | dict(zip(columns, line, strict=False))
             if not any(row.values()):
                 continue
-            if missing := [column for column in NEEDED if not row[column]]:
+            if missing := [column for column in REQUIRED if not row[column]]:
                 raise InputError(f"{self._table}: row {number} has no {missing[0]}: {','.join(line)}")
             rows.append(row | {"split": row["split"].casefold(), AS_WRITTEN: row["split"]})
         return rows
@@ -70,9 +70,9 @@ class VisALayout(Layout):
         """
         samples = self._samples([row for row in self._of(name, "train") if is_good(row["label"])])
         if not samples:
-            others = dict.fromkeys(row[AS_WRITTEN] for row in self._unused(name))
-            found = f"; it has rows with split {', '.join(others)}, known are train and test" if others else ""
-            raise InputError(f"class {name}: no normal row with split train in {self._table}{found}")
+            unknown = dict.fromkeys(row[AS_WRITTEN] for row in self._unused(name))
+            hint = f"; it has rows with split {', '.join(unknown)}, known are train and test" if unknown else ""
+            raise InputError(f"class {name}: no normal row with split train in {self._table}{hint}")
         return samples
 
     def test(self, name: str) -> list[Sample]:
@@ -80,18 +80,18 @@ class VisALayout(Layout):
         return self._samples(self._of(name, "test") + self._moved(name))
 
     def notes(self, name: str) -> list[str]:
-        """What the split is not followed in."""
+        """Rows whose split is not followed."""
         notes = super().notes(name)
         if moved := len(self._moved(name)):
             notes.append(
-                f"{moved} rows with split train in {self._table} are anomalies: they are tested, not trained on"
+                f"{moved} rows with split train in {self._table} are anomalies: they are moved to the test set"
             )
-        if others := self._unused(name):
-            notes.append(f"{len(others)} rows in {self._table} are not used: their split is {others[0][AS_WRITTEN]}")
+        if unused := self._unused(name):
+            notes.append(f"{len(unused)} rows in {self._table} are not used: their split is {unused[0][AS_WRITTEN]}")
         return notes
 
     def _unused(self, name: str) -> list[dict[str, str]]:
-        """The rows of a class with a split that is not known."""
+        """The rows of a class with an unknown split."""
         return [row for row in self._rows if row["object"] == name and row["split"] not in ("train", "test")]
 
     def _of(self, name: str, split: str) -> list[dict[str, str]]:
@@ -112,17 +112,17 @@ class VisALayout(Layout):
                     raise InputError(f"{self._table} names {path}, which is not there")
         return sorted(samples, key=lambda s: (s.kind != GOOD, s.path))
 
-    def _path(self, given: str) -> Path:
-        """A file of the table, which may have been written under Windows."""
-        path = self.root / given
-        return path if "\\" not in given or path.is_file() else self.root / given.replace("\\", "/")
+    def _path(self, cell: str) -> Path:
+        """A file named in the table, which may have been written under Windows."""
+        path = self.root / cell
+        return path if "\\" not in cell or path.is_file() else self.root / cell.replace("\\", "/")
 
 
-def _text_of(path: Path) -> str:
-    """A table as a spreadsheet may write it: UTF-8 or UTF-16, with or without a mark at its start.
+def _read_text(path: Path) -> str:
+    """The text of a table as a spreadsheet program writes it: UTF-8 or UTF-16, with or without a byte order mark.
 
     Raises:
-        InputError: it is neither.
+        InputError: the encoding is neither.
     """
     data = path.read_bytes()
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
@@ -134,4 +134,4 @@ def _text_of(path: Path) -> str:
     try:
         return data.decode(encoding)
     except UnicodeDecodeError as error:
-        raise InputError(f"{path} is a CSV file neither in UTF-8 nor in UTF-16: {error}; save it as UTF-8") from error
+        raise InputError(f"{path} is neither in UTF-8 nor in UTF-16: {error}; save it as UTF-8") from error

@@ -1,1 +1,1 @@
-"""Pictures that are made and not taken: textures, demo parts, weak defects."""
+"""Generated images: procedural textures, demo data, test sets of weak defects."""

@@ -1,10 +1,11 @@
-"""Two classes to try everything with, made on the spot: `python main.py demo DIR`.
+"""Demo data, two classes to try everything with: `python main.py demo DIR`.
 
-`wall` is crops of a public-domain photograph of bricks (in scikit-image) under changing light; `plate` is a rendered
-part with screws, a seal and a printed number, in changing pose and light. Their defects are drawn as such things look,
-by nothing that training uses: no texture under Perlin noise. The layout is that of MVTec AD, masks included.
+`wall` consists of crops of a photograph of bricks in the public domain (from scikit-image) under varying light; `plate`
+is a rendered part with screws, a seal and a printed number, in varying pose and light. Their defects are drawn to look
+like real ones, by other means than in training: no texture under Perlin noise. The layout is that of MVTec AD, with
+masks.
 
-The crops overlap, and all plates are of one drawing: a model that does well here has been shown to run, no more.
+The crops overlap, and all plates have the same drawing: good results here show that a model runs, no more.
 """
 
 from __future__ import annotations
@@ -24,24 +25,28 @@ from PIL import Image
 
 from utils import InputError, WorkError, reason_of, temporary_beside, write_bytes, write_text
 
-SIDE = 256  # pixels of a picture
-FINE = 2  # a plate is drawn so much larger, then reduced
-TRAIN, GOOD, DEFECTIVE = 40, 16, 4  # images: to train on, good ones to test, of each kind of defect
-FAINT = 0.3  # share of a pixel that a thin line covers
-NOTICED = 0.06  # of a difference: more than the noise of two pictures of one plate
+SIDE = 256  # of an image, in pixels
+OVERSAMPLING = 2  # a plate is drawn this many times larger, then reduced
+TRAIN, GOOD, DEFECTIVE = (
+    40,
+    16,
+    4,
+)  # numbers of images: for training, good ones for the test, and for each kind of defect
+LEAST_COVERED = 0.3  # share of a pixel that a thin line covers, from which on the pixel counts as defective
+LEAST_DIFFERENCE = 0.06  # of pixel values, more than the noise between two images of one plate
 SETTINGS, FORMAT = "demo.json", 1
 
 Image3 = NDArray[np.float32]  # (h, w, 3) in [0, 1], RGB
-Picture = tuple[Image3, NDArray[np.bool_]]  # and where it can be damaged
+Part = tuple[Image3, NDArray[np.bool_]]  # an image, and where the part in it can be damaged
 Mask = NDArray[np.float32]  # (h, w) in [0, 1]
 Defect = Callable[[np.random.Generator, Image3, NDArray[np.bool_]], tuple[Image3, Mask]]
 
 
-# ----------------------------------------------------------------------------------------- pictures
+# -------------------------------------------------------------------------------------------- parts
 
 
-def wall(rng: np.random.Generator) -> Picture:
-    """A piece of brick wall, and where it can be damaged: everywhere."""
+def wall(rng: np.random.Generator) -> Part:
+    """A piece of a brick wall, which can be damaged everywhere."""
     whole = skimage.data.brick()
     top, left = rng.integers(0, len(whole) - SIDE, 2)
     gray = whole[top : top + SIDE, left : left + SIDE].astype(np.float32) / 255
@@ -53,39 +58,39 @@ def wall(rng: np.random.Generator) -> Picture:
     return _lit(rng, colour.astype(np.float32)), np.ones((SIDE, SIDE), bool)
 
 
-def plate(rng: np.random.Generator, fault: str = "", own: np.random.Generator | None = None) -> Picture:
+def plate(rng: np.random.Generator, fault: str = "", fault_rng: np.random.Generator | None = None) -> Part:
     """A metal plate on a dark belt, and where it is.
 
     Args:
-        rng: of the picture; with the same draws a plate with a fault is the same plate.
-        fault: `missing_screw`, `broken_seal` or `misprint`.
-        own: of the fault.
+        rng: of the image; a plate with a fault is otherwise the same as one without, given the same state.
+        fault: `missing_screw`, `broken_seal` or `misprint`; "" for none.
+        fault_rng: of the fault.
     """
-    side = SIDE * FINE
-    own = own or np.random.default_rng(0)
+    side = SIDE * OVERSAMPLING
+    fault_rng = fault_rng or np.random.default_rng(0)
     image = np.full((side, side, 3), (0.13, 0.14, 0.16), np.float32)
     image += rng.normal(0, 0.012, (side, side, 1)).astype(np.float32)
     body = np.zeros((side, side), np.uint8)
     _rounded(body, (0.14, 0.20), (0.86, 0.80), 0.06)
-    brushed = cv2.blur(rng.normal(0, 0.10, (side, side)).astype(np.float32), (61, 1))  # as by a brush, along the rows
+    brushed = cv2.blur(rng.normal(0, 0.10, (side, side)).astype(np.float32), (61, 1))  # brushed along the rows
     image[body > 0] = (np.array([0.62, 0.64, 0.66]) + brushed[..., None])[body > 0]
     rim = body - cv2.erode(body, np.ones((9, 9), np.uint8))
     image[rim > 0] *= 0.82
     turns = rng.uniform(0, np.pi, 4)
-    gone = int(own.integers(4)) if fault == "missing_screw" else -1
+    missing = int(fault_rng.integers(4)) if fault == "missing_screw" else -1
     for i, at in enumerate(((0.22, 0.28), (0.78, 0.28), (0.22, 0.72), (0.78, 0.72))):
-        _hole(image, at) if i == gone else _screw(image, at, turns[i])
-    _seal(image, own if fault == "broken_seal" else None)
-    _print_number(image, f"{rng.integers(100, 1000)}", own if fault == "misprint" else None)
+        _hole(image, at) if i == missing else _screw(image, at, turns[i])
+    _seal(image, fault_rng if fault == "broken_seal" else None)
+    _print_number(image, f"{rng.integers(100, 1000)}", fault_rng if fault == "misprint" else None)
     return _posed(rng, image, body > 0)
 
 
-def _posed(rng: np.random.Generator, image: Image3, body: NDArray[np.bool_]) -> Picture:
-    """Turned and shifted a little, reduced, lit."""
-    middle = (SIDE * FINE / 2, SIDE * FINE / 2)
+def _posed(rng: np.random.Generator, image: Image3, body: NDArray[np.bool_]) -> Part:
+    """Rotated and shifted a little, reduced, and lit."""
+    middle = (SIDE * OVERSAMPLING / 2, SIDE * OVERSAMPLING / 2)
     matrix = cv2.getRotationMatrix2D(middle, rng.uniform(-4, 4), rng.uniform(0.98, 1.02))
-    matrix[:, 2] += rng.uniform(-0.02, 0.02, 2) * SIDE * FINE
-    size = (SIDE * FINE, SIDE * FINE)
+    matrix[:, 2] += rng.uniform(-0.02, 0.02, 2) * SIDE * OVERSAMPLING
+    size = (SIDE * OVERSAMPLING, SIDE * OVERSAMPLING)
     image = cv2.warpAffine(image, matrix, size, borderMode=cv2.BORDER_REFLECT)
     turned = cv2.warpAffine(body.astype(np.uint8), matrix, size)
     reduced = cv2.resize(image, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
@@ -93,22 +98,22 @@ def _posed(rng: np.random.Generator, image: Image3, body: NDArray[np.bool_]) -> 
 
 
 def _lit(rng: np.random.Generator, image: Image3) -> Image3:
-    """Brightness and colour of the light, its fall from one side to another, the camera's noise."""
+    """Apply brightness and colour of the light, its falloff from one side to the other, and camera noise."""
     yy, xx = np.mgrid[-1 : 1 : SIDE * 1j, -1 : 1 : SIDE * 1j].astype(np.float32)
     angle = rng.uniform(0, 2 * np.pi)
-    fall = 1 + rng.uniform(0, 0.08) * (np.cos(angle) * xx + np.sin(angle) * yy)
+    falloff = 1 + rng.uniform(0, 0.08) * (np.cos(angle) * xx + np.sin(angle) * yy)
     light = rng.uniform(0.92, 1.08) * (1 + rng.normal(0, 0.01, 3))
-    lit = image * (fall[..., None] * light).astype(np.float32)
+    lit = image * (falloff[..., None] * light).astype(np.float32)
     return (lit + rng.normal(0, 0.008, image.shape)).clip(0, 1).astype(np.float32)
 
 
 def _pixel(at: tuple[float, float]) -> tuple[int, int]:
-    return round(at[0] * SIDE * FINE), round(at[1] * SIDE * FINE)
+    return round(at[0] * SIDE * OVERSAMPLING), round(at[1] * SIDE * OVERSAMPLING)
 
 
 def _rounded(mask: NDArray[np.uint8], low: tuple[float, float], high: tuple[float, float], radius: float) -> None:
-    """A rectangle with round corners, in shares of the side."""
-    (left, top), (right, bottom), r = _pixel(low), _pixel(high), round(radius * SIDE * FINE)
+    """Draw a rectangle with rounded corners, in shares of the side."""
+    (left, top), (right, bottom), r = _pixel(low), _pixel(high), round(radius * SIDE * OVERSAMPLING)
     cv2.rectangle(mask, (left + r, top), (right - r, bottom), 1, -1)
     cv2.rectangle(mask, (left, top + r), (right, bottom - r), 1, -1)
     for x in (left + r, right - r):
@@ -131,15 +136,15 @@ def _hole(image: Image3, at: tuple[float, float]) -> None:
 
 
 def _seal(image: Image3, broken: np.random.Generator | None) -> None:
-    """A ring of rubber; a broken one lacks a piece."""
+    """Draw a rubber ring, from which a piece is missing if it is broken."""
     begin, missing = (float(broken.uniform(0, 360)), float(broken.uniform(25, 60))) if broken else (0.0, 0.0)
-    axes, centre = (round(0.13 * SIDE * FINE),) * 2, _pixel((0.40, 0.50))
+    axes, centre = (round(0.13 * SIDE * OVERSAMPLING),) * 2, _pixel((0.40, 0.50))
     for colour, width in (((0.10, 0.22, 0.42), 16), ((0.16, 0.32, 0.56), 5)):
         cv2.ellipse(image, centre, axes, begin, 0, 360 - missing, colour, width, cv2.LINE_AA)
 
 
 def _print_number(image: Image3, number: str, wrong: np.random.Generator | None) -> None:
-    """Maker and a running number; a misprint is smeared or printed twice."""
+    """Print the manufacturer and a number; a misprint is smeared or printed twice."""
     x, y = _pixel((0.58, 0.47))
     _text(image, "GLS", (x, y))
     _text(image, number, (x, y + 52))
@@ -179,11 +184,11 @@ def scratch(rng: np.random.Generator, image: Image3, where: NDArray[np.bool_]) -
     strength = rng.uniform(0.65, 0.95)
     out = image * (1 - 0.8 * strength * drawn[1][..., None])
     out += drawn[0][..., None] * (np.float32(0.95) - out) * strength
-    return out, (np.maximum(drawn[0], drawn[1]) > FAINT).astype(np.float32)
+    return out, (np.maximum(drawn[0], drawn[1]) > LEAST_COVERED).astype(np.float32)
 
 
 def _stained(rng: np.random.Generator, image: Image3, where: NDArray[np.bool_], strength: float) -> tuple[Image3, Mask]:
-    """What a liquid leaves: an uneven blot, darker at its border."""
+    """A dried liquid: an uneven blot, darker at its border."""
     y, x = _somewhere(rng, where, 26)
     angles = np.linspace(0, 2 * np.pi, 40, endpoint=False)
     bumps = sum(rng.normal(0, 0.14 / k) * np.cos(k * angles + rng.uniform(0, 6)) for k in (2, 3, 5))
@@ -199,12 +204,12 @@ def _stained(rng: np.random.Generator, image: Image3, where: NDArray[np.bool_], 
 
 
 def stain(rng: np.random.Generator, image: Image3, where: NDArray[np.bool_]) -> tuple[Image3, Mask]:
-    """A blot that is plain to see."""
+    """A clearly visible blot."""
     return _stained(rng, image, where, rng.uniform(0.65, 0.9))
 
 
 def weak_stain(rng: np.random.Generator, image: Image3, where: NDArray[np.bool_]) -> tuple[Image3, Mask]:
-    """A blot that has to be looked for."""
+    """A faint blot."""
     return _stained(rng, image, where, rng.uniform(0.36, 0.50))
 
 
@@ -239,15 +244,15 @@ def chipped(rng: np.random.Generator, image: Image3, where: NDArray[np.bool_]) -
 
 
 def _somewhere(rng: np.random.Generator, where: NDArray[np.bool_], margin: int) -> tuple[float, float]:
-    """A place at least `margin` pixels inside."""
+    """A random position (y, x), if possible at least `margin` pixels inside."""
     padded = cv2.copyMakeBorder(where.astype(np.uint8), 1, 1, 1, 1, cv2.BORDER_CONSTANT)
-    far = cv2.distanceTransform(padded, cv2.DIST_L2, 5)[1:-1, 1:-1]
-    rows, columns = np.nonzero(far >= min(margin, float(far.max())))
+    distance = cv2.distanceTransform(padded, cv2.DIST_L2, 5)[1:-1, 1:-1]
+    rows, columns = np.nonzero(distance >= min(margin, float(distance.max())))
     i = rng.integers(len(rows))
     return float(rows[i]), float(columns[i])
 
 
-PICTURES: dict[str, Callable[[np.random.Generator], Picture]] = {"wall": wall, "plate": plate}
+PARTS: dict[str, Callable[[np.random.Generator], Part]] = {"wall": wall, "plate": plate}
 PAINTED: dict[str, dict[str, Defect]] = {
     "wall": {"chipped": chipped, "hole": hole, "scratch": scratch, "stain": stain, "weak_stain": weak_stain},
     "plate": {"hole": hole, "scratch": scratch, "stain": stain, "weak_stain": weak_stain},
@@ -258,23 +263,23 @@ FAULTS = {"wall": (), "plate": ("missing_screw", "broken_seal", "misprint")}
 # -------------------------------------------------------------------------------------------- files
 
 
-def good_picture(name: str, seed: int, number: int) -> Image3:
-    """The number-th good picture of a class."""
-    return PICTURES[name](np.random.default_rng([seed, zlib.crc32(name.encode()), number]))[0]
+def good_image(name: str, seed: int, number: int) -> Image3:
+    """The image of a class without a defect that has this number."""
+    return PARTS[name](np.random.default_rng([seed, zlib.crc32(name.encode()), number]))[0]
 
 
-def defective_picture(name: str, kind: str, seed: int, number: int) -> tuple[Image3, Mask]:
-    """The number-th picture with a kind of defect, and where that is."""
+def defective_image(name: str, kind: str, seed: int, number: int) -> tuple[Image3, Mask]:
+    """The image with this kind of defect that has this number, and the mask of the defect."""
     key = [seed, zlib.crc32(f"{name}/{kind}".encode()), number]
-    rng, own = np.random.default_rng(key), np.random.default_rng([*key, 1])
+    rng, defect_rng = np.random.default_rng(key), np.random.default_rng([*key, 1])
     if kind in FAULTS[name]:
-        faulty, whole = plate(rng, kind, own)[0], plate(np.random.default_rng(key))[0]
-        return faulty, _largest(np.abs(faulty - whole).max(2) > NOTICED)
-    return PAINTED[name][kind](own, *PICTURES[name](rng))
+        faulty, intact = plate(rng, kind, defect_rng)[0], plate(np.random.default_rng(key))[0]
+        return faulty, _largest(np.abs(faulty - intact).max(2) > LEAST_DIFFERENCE)
+    return PAINTED[name][kind](defect_rng, *PARTS[name](rng))
 
 
 def _largest(mask: NDArray[np.bool_]) -> Mask:
-    """The largest region of a mask and those not much smaller, without gaps; the rest is edges drawn anew."""
+    """The largest region of a mask and those not much smaller, with gaps closed; the rest are differences of edges."""
     closed = cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_CLOSE, np.ones((5, 5), np.uint8))
     _, labels, stats, _ = cv2.connectedComponentsWithStats(closed, connectivity=8)
     areas = stats[1:, cv2.CC_STAT_AREA]
@@ -288,42 +293,42 @@ def kinds_of(name: str) -> list[str]:
 
 
 def make(folder: Path, seed: int) -> None:
-    """Write both classes, beside first: what is in `folder` in the end is whole.
+    """Write both classes; `folder` never contains only a part of them.
 
     Args:
-        folder: may be there, if it is empty or was made with this seed.
-        seed: of all pictures.
+        folder: may exist, if it is empty or was made with the same seed.
+        seed: of all images.
 
     Raises:
-        InputError: something else is there.
+        InputError: the folder contains something else.
         WorkError: it cannot be written.
     """
     if folder.exists() and any(folder.iterdir()):
         if read_seed(folder) != seed:
-            raise InputError(f"{folder} holds something else already; give another folder, or take it away")
-        gone = [name for name in PICTURES if not (folder / name).is_dir()]
-        if gone:
-            raise InputError(f"{folder} was made as demo data, but {', '.join(gone)} is gone; take the folder away")
+            raise InputError(f"{folder} holds something else already; give another folder, or remove it")
+        missing = [name for name in PARTS if not (folder / name).is_dir()]
+        if missing:
+            raise InputError(f"{folder} was made as demo data, but {', '.join(missing)} is missing; remove the folder")
         return
-    there = folder.exists()  # perhaps a link, a mounted folder or the one that somebody stands in: it stays
-    beside = temporary_beside(folder / "new" if there else folder)
+    exists = folder.exists()  # it is kept: it may be a link, a mount point or somebody's current folder
+    temporary = temporary_beside(folder / "new" if exists else folder)
     try:
-        for name in PICTURES:
-            _write_class(beside / name, name, seed)
-        write_text(beside / SETTINGS, json.dumps({"format": FORMAT, "seed": seed}))
-        if there:
-            for name in (*PICTURES, SETTINGS):
-                (beside / name).rename(folder / name)
+        for name in PARTS:
+            _write_class(temporary / name, name, seed)
+        write_text(temporary / SETTINGS, json.dumps({"format": FORMAT, "seed": seed}))
+        if exists:
+            for name in (*PARTS, SETTINGS):
+                (temporary / name).rename(folder / name)
         else:
-            beside.rename(folder)
+            temporary.rename(folder)
     except OSError as error:
         raise WorkError(f"cannot write {folder}: {reason_of(error)}") from error
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def read_seed(folder: Path) -> int | None:
-    """The seed of the demo data in a folder; None of anything else."""
+    """The seed of the demo data in a folder; None if it contains no demo data."""
     try:
         settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -334,16 +339,16 @@ def read_seed(folder: Path) -> int | None:
 
 def _write_class(base: Path, name: str, seed: int) -> None:
     for i in range(TRAIN + GOOD):
-        place = base / "train" / "good" if i < TRAIN else base / "test" / "good"
-        _write(place / f"{i if i < TRAIN else i - TRAIN:03d}.png", good_picture(name, seed, i))
+        target = base / "train" / "good" if i < TRAIN else base / "test" / "good"
+        _write(target / f"{i if i < TRAIN else i - TRAIN:03d}.png", good_image(name, seed, i))
     for kind in kinds_of(name):
         for i in range(DEFECTIVE):
-            image, mask = defective_picture(name, kind, seed, i)
+            image, mask = defective_image(name, kind, seed, i)
             _write(base / "test" / kind / f"{i:03d}.png", image)
             _write(base / "ground_truth" / kind / f"{i:03d}_mask.png", (mask > 0.5).astype(np.float32))
 
 
-def _write(path: Path, picture: NDArray[np.float32]) -> None:
+def _write(path: Path, image: NDArray[np.float32]) -> None:
     encoded = io.BytesIO()
-    Image.fromarray((picture * 255 + 0.5).astype(np.uint8)).save(encoded, "PNG")
+    Image.fromarray((image * 255 + 0.5).astype(np.uint8)).save(encoded, "PNG")
     write_bytes(path, encoded.getvalue())

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from datasets.files import look_through, what_else
+from datasets.listing import describe_other_files, scan_folder
 from utils import LOGGER, InputError
 
 SAVED = ("overlays", "maps", "masks")  # folders of saved images, in the output folder
@@ -61,10 +61,12 @@ def _resolve(argument: str) -> list[tuple[Path, str]]:
     """The image files that one input stands for, each with its path relative to the input folder."""
     path = Path(argument)
     if os.path.isdir(argument):
-        listing = look_through(path, recursive=True)
+        listing = scan_folder(path, recursive=True)
         inside = [(p, p.relative_to(path).as_posix()) for p in listing.images]
         if not inside:
-            raise InputError(f"{path}: the folder holds no image of a supported format, at any depth{what_else(path)}")
+            raise InputError(
+                f"{path}: the folder holds no image of a supported format, at any depth{describe_other_files(path)}"
+            )
         if ignored := listing.describe():
             LOGGER.info("%s: %s", path, ignored)
         return inside

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 import metrics
 from datasets.base import is_good
-from datasets.files import list_images
+from datasets.listing import list_images
 from inference.inspector import Inspector
 from inference.judge import Judge
 from inference.loading import open_rgb

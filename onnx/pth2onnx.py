@@ -32,8 +32,8 @@ from onnx import TensorProto, compose, helper  # noqa: E402
 
 from commands.command import CONTEXT, Command  # noqa: E402
 from commands.parameters import SizeType  # noqa: E402
-from datasets.files import list_images  # noqa: E402
 from datasets.geometry import pair  # noqa: E402
+from datasets.listing import list_images  # noqa: E402
 from datasets.settings import ImageSettings  # noqa: E402
 from inference.inspector import Inspector, load_checkpoint  # noqa: E402
 from reporting.formats import percent, points  # noqa: E402

@@ -16,19 +16,12 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from datasets import DATASETS, ImageSettings, Layout, Sample, TrainDataset
-from datasets.check import (
-    Problem,
-    check_defects,
-    check_foreground,
-    drop_bad,
-    leave_out_small,
-    look_at_pictures,
-    quick_look,
-)
+from datasets.check import Problem, check_defects, drop_bad, look_at_pictures, quick_look
 from datasets.defects import Defects, list_defects, of_class, refuse_test_images
 from datasets.depth import Depth, find_depth, log_depth
 from datasets.files import ReadOptions
-from datasets.foreground import make_masks
+from datasets.foreground_check import check_foreground, leave_out_small
+from datasets.foreground_masks import make_masks
 from datasets.geometry import Tiling
 from datasets.limits import AUTO
 from datasets.textures import FileTextures, Textures, open_textures

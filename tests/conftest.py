@@ -1,5 +1,7 @@
 """Fixtures, and one thread a process, since the tests run side by side."""
 
+import logging
+
 import pytest
 import torch
 from helpers import REAL, cli_process, make_mvtec, train_cli
@@ -29,6 +31,29 @@ def _log_as_before():
     yield
     utils.LOGGER.handlers.clear()
     utils.LOGGER.propagate = True
+
+
+@pytest.fixture
+def log(caplog, monkeypatch):
+    """What the program logs."""
+    import utils
+
+    monkeypatch.setattr(utils.LOGGER, "propagate", False)  # as a command sets it
+    utils.LOGGER.addHandler(caplog.handler)
+    caplog.set_level(logging.INFO, "glass")
+    yield caplog
+    utils.LOGGER.removeHandler(caplog.handler)
+
+
+@pytest.fixture
+def put(tmp_path):
+    """Writes bytes to a file with a name."""
+
+    def write(data, name="image.png"):
+        (tmp_path / name).write_bytes(data)
+        return tmp_path / name
+
+    return write
 
 
 @pytest.fixture(scope="session")

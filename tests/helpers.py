@@ -1,6 +1,7 @@
 """What several tests use: weights and inputs that can be made again anywhere, small data sets, the command line."""
 
 import os
+import shutil
 import subprocess
 import sys
 import warnings
@@ -12,8 +13,11 @@ import pytest
 import torch
 import torchvision
 from click.testing import CliRunner
+from PIL import Image
 
+from datasets import ImageSettings, MVTecLayout, TrainDataset, open_textures
 from datasets.geometry import Geometry
+from datasets.listing import list_images
 from glass import GLASS
 from inference.judge import Judge
 from inference.thresholds import Thresholds
@@ -182,3 +186,74 @@ class Brightness(Judge):
     def score_pictures(self, pictures):
         values = np.array([np.asarray(picture).mean() / 255 for picture in pictures], np.float32)
         return values, values[:, None, None] * np.ones((32, 32), np.float32)
+
+
+def noise_image(width, height, seed=0):
+    """A Pillow image of coarse noise."""
+    noise = np.random.default_rng(seed).integers(0, 256, (height // 4, width // 4, 3)).astype(np.uint8)
+    return Image.fromarray(cv2.resize(noise, (width, height)))
+
+
+def train_set(root, settings=None, **kwargs):
+    """The training set of the class disc of `make_mvtec`, by default of 64x64 pixels."""
+    data, textures = make_mvtec(root)
+    settings = settings or ImageSettings(resize=64, imagesize=64)
+    return TrainDataset(MVTecLayout(data).train("disc"), settings, open_textures(textures), (8, 8), **kwargs)
+
+
+def shaped(root, form, defects=True, good_test=True):
+    """The class disc of `make_mvtec` in one of the forms of a user's own folders."""
+    data, _ = make_mvtec(root)
+    disc, target = data / "disc", root / "own" / "disc"
+    target.mkdir(parents=True)
+    if form == "plain":
+        for path in list_images(disc / "train" / "good"):
+            path.rename(target / path.name)
+    elif form == "good":
+        (disc / "train" / "good").rename(target / "good")
+        if defects:
+            (disc / "test" / "blot").rename(target / "blot")
+            (disc / "ground_truth").rename(target / "ground_truth")
+    else:
+        (disc / "train").rename(target / "train")
+        if defects:
+            (disc / "test").rename(target / "test")
+            if not good_test:
+                shutil.rmtree(target / "test" / "good")
+    return root / "own"
+
+
+def make_visa(root):
+    """A tiny data set in the layout of VisA."""
+    base = root / "candle" / "Data"
+    rows = ["object,split,label,image,mask"]
+    for i in range(4):
+        split = "train" if i < 2 else "test"
+        path = base / "Images" / "Normal" / f"{i}.JPG"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        noise_image(40, 32, i).save(path, "JPEG")
+        rows.append(f"candle,{split},normal,candle/Data/Images/Normal/{i}.JPG,")
+    (base / "Images" / "Anomaly").mkdir()
+    (base / "Masks" / "Anomaly").mkdir(parents=True)
+    noise_image(40, 32).save(base / "Images" / "Anomaly" / "0.JPG", "JPEG")
+    mask = np.zeros((32, 40), np.uint8)
+    mask[8:16, 8:20] = 3  # the number of a kind of defect, which looks nearly black
+    Image.fromarray(mask).save(base / "Masks" / "Anomaly" / "0.png")
+    rows.append("candle,test,anomaly,candle/Data/Images/Anomaly/0.JPG,candle/Data/Masks/Anomaly/0.png")
+    (root / "split_csv").mkdir()
+    (root / "split_csv" / "1cls.csv").write_text("\n".join(rows) + "\n")
+    return root
+
+
+def spoil(path):
+    """Overwrite pixels of a PNG file with zeros; its header and its end stay intact."""
+    content = bytearray(path.read_bytes())
+    start = content.index(b"IDAT") + 40
+    content[start : start + 400] = bytes(400)
+    path.write_bytes(content)
+    return path
+
+
+def last_line(done):
+    """The last line that a command printed."""
+    return done.output.strip().splitlines()[-1]

@@ -328,7 +328,7 @@ def test_example_of_a_data_set_works(tmp_path):
     (data / "disc/test").rename(data / "rest")
     (data / "rest" / next(p.name for p in (data / "rest").iterdir() if p.name != "good")).rename(data / "bad_disc")
     scope = {}
-    exec("from datasets.base import Layout, Sample\nfrom datasets.files import list_images\n", scope)
+    exec("from datasets.base import Layout, Sample\nfrom datasets.listing import list_images\n", scope)
     exec(example("Adding a data set"), scope)
     layout = scope["FlatLayout"](data)
     assert isinstance(layout, Layout)

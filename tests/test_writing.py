@@ -13,7 +13,7 @@ import torch
 
 import utils
 from commands.command import describe, exit_code
-from datasets import foreground
+from datasets import foreground_masks
 from generation import demo
 from inference import checkpoint
 from reporting import drawing
@@ -39,7 +39,7 @@ TABLE = pd.DataFrame({name: np.arange(300) / 7 for name in report.COLUMNS}, inde
 WRITERS = {
     "ckpt.pth": lambda path: saving.save({"x": torch.zeros(9999)}, path),
     "a.png": lambda path: drawing.save_image(path, NOISE),
-    "b.png": lambda path: foreground._write_png(path, NOISE),
+    "b.png": lambda path: foreground_masks.write_png(path, NOISE),
     "c.png": lambda path: demo._write(path, NOISE[..., 0].astype(np.float32)),
     "results.csv": lambda path: report._write_csv(path, TABLE),
     "settings.json": lambda path: report.write_settings(path.parent, {"x": ["long"] * 999}),

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 import perlin
-from datasets.files import list_images
+from datasets.listing import list_images
 from datasets.textures import FileTextures
 from generation import procedural
 from utils import InputError

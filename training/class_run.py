@@ -12,9 +12,10 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 import backbones
 from datasets import EpochSampler, ImageSettings, TrainDataset, make_loader
-from datasets.base import CentreDataset, end_workers
 from datasets.cache import ImageCache
 from datasets.defects import Defects, digest
+from datasets.loaders import end_workers
+from datasets.training_set import CentreDataset
 from datasets.validation import GoodImages, ValidationDataset, hold_out
 from glass import GLASS
 from inference import checkpoint

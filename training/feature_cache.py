@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from datasets.cache import GB, free_memory
+from datasets.cache import GB
+from datasets.memory import free_memory
 from inference.settings import AUTO, OFF, gigabytes
 from utils import LOGGER
 

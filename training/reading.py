@@ -9,22 +9,18 @@ from pathlib import Path
 import click
 
 from datasets import TrainDataset
-from datasets.base import Readable, TextureReading, plan_images, plan_textures, read_all
 from datasets.cache import GB, ImageCache, describe_budget
-from datasets.check import (
-    Problem,
-    check_defects,
-    check_foreground,
-    describe_pages,
-    look_at_pictures,
-    quick_look,
-)
+from datasets.check import Problem, check_defects, describe_pages, look_at_pictures, quick_look
 from datasets.defects import refuse_test_images
 from datasets.depth import find_depth, is_deep, log_depth
-from datasets.files import Header, ReadOptions, look_through
+from datasets.files import ReadOptions
+from datasets.foreground_check import check_foreground
 from datasets.geometry import describe_left_out
+from datasets.headers import Header
 from datasets.limits import AUTO, FULL_BITS
+from datasets.listing import scan_folder
 from datasets.masks import describe_masks
+from datasets.preloading import Readable, TextureReading, plan_images, plan_textures, read_all
 from datasets.textures import FileTextures
 from datasets.tiles import TiledTestDataset, describe, refuse_small
 from inference import checkpoint
@@ -62,7 +58,7 @@ class Reader:
         if pages := describe_pages(headers):
             LOGGER.warning("%s: %s", data.row, pages)
         named = self.run.layout.annotations(data.name)  # by the notes of the layout
-        if left := look_through(self.run.layout.root / data.name, recursive=True).describe(named):
+        if left := scan_folder(self.run.layout.root / data.name, recursive=True).describe(named):
             LOGGER.info("%s: %s", data.row, left)
         if data.tiling is not None:
             refuse_small(data.train, data.tiling, sizes)

@@ -16,8 +16,8 @@ import torch
 
 from datasets import ImageSettings
 from datasets.cache import ImageCache
-from datasets.check import leave_out_small
-from datasets.foreground import make_masks
+from datasets.foreground_check import leave_out_small
+from datasets.foreground_masks import make_masks
 from datasets.geometry import Tiling, show_size
 from datasets.validation import hold_out
 from glass import GLASS

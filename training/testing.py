@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from datasets.base import end_workers
 from datasets.geometry import Blend
+from datasets.loaders import end_workers
 from datasets.truth import PackedMasks
 from inference import checkpoint
 from inference.features import Batch, FeatureCache, kept_features

@@ -12,10 +12,13 @@ import pytest
 from click.testing import CliRunner
 from helpers import ROOT, make_mvtec
 from PIL import Image
+from tqdm import tqdm
 
 from datasets import MVTecLayout, Sample, check
 from datasets.check import Problem, check_pictures, drop_bad, full_check, quick_check
-from datasets.files import Header, list_images
+from datasets.check_report import COLUMNS
+from datasets.headers import Header
+from datasets.listing import list_images
 from main import main
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
@@ -270,7 +273,7 @@ def test_an_interruption_does_not_wait_for_the_rest(tmp_path, monkeypatch, where
 
     monkeypatch.setattr(check, "read_header", look)
     monkeypatch.setattr(check, "read_rgb", lambda path, *_: Image.new("L", (1, 1)))
-    monkeypatch.setattr(check.tqdm, "update", update)
+    monkeypatch.setattr(tqdm, "update", update)
     with pytest.raises(KeyboardInterrupt):
         full_check("x", [Sample(p) for p in paths], [])
     assert len(seen) < 100
@@ -295,7 +298,7 @@ def cells(output, name):
 def test_table_of_a_good_set(tiny):
     code, output = run("mvtec", *tiny)
     assert code == 0
-    assert cells(output, "class") == list(check.COLUMNS)
+    assert cells(output, "class") == list(COLUMNS)
     for name in ("disc", "plate"):
         assert cells(output, name) == [name, "6", "3", "3", "64x64", "3×8 bit", "3/3", "0"]
     assert "textures: 4 files, problems: 0" in output
@@ -397,7 +400,7 @@ def test_as_a_process(data):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1, done.stderr
     assert done.stdout.splitlines()[-1].endswith(
-        ".png: cannot be read: no picture of a kind that is read, or cut off within its header"
+        ".png: cannot be read: not an image of a supported format, or cut off within its header"
     )
     assert "Traceback" not in done.stderr
     assert "disc: 100%" in done.stderr

@@ -46,7 +46,11 @@ def test_what_a_run_leaves_behind(trained):
     for kind in ("training", "eval"):
         pictures = sorted(p.name for p in (results / kind / "custom_disc").iterdir())
         assert pictures == [f"{k}_00{i}.png" for k in ("blot", "good") for i in range(3)]
-        assert cv2.imread(str(results / kind / "custom_disc" / pictures[0])).shape == (64, 3 * 64 + drawing.BAR_WIDTH, 3)
+        assert cv2.imread(str(results / kind / "custom_disc" / pictures[0])).shape == (
+            64,
+            3 * 64 + drawing.BAR_WIDTH,
+            3,
+        )
     assert "the epoch was chosen on the test set" in printed
     assert "epoch 2/2" in printed
     assert not [p for p in results.rglob("*") if p.name.endswith(".tmp") or p.name.startswith(".")]

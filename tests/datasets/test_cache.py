@@ -9,9 +9,9 @@ import torch
 from helpers import make_mvtec
 
 from datasets import ImageSettings, MVTecLayout, TestDataset, TrainDataset, cache, open_textures
-from datasets.base import plan_images, plan_textures, read_all
 from datasets.cache import ImageCache, SharedBytes, cache_budget
 from datasets.check import quick_check
+from datasets.preloading import plan_images, plan_textures, read_all
 
 SETTINGS = ImageSettings(resize=72, imagesize=64)
 

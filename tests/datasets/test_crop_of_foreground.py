@@ -8,8 +8,8 @@ from helpers import DATASET, NET, cli, make_mvtec
 from PIL import Image
 
 from datasets import ImageSettings, MVTecLayout, TrainDataset, open_textures
-from datasets.base import prepare_foreground
-from datasets.check import check_foreground, leave_out_small
+from datasets.foreground_check import check_foreground, leave_out_small
+from datasets.training_set import prepare_foreground
 
 CROPPED = ImageSettings(resize=64, imagesize=64)
 WHOLE = ImageSettings(imagesize=64, keep_all=True)

@@ -7,28 +7,15 @@ import weakref
 import cv2
 import numpy as np
 import pytest
-from helpers import DATASET, cli, make_mvtec, shape_of_part
+from helpers import DATASET, cli, last_line, make_mvtec, shape_of_part, spoil
 from PIL import Image
 from test_runs import make_defects, run
 
 from datasets import FolderLayout, ImageSettings, MVTecLayout, cache, textures
 from datasets.defects import Defects, list_defects, of_class, refuse_test_images
-from datasets.files import read_mask
+from datasets.masks import read_mask
 from training import reading
 from utils import InputError
-
-
-def spoil(path):
-    """Zeros in the midst of a PNG's pixels: its header and its end are whole."""
-    content = bytearray(path.read_bytes())
-    at = content.index(b"IDAT") + 40
-    content[at : at + 400] = bytes(400)
-    path.write_bytes(content)
-    return path
-
-
-def last_line(done):
-    return done.output.strip().splitlines()[-1]
 
 
 @pytest.fixture
@@ -144,7 +131,7 @@ def test_check_notes_what_is_strange_about_masks(tmp_path):
     notes = [line for line in done.stdout.splitlines() if line.startswith("note: ")]
     assert len(notes) == 3
     assert "999_mask.png: a mask that belongs to no image" in notes[0]
-    assert "002_mask.jpg: a mask with loss" in notes[1]
+    assert "002_mask.jpg: a lossy mask" in notes[1]
     assert "001_mask.png: marks no pixel" in notes[2]
 
 
@@ -169,7 +156,7 @@ def test_folders_that_are_no_classes_are_said(tmp_path):
     shutil.copy(data / "disc/train/good/000.png", data / "lid/Good/0.png")
     done = run(data, patterns, tmp_path / "r", name="mvtec", net=("--meta_epochs", 1))
     assert done.exit_code == 0, done.output
-    assert f"{data / 'lid'} holds pictures, but is no class: a class is a folder with train/good" in done.output
+    assert f"{data / 'lid'} holds images, but is not a class: a class is a folder with train/good" in done.output
     with pytest.raises(InputError, match="is a file, not a folder"):
         MVTecLayout(data / "lid/Good/0.png")
     shutil.rmtree(data / "disc")
@@ -272,7 +259,7 @@ def test_parts_and_copies_of_test_images_are_no_known_defects(tmp_path, how):
         image.save(tmp_path / "known" / "a.jpg", quality=90)
     else:
         image.crop((100, 90, 190, 200)).save(tmp_path / "known" / "a.png")
-    with pytest.raises(InputError, match=r"a\.(jpg|png) is (a part of )?the test image .*; take it out"):
+    with pytest.raises(InputError, match=r"a\.(jpg|png) is (a part of )?the test image .*; remove it"):
         refuse_test_images(list_defects(tmp_path / "known"), test)
     other = piece(rng)
     shutil.rmtree(tmp_path / "known")
@@ -289,7 +276,7 @@ def test_masks_of_defects_must_fit(tmp_path):
     cv2.imwrite(str(known / "scratch" / "1_mask.png"), np.full((32, 64), 255, np.uint8))
     done = run(data, patterns, tmp_path / "r", "--defects", known)
     assert done.exit_code == 1
-    assert "1 masks belong to no picture" in done.output
+    assert "1 masks belong to no image" in done.output
     assert "1_mask.png: the mask has 32x64 pixels" in last_line(done)
 
 

@@ -1,14 +1,12 @@
 """Layouts, preprocessing, augmentation and the loaders' randomness."""
 
-import shutil
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 import torch
 import torchvision.transforms as T
-from helpers import make_mvtec
+from helpers import make_mvtec, make_visa, noise_image, shaped, train_set
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -25,21 +23,24 @@ from datasets import (
     VisALayout,
     augment,
 )
-from datasets.files import list_images, read_mask, read_rgb
+from datasets.files import read_rgb
+from datasets.listing import list_images
+from datasets.masks import read_mask
 from datasets.textures import list_textures, open_textures
 from utils import InputError, WorkError
 
 SMALL = ImageSettings(resize=64, imagesize=64)
 
 
-def picture(width, height, seed=0):
-    noise = np.random.default_rng(seed).integers(0, 256, (height // 4, width // 4, 3)).astype(np.uint8)
-    return Image.fromarray(cv2.resize(noise, (width, height)))
+def transform(settings, image, rng=None):
+    """RGB image → normalised (3, H, W), as in a test set; with `rng` augmented as in a training set."""
+    image = settings.resized(image)
+    return settings.finish(image if rng is None else settings.augmented(image, rng))
 
 
-def train_set(root, settings=SMALL, **kwargs):
-    data, textures = make_mvtec(root)
-    return TrainDataset(MVTecLayout(data).train("disc"), settings, open_textures(textures), (8, 8), **kwargs)
+def transform_texture(settings, texture, rng):
+    """Texture → normalised (3, H, W), as in a training set."""
+    return settings.finish(settings.augmented_texture(settings.resized(texture), rng))
 
 
 # ----------------------------------------------------------------------------------------- layouts
@@ -54,28 +55,6 @@ def test_mvtec_layout(tiny):
     assert [s.mask.name if s.mask else None for s in test] == ["000_mask.png", "001_mask.png", "002_mask.png"] + [
         None
     ] * 3
-
-
-def shaped(root, form, defects=True, good_test=True):
-    """The tiny class in one of the forms of a user's own folders."""
-    data, _ = make_mvtec(root)
-    disc, target = data / "disc", root / "own" / "disc"
-    target.mkdir(parents=True)
-    if form == "plain":
-        for path in list_images(disc / "train" / "good"):
-            path.rename(target / path.name)
-    elif form == "good":
-        (disc / "train" / "good").rename(target / "good")
-        if defects:
-            (disc / "test" / "blot").rename(target / "blot")
-            (disc / "ground_truth").rename(target / "ground_truth")
-    else:
-        (disc / "train").rename(target / "train")
-        if defects:
-            (disc / "test").rename(target / "test")
-            if not good_test:
-                shutil.rmtree(target / "test" / "good")
-    return root / "own"
 
 
 def test_folder_layout_takes_plain_good_and_train(tmp_path):
@@ -105,7 +84,7 @@ def test_good_images_held_out_stay_what_they_are(tmp_path):
     assert len({frozenset(h) for h in held}) > 1
     assert all(0 < len(h) < 6 for h in held)
     for i in range(10, 14):
-        picture(40, 40, i).save(own / "disc" / "good" / f"{i:03d}.png")
+        noise_image(40, 40, i).save(own / "disc" / "good" / f"{i:03d}.png")
     own = own.rename(tmp_path / "elsewhere")
     for seed, before in enumerate(held):
         now = {s.path.name for s in FolderLayout(own, seed, 0.4).held_out("disc")}
@@ -138,27 +117,6 @@ def test_masks_are_paired_by_name_in_three_places(tmp_path, place):
     assert (batch[0]["mask_gt"] == -1).all()
     assert batch[1]["mask_gt"].unique().tolist() == [0, 1]
     assert batch[3]["mask_gt"].unique().tolist() == [0]
-
-
-def make_visa(root):
-    base = root / "candle" / "Data"
-    rows = ["object,split,label,image,mask"]
-    for i in range(4):
-        split = "train" if i < 2 else "test"
-        path = base / "Images" / "Normal" / f"{i}.JPG"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        picture(40, 32, i).save(path, "JPEG")
-        rows.append(f"candle,{split},normal,candle/Data/Images/Normal/{i}.JPG,")
-    (base / "Images" / "Anomaly").mkdir()
-    (base / "Masks" / "Anomaly").mkdir(parents=True)
-    picture(40, 32).save(base / "Images" / "Anomaly" / "0.JPG", "JPEG")
-    mask = np.zeros((32, 40), np.uint8)
-    mask[8:16, 8:20] = 3  # a kind of defect, nearly black to the eye
-    Image.fromarray(mask).save(base / "Masks" / "Anomaly" / "0.png")
-    rows.append("candle,test,anomaly,candle/Data/Images/Anomaly/0.JPG,candle/Data/Masks/Anomaly/0.png")
-    (root / "split_csv").mkdir()
-    (root / "split_csv" / "1cls.csv").write_text("\n".join(rows) + "\n")
-    return root
 
 
 def test_visa_layout(tmp_path):
@@ -218,11 +176,11 @@ def test_files(tmp_path):
 
 
 def test_preprocessing_is_torchvisions():
-    image = picture(90, 70)
+    image = noise_image(90, 70)
     published = T.Compose([
         T.Resize(64), T.CenterCrop(48), T.ToTensor(), T.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
     ])  # fmt: skip
-    assert torch.equal(ImageSettings(resize=64, imagesize=48).transform(image), published(image))
+    assert torch.equal(transform(ImageSettings(resize=64, imagesize=48), image), published(image))
 
 
 def test_toothbrush_and_wood_are_resized_larger(tiny):
@@ -237,7 +195,7 @@ def test_mask_follows_the_image():
     image, mask = np.zeros((70, 90, 3), np.uint8), np.zeros((70, 90), np.uint8)
     image[20:50, 30:60], mask[20:50, 30:60] = 255, 1
     settings = ImageSettings(resize=64, imagesize=48)
-    bright = settings.transform(Image.fromarray(image))[0] > 0
+    bright = transform(settings, Image.fromarray(image))[0] > 0
     assert (bright.numpy() != settings.transform_mask(mask)).mean() < 0.05
     foreground = settings.transform_foreground(Image.fromarray(mask * 255).convert("RGB"))
     assert foreground.dtype == bool
@@ -285,10 +243,10 @@ def test_any_size_fits_and_everything_follows_the_image(size, imagesize, more, k
     expected = settings.size
     assert expected == ((imagesize, imagesize) if isinstance(imagesize, int) else imagesize)
     white = Image.new("RGB", size, (255, 255, 255))
-    image = settings.transform(white)
+    image = transform(settings, white)
     assert image.shape == (3, *expected)
     assert image.std(dim=(1, 2)).max() < 1e-6  # black would be a border beyond the image
-    assert settings.transform_texture(white, np.random.default_rng(0)).shape == (3, *expected)
+    assert transform_texture(settings, white, np.random.default_rng(0)).shape == (3, *expected)
     mask = np.ones(size[::-1], np.uint8)
     assert settings.transform_mask(mask).shape == expected
     assert settings.transform_mask(mask).all()
@@ -300,18 +258,18 @@ def test_keep_all_keeps_all():
     """A mark at each end of a long image, which the square crop cuts off."""
     long = np.zeros((64, 256, 3), np.uint8)
     long[:, :8], long[:, -8:] = 255, 255
-    whole = ImageSettings(imagesize=64, keep_all=True).transform(Image.fromarray(long))
+    whole = transform(ImageSettings(imagesize=64, keep_all=True), Image.fromarray(long))
     assert (whole[0, 32, [0, -1]] > 1).all()
-    assert not (SMALL.transform(Image.fromarray(long)) > 0).any()
+    assert not (transform(SMALL, Image.fromarray(long)) > 0).any()
 
 
 def test_a_pair_is_height_and_width():
-    image = picture(90, 70)
+    image = noise_image(90, 70)
     published = T.Compose([
         T.Resize((64, 96)), T.CenterCrop((48, 80)), T.ToTensor(),
         T.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
     ])  # fmt: skip
-    assert torch.equal(ImageSettings(resize=(64, 96), imagesize=(48, 80)).transform(image), published(image))
+    assert torch.equal(transform(ImageSettings(resize=(64, 96), imagesize=(48, 80)), image), published(image))
 
 
 @pytest.mark.parametrize(
@@ -320,18 +278,18 @@ def test_a_pair_is_height_and_width():
 def test_every_random_augmentation_does_something(option):
     value = 30 if option == "rotate_degrees" else 0.9
     settings = ImageSettings(resize=64, imagesize=64, **{option: value})
-    image = picture(64, 64)
-    plain = SMALL.transform(image)
-    drawn = [settings.transform(image, np.random.default_rng(i)) for i in range(8)]
+    image = noise_image(64, 64)
+    plain = transform(SMALL, image)
+    drawn = [transform(settings, image, np.random.default_rng(i)) for i in range(8)]
     assert settings.randomly_augmented
     assert any(not torch.equal(one, plain) for one in drawn)
-    assert torch.equal(settings.transform(image), plain)  # never in testing
-    assert torch.equal(settings.transform(image, np.random.default_rng(3)), drawn[3])
+    assert torch.equal(transform(settings, image), plain)  # never in testing
+    assert torch.equal(transform(settings, image, np.random.default_rng(3)), drawn[3])
 
 
 @pytest.mark.parametrize("index", range(9))
 def test_every_texture_operation_keeps_size_and_kind(index):
-    image = picture(50, 40)
+    image = noise_image(50, 40)
     out = augment.TEXTURE_OPERATIONS[index](image, np.random.default_rng(0))
     assert out.size == image.size
     assert out.mode == "RGB"
@@ -343,7 +301,7 @@ def test_texture_is_cropped_after_its_operations():
     settings = ImageSettings(resize=64, imagesize=32)
     white = Image.new("RGB", (200, 200), (255, 255, 255))
     for seed in range(30):
-        out = settings.transform_texture(white, np.random.default_rng(seed))
+        out = transform_texture(settings, white, np.random.default_rng(seed))
         assert out.std() < 1.2  # one colour, up to the channels' normalisation
 
 

@@ -1,38 +1,28 @@
 """Pictures of cameras with 10, 12 or 14 bits in 16-bit files: one depth from the training to the exported graph."""
 
-import logging
 import os
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
 from helpers import DATASET, NET, cli, make_textures
+from image_files import png, tiff
 from PIL import Image
-from test_files import png, tiff
 
 from datasets import ImageSettings, Sample
 from datasets.defects import Defects, refuse_test_images
 from datasets.depth import bits_of, find_depth, read_as_found
 from datasets.files import CLIPPED, ReadOptions, read_header, read_peak, read_rgb, to_8_bits
-from datasets.foreground import make_masks
+from datasets.foreground_masks import make_masks
 from glass import load_checkpoint
 from inference import checkpoint
 from tools import script
 from training import saving
-from utils import LOGGER, InputError
+from utils import InputError
 
 RNG = np.random.default_rng(0)
 LOW = RNG.integers(0, 256, (64, 64)).astype(np.uint16)
 LOW[0, 0], LOW[0, 1] = 0, 255
-
-
-@pytest.fixture
-def log(caplog, monkeypatch):
-    monkeypatch.setattr(LOGGER, "propagate", False)  # as a command sets it
-    LOGGER.addHandler(caplog.handler)
-    caplog.set_level(logging.INFO, "glass")
-    yield caplog
-    LOGGER.removeHandler(caplog.handler)
 
 
 def save(values, path):
@@ -90,14 +80,14 @@ def test_what_does_not_fit_is_said(tmp_path):
     eight = save(LOW.astype(np.uint8), tmp_path / "eight.png")
     assert not found("auto", twelve).warnings
     (said,) = found("auto", twelve, [bright]).warnings  # a test picture does not decide
-    assert "1 pictures are brighter than 12 bits tell, as" in said
+    assert "1 pictures are brighter than 12 bits allow, such as" in said
     assert "--bits 16 holds them all" in said
     (said,) = found("auto", [*twelve, bright]).warnings
     assert "mixed depth? 4 of 5 use 12 bits or less" in said
     (said,) = found("auto", [*twelve, eight]).warnings
     assert "1 pictures have 8 bits a channel" in said
     (said,) = found(10, twelve).warnings
-    assert "4 pictures are brighter than 10 bits tell" in said
+    assert "4 pictures are brighter than 10 bits allow" in said
     (said,) = found(16, twelve).warnings  # as a model of 16 bits that is tested on them
     assert "they look dark; --bits 12" in said
     assert read_rgb(bright, ReadOptions(12)).info == {CLIPPED: 65535}
@@ -124,7 +114,7 @@ def test_everything_that_reads_takes_the_depth(tmp_path, log):
     assert (np.asarray(tile.read(reading)) == bright).all()
     assert np.asarray(tile.read()).max() < 20  # what was read with one depth is not given for another
     shown = Defects([(path, None)], ImageSettings(resize=64, imagesize=64, bits=12))
-    assert (shown._pictures[0] == bright).all()
+    assert (shown._images[0] == bright).all()
     copy = tmp_path / "copy.png"
     Image.fromarray(bright).save(copy)
     refuse_test_images([(copy, None)], samples)  # looks like another picture at 16 bits
@@ -183,7 +173,7 @@ def test_a_training_keeps_its_depth_for_all_that_follows(run, log):
     done = cli(*command)
     assert done.returncode == 0, done.stdout
     assert "12 bits are in use" in log.text
-    assert "1 pictures are brighter than 12 bits tell, as" in log.text
+    assert "1 pictures are brighter than 12 bits allow, such as" in log.text
     folder = root / "res" / "models" / "backbone_0" / "folder_cap"
     best = checkpoint.find_best(folder)[0]
     assert checkpoint.load(best)["config"]["bits"] == 12

@@ -1,88 +1,20 @@
 """Foreground masks: they keep the whole object, leave out ground, and are made once."""
 
-import json
 import re
 
 import cv2
 import numpy as np
 import pytest
-from helpers import cli, make_mvtec
+from drawn_parts import SIZE, disc, parts, texture
 from PIL import Image
 
-from datasets import MVTecLayout, Sample, foreground
-from datasets.files import list_images, read_mask, read_rgb
-from datasets.foreground import RECORD, SHEET, TEST_SHEET, Foreground, make_masks
-from utils import InputError, WorkError
-
-SIZE = 200
-
-
-def grain(rng, shape, sigma=2.0, strength=30):
-    """Texture of one lightness on the whole: (H, W, 1)."""
-    noise = cv2.GaussianBlur(rng.normal(0, 1, shape), (0, 0), sigma)
-    return strength * (noise / noise.std())[..., None]
-
-
-def disc(rng, height=SIZE, width=SIZE, radius=0.33, jitter=0.03):
-    yy, xx = np.mgrid[:height, :width]
-    cy, cx = (side * (0.5 + rng.uniform(-jitter, jitter)) for side in (height, width))
-    return np.hypot(yy - cy, xx - cx) < radius * min(height, width)
-
-
-def part(kind, rng):
-    """One image and where the object is in it."""
-    yy, xx = np.mgrid[:SIZE, :SIZE] / SIZE
-    mask, ground, paint = disc(rng), 60.0, np.array([150.0, 130, 100])
-    if kind == "dark":
-        ground, paint = 220.0, np.array([70.0, 70, 75])
-    elif kind == "border":
-        mask = (np.abs(yy - 0.5) < 0.2) & (xx < 0.7 + rng.uniform(-0.05, 0.05))
-    elif kind == "through":
-        mask = np.abs(xx - 0.5 + rng.uniform(-0.02, 0.02)) < 0.2
-    elif kind == "thin":
-        turn = rng.uniform(0, np.pi)
-        along = (xx - 0.5) * np.cos(turn) + (yy - 0.5) * np.sin(turn)
-        across = (xx - 0.5) * np.sin(turn) - (yy - 0.5) * np.cos(turn)
-        mask = (np.abs(across) < 0.008) & (np.abs(along) < 0.4)
-    elif kind == "several":
-        places = [
-            (y + rng.uniform(-0.04, 0.04), x + rng.uniform(-0.04, 0.04)) for y in (0.27, 0.72) for x in (0.27, 0.72)
-        ]
-        mask = np.any([np.hypot(yy - y, xx - x) < 0.13 for y, x in places], 0)
-    elif kind == "sizes":
-        mask = disc(rng, *rng.integers(90, 400, 2))
-    image = rng.normal(ground, 5, (*mask.shape, 1)) + rng.normal(0, 1.5, (*mask.shape, 3))
-    if kind == "shaded":
-        image += 60 * xx[..., None]
-    elif kind == "rough ground":
-        image, paint = 120 + grain(rng, mask.shape) * np.ones(3), np.array([120.0, 120, 120])
-    image[mask] = paint + rng.normal(0, 4, (mask.sum(), 1))
-    if kind == "rough object":
-        image[mask] = 60 + grain(rng, mask.shape)[mask]
-    picture = Image.fromarray(image.clip(0, 255).astype(np.uint8))
-    return picture.convert("L").convert("RGB") if kind == "gray" else picture, mask
-
-
-def parts(kind, count=6, seed=0):
-    rng = np.random.default_rng(seed)
-    images, masks = zip(*(part(kind, rng) for _ in range(count)), strict=True)
-    return list(images), list(masks)
-
-
-def texture(kind, rng):
-    """One image without any ground."""
-    image = 130 + rng.normal(0, 10, (SIZE, SIZE, 3))
-    if kind == "coarse":
-        image += grain(rng, (SIZE, SIZE), 8, 40)
-    elif kind == "striped":
-        image += 50 * (np.sin(np.arange(SIZE) / 5 + rng.uniform(0, 6)) > 0)[:, None]
-    elif kind == "flat":
-        image[:] = 128
-    elif kind == "vignette":
-        yy, xx = np.mgrid[-1 : 1 : SIZE * 1j, -1 : 1 : SIZE * 1j]
-        image -= 35 * (yy**2 + xx**2)[..., None]
-    return Image.fromarray(image.clip(0, 255).astype(np.uint8))
-
+from datasets import MVTecLayout
+from datasets.files import read_rgb
+from datasets.foreground import Foreground
+from datasets.foreground_masks import fit_samples
+from datasets.listing import list_images
+from datasets.masks import read_mask
+from utils import InputError
 
 KINDS = [
     "bright", "dark", "gray", "shaded", "rough ground", "rough object", "border", "through", "thin", "several", "sizes"
@@ -221,179 +153,13 @@ def test_nothing_is_learnt_from_no_image():
         Foreground.fit([])
 
 
-# -------------------------------------------------------------------------------------------- files
-
-
-@pytest.fixture
-def samples(tmp_path):
-    folder = tmp_path / "images"
-    folder.mkdir()
-    for number, image in enumerate(parts("bright", 6)[0]):
-        image.save(folder / f"{number}.png")
-    return [Sample(path) for path in list_images(folder)]
-
-
-def stamps(paths):
-    return [path.stat().st_mtime_ns for path in paths]
-
-
-def test_masks_are_made_once(samples, tmp_path, monkeypatch):
-    lines = []
-    monkeypatch.setattr(foreground.LOGGER, "info", lambda text, *values: lines.append(text % values))
-    paths = make_masks(samples, tmp_path / "masks", show_progress=False)
-    assert [path.name for path in paths] == [f"{number}.png" for number in range(6)]
-    for path, truth in zip(paths, parts("bright", 6)[1], strict=True):
-        values = np.asarray(Image.open(path))
-        assert set(np.unique(values)) == {0, 255}
-        assert (values[truth] == 255).all()
-    before = stamps(paths)
-    monkeypatch.setattr(Foreground, "fit", None)  # a second look at the images would fail
-    assert make_masks(samples, tmp_path / "masks", show_progress=False) == paths
-    assert stamps(paths) == before
-    assert {path.name for path in (tmp_path / "masks").iterdir()} == {RECORD, *(path.name for path in paths)}
-    assert len(lines) == 2
-    assert lines[0] == lines[1]
-    assert re.search(r"an object on 3\d% of an image .*they keep 3\d\.\d % of an image", lines[0])
-
-
-def test_only_what_is_missing_or_stale_is_made_anew(samples, tmp_path):
-    paths = make_masks(samples, tmp_path / "masks", show_progress=False)
-    before = stamps(paths)
-    paths[0].unlink()
-    parts("bright", 1, seed=9)[0][0].resize((120, 100)).save(samples[2].path)
-    make_masks(samples, tmp_path / "masks", show_progress=False)
-    assert [i for i, (old, new) in enumerate(zip(before, stamps(paths), strict=True)) if old != new] == [0, 2]
-    assert read_mask(paths[2]).shape == (100, 120)
-
-
-@pytest.mark.parametrize("text", ["", '{"version": 1, "images": {"0.png": 3}}'])
-def test_a_record_that_is_broken_or_old_makes_all_anew(samples, tmp_path, text):
-    paths = make_masks(samples, tmp_path / "masks", show_progress=False)
-    record = tmp_path / "masks" / RECORD
-    good, before = record.read_text(), stamps(paths)
-    record.write_text(text or good.replace('"version": 1', '"version": 0'))
-    make_masks(samples, tmp_path / "masks", show_progress=False)
-    assert all(old != new for old, new in zip(before, stamps(paths), strict=True))
-    assert record.read_text() == good
-
-
-def test_a_verdict_turned_round_makes_all_anew(samples, tmp_path):
-    make_masks(samples, tmp_path / "masks", show_progress=False)
-    rng = np.random.default_rng(0)
-    for sample in samples[1:]:
-        texture("vignette", rng).save(sample.path)
-    paths = make_masks(samples, tmp_path / "masks", show_progress=False)
-    assert json.loads((tmp_path / "masks" / RECORD).read_text())["fills_image"]
-    assert all(read_mask(path).all() for path in paths)
-
-
-def test_an_interrupted_run_keeps_what_it_made(samples, tmp_path, monkeypatch):
-    find, calls = Foreground.mask, []
-
-    def interrupted(self, image):
-        calls.append(image)
-        if len(calls) == 4:
-            raise KeyboardInterrupt
-        return find(self, image)
-
-    monkeypatch.setattr(Foreground, "mask", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        make_masks(samples, tmp_path / "masks", show_progress=False)
-    make_masks(samples, tmp_path / "masks", show_progress=False)
-    assert len(calls) == 4 + 3
-
-
-def test_images_of_one_stem_get_masks_of_their_own(tmp_path):
-    names = ["a/1.png", "a/1.bmp", "b/1.png", "b/2.png", "b/contact_sheet.png"]
-    images, masks = parts("bright", len(names))
-    for name, image in zip(names, images, strict=True):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        image.save(tmp_path / name)
-    paths = make_masks([Sample(tmp_path / name) for name in names], tmp_path / "masks", show_progress=False)
-    assert [p.name for p in paths] == ["a_1.png", "a_1_2.png", "b_1.png", "2.png", "b_contact_sheet.png"]
-    for path, truth in zip(paths, masks, strict=True):
-        assert read_mask(path)[truth].all()
-
-
-def test_a_mask_lies_like_the_image_that_is_seen(tmp_path):
-    images, _ = parts("border", 4)
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    for number, image in enumerate(images):
-        image.resize((160, 120)).save(tmp_path / f"{number}.png", exif=exif)
-    samples = [Sample(path) for path in list_images(tmp_path)]
-    paths = make_masks(samples, tmp_path / "masks", show_progress=False)
-    seen = read_rgb(samples[0].path)
-    mask = read_mask(paths[0]) > 0
-    assert mask.shape == (seen.height, seen.width)
-    lightness = np.asarray(seen.convert("L"))
-    assert mask[lightness > 100].all()
-    assert lightness[~mask].mean() < 80
-
-
-def test_what_cannot_be_done_is_said(samples, tmp_path):
-    with pytest.raises(InputError, match="no image to make one for"):
-        make_masks([], tmp_path / "masks")
-    gone = Sample(tmp_path / "gone.png")
-    with pytest.raises(WorkError, match=re.escape(str(gone.path))):
-        make_masks([*samples, gone], tmp_path / "masks")
-    samples[3].path.write_bytes(b"no picture")
-    with pytest.raises(WorkError, match=re.escape(str(samples[3].path))):
-        make_masks(samples, tmp_path / "masks")
-    (tmp_path / "masks" / "1.png").mkdir(parents=True)
-    with pytest.raises(WorkError, match=r"cannot write .*1\.png"):
-        make_masks(samples[:3], tmp_path / "masks", show_progress=False)
-
-
-# ------------------------------------------------------------------------------------- command line
-
-
-def test_the_command_makes_masks_and_sheets_where_a_training_finds_them(tmp_path):
-    data, _ = make_mvtec(tmp_path, classes=("disc", "plate"))
-    done = cli("foreground", "mvtec", data, "-d", "disc", "--out", data / "fg_mask", "--test")
-    assert done.returncode == 0
-    layout, folder = MVTecLayout(data), data / "fg_mask" / "disc"
-    found = layout.foreground("disc", layout.train("disc"))
-    assert [path.name for path in found] == [f"{number:03d}.png" for number in range(6)]
-    assert not (data / "fg_mask" / "plate").exists()
-    for name in (SHEET, TEST_SHEET):
-        height, width, _ = np.asarray(Image.open(folder / name)).shape
-        assert (height, width) > (200, 200)
-    share = float(re.search(r"disc: ([\d.]+)% of the defect pixels of 3 test images", done.stdout)[1])
-    left_out = float(re.search(r"([\d.]+)% of an image is left out", done.stdout)[1])
-    assert share > 99
-    assert 40 < left_out < 65
-
-
-def test_the_command_takes_all_classes_and_says_where_nothing_can_be_measured(tmp_path):
-    data, _ = make_mvtec(tmp_path, classes=("disc", "plate"), defective=0)
-    done = cli("foreground", "mvtec", data, "--out", tmp_path / "out", "--test")
-    assert done.returncode == 0
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"disc", "plate"}
-    assert done.stdout.count("no test image has a mask to measure by") == 2
-
-
-def test_the_command_fails_with_one_line(tiny, tmp_path):
-    done = cli("foreground", "mvtec", tiny[0], "-d", "disk", "--out", tmp_path / "out")
-    assert done.returncode == 2
-    assert done.stdout.startswith("Error: unknown class 'disk'")
-    assert done.stdout.count("\n") == 1
-    assert not (tmp_path / "out").exists()
-
-
-def test_the_command_names_the_data_sets(tiny, tmp_path):
-    done = cli("foreground", "mvtecc", tiny[0], "--out", tmp_path / "out")
-    assert done.returncode == 2
-    assert "unknown data set 'mvtecc'; possible: mvtec, visa" in done.stdout
-
-
 # ---------------------------------------------------------------------------------------- real data
 
 
 @pytest.mark.real
 def test_bottles_are_kept_whole(real):
     layout = MVTecLayout(real / "data" / "mvtec")
-    fitted = foreground.fit_samples(layout.train("bottle"))
+    fitted = fit_samples(layout.train("bottle"))
     assert not fitted.fills_image
     inside, defects, left_out = 0, 0, []
     for sample in layout.test("bottle"):
@@ -411,7 +177,7 @@ def test_bottles_are_kept_whole(real):
 
 @pytest.mark.real
 def test_tiles_and_textures_fill_the_image(real):
-    fitted = foreground.fit_samples(MVTecLayout(real / "data" / "tile").train("magnetic_tile"))
+    fitted = fit_samples(MVTecLayout(real / "data" / "tile").train("magnetic_tile"))
     assert fitted.fills_image, fitted.reason
     pictures = list_images(real / "data" / "dtd" / "images", recursive=True)[::40]
     assert len(pictures) == 10

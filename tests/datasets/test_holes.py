@@ -5,11 +5,12 @@ import itertools
 
 import numpy as np
 import pytest
+from image_files import looks_truncated
 from PIL import Image
 
 from datasets.check import check_pictures
 from datasets.damage import read_structure
-from datasets.files import looks_truncated, read_header, read_rgb
+from datasets.files import read_header, read_rgb
 from datasets.tiff import open_page
 from utils import WorkError
 

@@ -1,6 +1,5 @@
 """Which files are taken: through links, beside folders that may not be entered, by suffix; and what is said of others."""
 
-import logging
 import os
 import struct
 import zlib
@@ -11,12 +10,14 @@ import pytest
 from helpers import cli
 from PIL import Image
 
-from datasets import DATASETS, files
+from datasets import DATASETS, files, listing
 from datasets.defects import list_defects
-from datasets.files import closed_folders, list_folders, list_images, look_through, read_header, read_mask, read_rgb
+from datasets.files import read_header, read_rgb
+from datasets.listing import closed_folders, list_folders, list_images, scan_folder
+from datasets.masks import read_mask
 from datasets.textures import list_textures
 from inference.predict import find_pictures
-from utils import LOGGER, InputError, WorkError
+from utils import InputError, WorkError
 
 GRAY = np.random.default_rng(0).integers(0, 256, (14, 18)).astype(np.uint8)
 
@@ -32,15 +33,6 @@ def names(folder, **options):
 
 
 @pytest.fixture
-def log(caplog, monkeypatch):
-    monkeypatch.setattr(LOGGER, "propagate", False)  # as a command sets it
-    LOGGER.addHandler(caplog.handler)
-    caplog.set_level(logging.INFO, "glass")
-    yield caplog
-    LOGGER.removeHandler(caplog.handler)
-
-
-@pytest.fixture
 def closed(monkeypatch):
     """Makes folders that may not be entered; the tests may run as root, whom nothing stops."""
     shut = set()
@@ -51,7 +43,7 @@ def closed(monkeypatch):
             raise PermissionError(13, "Permission denied", str(path))
         return scan(path)
 
-    monkeypatch.setattr(files.os, "scandir", scandir)
+    monkeypatch.setattr(listing.os, "scandir", scandir)
 
     def close(folder):
         folder.mkdir(parents=True)
@@ -95,7 +87,7 @@ def test_folders_that_may_not_be_entered_are_left_out_and_named(tmp_path, closed
         assert layout.choose([]) == layout.choose(["cap"]) == ["cap"]
         assert f"{shut} may not be entered" in log.text
         assert len(layout.train("cap")) == 1
-    listing = look_through(tmp_path / "d" / "cap", recursive=True)
+    listing = scan_folder(tmp_path / "d" / "cap", recursive=True)
     assert listing.closed == [inner]
     assert str(inner) in listing.describe()
     for take in (list_textures, list_defects, lambda folder: find_pictures([str(folder)])):
@@ -110,13 +102,13 @@ def test_folders_that_may_not_be_entered_are_left_out_and_named(tmp_path, closed
 
 
 def test_files_that_are_not_taken_are_counted(tmp_path, log, monkeypatch):
-    monkeypatch.setattr(files, "_has_heif", lambda: False)
+    monkeypatch.setattr(listing, "has_heif", lambda: False)
     good = tmp_path / "d" / "cap" / "good"
     save(good / "0.png")
     for name in ("a.HEIC", "b.heic", "c.gif", "d", "Thumbs.db", "README.txt", ".hidden.npy"):
         (good / name).write_bytes(b"x")
     said = "files not taken: 2 .heic, 1 .gif, 1 without a suffix; HEIC is read where pillow-heif is installed"
-    assert said in look_through(good).describe()
+    assert said in scan_folder(good).describe()
     result = cli("check", "folder", tmp_path / "d", good)
     assert f"note: cap: {said}" in result.stdout
     assert f"note: textures: {said}" in result.stdout
@@ -194,7 +186,7 @@ def test_pages_are_counted_and_said(tmp_path):
     save(good / "0.tif", save_all=True, append_images=[page, page])
     assert read_header(good / "0.tif").pages == 3
     result = cli("check", "folder", tmp_path / "d")
-    assert "note: cap: 1 files have several pages, as" in result.stdout
+    assert "note: cap: 1 files have several pages, such as" in result.stdout
     assert read_rgb(good / "0.tif").info == {files.PAGES: 3}
     assert read_rgb(save(tmp_path / "one.tif")).info == {}
 

@@ -9,11 +9,11 @@ from PIL import Image
 
 import metrics
 from datasets import FolderLayout, ImageSettings, MVTecLayout, TestDataset
-from datasets.base import Sample, read_all
+from datasets.base import Sample
 from datasets.check import full_check, quick_check
 from datasets.defects import Defects, list_defects
-from datasets.files import read_mask
-from datasets.masks import examine, read_mask_of
+from datasets.masks import examine, read_mask, read_mask_of
+from datasets.preloading import read_all
 from datasets.truth import PackedMasks
 from metrics import NO_PIXEL_LEFT
 from training.evaluation import why_nan
@@ -92,14 +92,18 @@ def strange(data, image):
 
 
 STRANGE = {
-    "inverted": (Image.fromarray(255 - MASK), ["covers"], "marks more than half of its picture"),
+    "inverted": (Image.fromarray(255 - MASK), ["covers"], "marks more than half of its image"),
     "background": (
         Image.fromarray(MASK // 255 + 1),
         ["covers"],
         "is it inverted, or the value of its background not 0",
     ),
     "red": (Image.fromarray(np.dstack([MASK * 0 + 255, 255 - MASK, 255 - MASK])), ["covers"], "more than half"),
-    "soft": (Image.fromarray(np.minimum(MASK, np.arange(64, dtype=np.uint8)[:, None] * 8)), ["levels"], "not clear"),
+    "soft": (
+        Image.fromarray(np.minimum(MASK, np.arange(64, dtype=np.uint8)[:, None] * 8)),
+        ["levels"],
+        "meaning is unclear",
+    ),
     "empty": (Image.fromarray(MASK * 0), ["empty"], "marks no pixel, though"),
 }
 
@@ -243,7 +247,7 @@ def test_a_mask_drawn_on_stored_pixels_is_turned_where_that_is_sure(data, orient
     samples = MVTecLayout(data).test("disc")
     assert quick_check("disc", [], samples)[0] == full_check("disc", [], samples)[0] == []
     (note,) = notes_of(data)
-    assert ("turned with its picture" if sideways else "its size does not tell") in note
+    assert ("turned with its image" if sideways else "its size does not tell") in note
     # known defects and foreground masks follow the same rule, the latter at any scale
     masks = Defects([(picture, mask_of(data))], ImageSettings(resize=32, imagesize=32))._masks
     assert masks[0].any()

@@ -2,7 +2,7 @@
 
 import pytest
 
-from datasets.cache import free_memory
+from datasets.memory import free_memory
 
 SYSTEM = 8_000 * 1024
 

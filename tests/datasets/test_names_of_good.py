@@ -69,7 +69,7 @@ def test_a_folder_whose_name_says_nothing_is_refused(tmp_path):
     fill(tmp_path / "cap/good", 6)
     fill(tmp_path / "cap/val", 2)
     with pytest.raises(
-        InputError, match=r"class cap: whether the images in .*val are good or defective, its name does"
+        InputError, match=r"class cap: the name of .*val does not say whether its images are good or defec"
     ):
         FolderLayout(tmp_path).test("cap")
     shutil.rmtree(tmp_path / "cap/val")
@@ -151,7 +151,7 @@ def test_anomalies_of_the_training_split_are_tested(root):
     assert {s.kind for s in layout.train("cap")} == {"good"}
     table = root / "split_csv/1cls.csv"
     assert layout.notes("cap") == [
-        f"1 rows with split train in {table} are anomalies: they are tested, not trained on",
+        f"1 rows with split train in {table} are anomalies: they are moved to the test set",
         f"1 rows in {table} are not used: their split is val",
     ]
 

@@ -8,7 +8,7 @@ from helpers import cli
 from PIL import Image
 
 from datasets import FolderLayout, MVTecLayout, VisALayout
-from datasets.files import look_through
+from datasets.listing import scan_folder
 from inference.inputs import find_pictures, parse_path_list
 from inference.predict import as_json
 from utils import InputError
@@ -91,7 +91,7 @@ def test_links_into_one_another_give_each_picture_once(tmp_path):
     (tmp_path / "t").mkdir()
     (tmp_path / "t/a").symlink_to(tmp_path / "x/sub")
     (tmp_path / "t/b").symlink_to(tmp_path / "x")
-    assert [path.name for path in look_through(tmp_path / "t", recursive=True).images] == ["10.png", "11.png", "0.png"]
+    assert [path.name for path in scan_folder(tmp_path / "t", recursive=True).images] == ["10.png", "11.png", "0.png"]
 
 
 def test_annotations_behind_a_link_are_named_once(tmp_path):

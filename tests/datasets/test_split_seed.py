@@ -3,8 +3,7 @@
 import csv
 
 import torch
-from test_damage import last_line
-from test_datasets import shaped
+from helpers import last_line, shaped
 from test_runs import run
 
 from datasets import FolderLayout

@@ -7,22 +7,23 @@ import pytest
 from helpers import cli
 
 from datasets import DATASETS
-from datasets.files import read_mask, read_rgb
+from datasets.files import read_rgb
+from datasets.masks import read_mask
 from generation import demo
 
 
-@pytest.mark.parametrize("name", list(demo.PICTURES))
+@pytest.mark.parametrize("name", list(demo.PARTS))
 def test_defects_are_where_their_masks_are(name):
     for kind in demo.kinds_of(name):
-        image, mask = demo.defective_picture(name, kind, 3, 1)
+        image, mask = demo.defective_image(name, kind, 3, 1)
         assert image.shape == (demo.SIDE, demo.SIDE, 3)
         assert 0 <= image.min() <= image.max() <= 1
         assert 10 < (mask > 0.5).sum() < 0.1 * mask.size, kind
-        again = demo.defective_picture(name, kind, 3, 1)[0]
+        again = demo.defective_image(name, kind, 3, 1)[0]
         assert (image == again).all()
-        assert (image != demo.defective_picture(name, kind, 4, 1)[0]).any()
-    good = demo.good_picture(name, 3, 0)
-    assert np.abs(good - demo.good_picture(name, 3, 1)).mean() > 0.005
+        assert (image != demo.defective_image(name, kind, 4, 1)[0]).any()
+    good = demo.good_image(name, 3, 0)
+    assert np.abs(good - demo.good_image(name, 3, 1)).mean() > 0.005
 
 
 def test_a_plate_with_a_fault_is_the_same_plate_elsewhere():
@@ -62,7 +63,7 @@ def test_the_command_writes_whole_folders_once(tmp_path, monkeypatch):
     assert (tmp_path / "empty").stat().st_ino == number
     assert sorted(p.name for p in (tmp_path / "empty").iterdir()) == ["demo.json", "plate", "wall"]
     shutil.rmtree(tmp_path / "empty" / "wall")
-    with pytest.raises(demo.InputError, match="was made as demo data, but wall is gone"):
+    with pytest.raises(demo.InputError, match="was made as demo data, but wall is missing"):
         demo.make(tmp_path / "link", 0)
     (tmp_path / "file").touch()
     with pytest.raises((demo.WorkError, demo.InputError)):

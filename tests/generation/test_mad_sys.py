@@ -7,7 +7,8 @@ import pytest
 from helpers import cli, make_mvtec
 
 from datasets import MVTecLayout
-from datasets.files import read_mask, read_rgb
+from datasets.files import read_rgb
+from datasets.masks import read_mask
 from generation import mad_sys
 from utils import InputError
 

@@ -138,7 +138,7 @@ def test_a_bad_image_becomes_a_row_and_the_others_are_judged(folder, tmp_path):
     assert len(rows) == 7
     for name, says in (
         ("truncated.png", "truncated"), ("zero.png", "the file is empty"), ("point.png", "1x1 pixels is too small"),
-        ("text.png", "no picture of a kind"), ("huge.png", "more than --max_pixels 500000000"),
+        ("text.png", "not an image of a supported"), ("huge.png", "more than --max_pixels 500000000"),
     ):  # fmt: skip
         assert says in rows[name]["error"], name
         assert rows[name]["score"] == ""

@@ -7,8 +7,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from helpers import make_mvtec
-from test_damage import last_line, spoil
+from helpers import last_line, make_mvtec, spoil
 from test_runs import run
 
 from datasets import inventory

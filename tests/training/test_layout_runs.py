@@ -5,8 +5,7 @@ import shutil
 
 import pytest
 import torch
-from helpers import NET, cli, make_mvtec
-from test_datasets import make_visa
+from helpers import NET, cli, make_mvtec, make_visa
 from test_runs import run
 from test_scripts import script
 

@@ -7,8 +7,7 @@ from pathlib import Path
 import openpyxl
 import pandas as pd
 import pytest
-from helpers import DATASET, cli, make_mvtec
-from test_damage import last_line
+from helpers import DATASET, cli, last_line, make_mvtec, shaped
 from test_runs import run
 
 from utils import LONGEST_ROW, printable, row_name
@@ -104,8 +103,6 @@ def test_classes_that_would_share_a_row_and_folders_that_tensorboard_cannot_writ
 
 def test_lists_of_splits_hold_a_carriage_return_in_one_row(tmp_path):
     import csv
-
-    from test_datasets import shaped
 
     data = shaped(tmp_path / "x", "good")
     odd = data / "disc/good/a\rb.png"

@@ -13,9 +13,8 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from helpers import DATASET, NET, ROOT, cli, make_mvtec, shape_of_part
+from helpers import DATASET, NET, ROOT, cli, make_mvtec, shape_of_part, shaped
 from PIL import Image
-from test_datasets import shaped
 
 import main as command
 from datasets.defects import Defects, list_defects, refuse_test_images
@@ -275,7 +274,7 @@ def test_training_with_known_defects_but_never_those_of_the_test(tmp_path, textu
     Image.open(data / "disc/test/blot/001.png").save(known / "again.bmp")
     done = run(data, textures, tmp_path / "x", "--defects", known)
     assert done.exit_code == 2
-    assert re.search(r"again\.bmp is the test image .*001\.png; take it out", done.output)
+    assert re.search(r"again\.bmp is the test image .*001\.png; remove it", done.output)
     done = run(data, textures, tmp_path / "y", "--defects", tmp_path / "nowhere")
     assert done.exit_code == 2
     assert "--defects" in done.output

@@ -14,9 +14,10 @@ from torch.utils.data import DataLoader
 
 import datasets
 from datasets import ImageSettings, MVTecLayout, TestDataset
-from datasets.base import EpochSampler, end_workers, make_loader
 from datasets.geometry import Geometry, Tiling
+from datasets.loaders import EpochSampler, end_workers, make_loader
 from datasets.tiles import TiledTestDataset
+from datasets.training_set import CentreDataset
 from datasets.truth import PackedMasks
 from reporting import class_record, page
 from reporting import tables as report
@@ -186,7 +187,7 @@ def test_training_goes_the_same_whichever_images_are_sent(tmp_path, monkeypatch,
         model.set_model_dir(tmp_path / kind.__name__, "class")
         monkeypatch.setattr("training.trainer.feature_budget", lambda *_: kept * 8 * 8 * 16 * 4)
         loader = make_loader(data, 2, 0, kind(6, 0))
-        centre = make_loader(datasets.base.CentreDataset(data), 2, 0, EpochSampler(6, 0, shuffle=False))
+        centre = make_loader(CentreDataset(data), 2, 0, EpochSampler(6, 0, shuffle=False))
         model.trainer(loader, None, "class", centre)
         assert sum(len(batch.get("image", ())) for batch in loader) == expected
         weights.append(model.discriminator.state_dict())
