@@ -36,35 +36,11 @@ FENCED = re.compile(r"^```.*?\n(.*?)^```", re.S | re.M)
 CLASSES = {"GLASS": GLASS, "Layout": Layout, "Sample": Sample}  # named without their module
 LONGEST_README = 200  # lines
 
-# Parts that other changes add or remove. Delete these lines, and the one that uses each, once they are in.
-COMING: set = {
-    "docs/options.md",
-    "inference/scorer.py",
-    "inference/settings.py",
-    "tests/test_house.py",
-    "training/saving.py",
-    "training/trainer.py",
-}
-LEAVING = {"embedded.py"}
-BEFORE = {
-    "check": ("datasets.check", "main"),
-    "demo": ("generation.demo", "command"),
-    "foreground": ("datasets.foreground", "main"),
-    "mad-sys": ("generation.mad_sys", "main"),
-    "predict": ("main", "predict_command"),
-    "preview": ("reporting.preview", "command"),
-    "report": ("reporting.compare", "main"),
-}
-
 
 def commands():
     """Every command of main.py, by name."""
     context = click.Context(main.main)
-    known = {name: main.main.get_command(context, name) for name in main.main.list_commands(context)}
-    for name in BEFORE.keys() - known.keys():
-        module, attribute = BEFORE[name]
-        known[name] = getattr(importlib.import_module(module), attribute)
-    return known
+    return {name: main.main.get_command(context, name) for name in main.main.list_commands(context)}
 
 
 def options_of(command):
@@ -113,7 +89,7 @@ def example(heading):
 
 def exists(name):
     """Whether a file is there; <dataset> in its name stands for anything."""
-    return any(ROOT.glob(re.sub(r"<\w+>", "*", name))) or name in OF_AN_EXAMPLE | COMING
+    return any(ROOT.glob(re.sub(r"<\w+>", "*", name))) or name in OF_AN_EXAMPLE
 
 
 # ------------------------------------------------------------------------------------ links, files, names
@@ -124,8 +100,7 @@ def test_links_lead_to_files_and_headings(document):
     for target in re.findall(r"\]\((?!https?:)([^)\s]+)\)", without_code(DOCUMENTS[document])):
         file, _, anchor = target.partition("#")
         path = ((ROOT / document).parent / file).resolve() if file else ROOT / document
-        name = path.relative_to(ROOT).as_posix()
-        assert path.exists() or name in COMING, target
+        assert path.is_relative_to(ROOT) and path.exists(), target
         if anchor:
             assert anchor in headings(path.read_text(encoding="utf-8")), target
 
@@ -154,7 +129,7 @@ def test_names_from_the_code_exist(document):
         if first in CLASSES:
             assert hasattr(CLASSES[first], *rest), code
         elif first in {*FOLDERS, *MODULES} and first not in ("docs", "onnx", "shell", "weights"):
-            assert f"{code.replace('.', '/')}.py" in COMING or _found(first, rest), code
+            assert _found(first, rest), code
 
 
 def _found(first, rest):
@@ -172,7 +147,7 @@ def _found(first, rest):
 
 def test_every_part_of_the_project_is_described():
     text = DOCUMENTS["CONTRIBUTING.md"]
-    parts = {f"{name}/" for name in FOLDERS} | {f"{name}.py" for name in MODULES} - LEAVING
+    parts = {f"{name}/" for name in FOLDERS} | {f"{name}.py" for name in MODULES}
     missing = {part for part in parts if f"`{part}`" not in text}
     assert not missing
 
