@@ -1,4 +1,4 @@
-"""What is kept in memory: the right pixels, no more than the budget, shared by processes."""
+"""The image cache: the right pixels, within the budget, shared by processes."""
 
 import multiprocessing
 import pickle

@@ -1,4 +1,4 @@
-"""What is wrong with a user's folders: found before the training, said in one line, left out where that is asked for."""
+"""What is wrong with a data set: found before the training, reported in one line, left out where requested."""
 
 import gc
 import shutil
@@ -146,7 +146,7 @@ def test_the_folder_of_a_class_is_no_data_path(tmp_path):
         assert f"is the folder of one class: give {data}, with -d disc" in str(done.exception) + done.output
 
 
-def test_folders_that_are_no_classes_are_said(tmp_path):
+def test_folders_that_are_not_classes_are_reported(tmp_path):
     data, patterns = make_mvtec(tmp_path)
     (data / "lid").mkdir()
     with pytest.raises(InputError, match=r"class lid: .*lid holds no file.*-d"):

@@ -1,4 +1,4 @@
-"""Pictures of cameras with 10, 12 or 14 bits in 16-bit files: one depth from the training to the exported graph."""
+"""Images of cameras with 10, 12 or 14 bits in 16-bit files: one depth from the training to the exported graph."""
 
 import os
 
@@ -74,7 +74,7 @@ def test_the_depth_is_found(tmp_path, factor, bits, kind):
     assert read_rgb(path, ReadOptions(bits)).info == {}
 
 
-def test_what_does_not_fit_is_said(tmp_path):
+def test_images_that_do_not_fit_the_depth_are_reported(tmp_path):
     twelve = [save(LOW * 16, tmp_path / f"{i}.png") for i in range(4)]
     bright = save(LOW * 257, tmp_path / "bright.png")
     eight = save(LOW.astype(np.uint8), tmp_path / "eight.png")

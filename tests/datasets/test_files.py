@@ -1,4 +1,4 @@
-"""Image files: every format and kind of pixels, turned ones, cut-off ones."""
+"""Image files: every format, kind of pixels and orientation."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Foreground masks: they keep the whole object, leave out ground, and are made once."""
+"""Foreground masks: they keep the whole object and leave out the background."""
 
 import re
 
@@ -25,7 +25,7 @@ KINDS = [
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_object_is_kept_and_the_ground_left_out(kind):
+def test_the_object_is_kept_and_the_background_left_out(kind):
     fitted = Foreground.fit(parts(kind)[0])
     assert not fitted.fills_image, fitted.reason
     assert fitted.reason.startswith("an object on ")
@@ -55,14 +55,14 @@ def painted(rng, box, shift=95.0):
     return Image.fromarray(image.clip(0, 255).astype(np.uint8))
 
 
-def test_an_object_that_leaves_hardly_any_ground_fills_the_image():
+def test_an_object_that_leaves_hardly_any_background_fills_the_image():
     rng = np.random.default_rng(0)
     fitted = Foreground.fit(painted(rng, (8, SIZE - 8, 8, SIZE - 8)) for _ in range(6))
     assert fitted.fills_image
     assert "would be left out" in fitted.reason
 
 
-def test_specks_are_no_object():
+def test_specks_are_not_an_object():
     rng = np.random.default_rng(0)
     images = [rng.normal(60, 3, (SIZE, SIZE, 3)) for _ in range(6)]
     for image in images:
@@ -120,7 +120,7 @@ def test_no_mask_is_empty_where_most_images_show_no_object():
     assert all(fitted.mask(image).any() for image in images)
 
 
-def test_a_ground_never_seen_is_not_taken_for_one():
+def test_an_unknown_background_is_not_taken_for_background():
     fitted = Foreground.fit(parts("bright")[0])
     green = Image.new("RGB", (SIZE, SIZE), (20, 160, 40))
     green.paste((150, 130, 100), (60, 60, 140, 140))
@@ -148,7 +148,7 @@ def test_many_images_are_looked_at_evenly_and_twice_alike():
     assert np.array_equal(one.mask(images[3]), other.mask(images[3]))
 
 
-def test_nothing_is_learnt_from_no_image():
+def test_learning_from_no_image_is_refused():
     with pytest.raises(InputError, match="good images, and there is none"):
         Foreground.fit([])
 

@@ -125,7 +125,7 @@ def test_a_mask_lies_like_the_image_that_is_seen(tmp_path):
     assert lightness[~mask].mean() < 80
 
 
-def test_what_cannot_be_done_is_said(samples, tmp_path):
+def test_requests_that_cannot_work_name_the_reason(samples, tmp_path):
     with pytest.raises(InputError, match="no image to make one for"):
         make_masks([], tmp_path / "masks")
     gone = Sample(tmp_path / "gone.png")

@@ -1,4 +1,4 @@
-"""JPEG and WebP files that have zeros, or nothing, in place of a part of their data, and sound ones that look like it."""
+"""JPEG and WebP files with zeros, or nothing, in place of some data, and intact files that look like them."""
 
 import io
 import itertools

@@ -1,4 +1,4 @@
-"""Which files are taken: through links, beside folders that may not be entered, by suffix; and what is said of others."""
+"""Which files are listed: through links, beside folders that may not be entered, by suffix; and reports on others."""
 
 import os
 import struct
@@ -180,7 +180,7 @@ def test_pnm_is_read_with_its_own_white(tmp_path):
 # --------------------------------------------------------------------------------------------- TIFF
 
 
-def test_pages_are_counted_and_said(tmp_path):
+def test_pages_are_counted_and_reported(tmp_path):
     good = tmp_path / "d" / "cap" / "good"
     page = Image.fromarray(GRAY)
     save(good / "0.tif", save_all=True, append_images=[page, page])

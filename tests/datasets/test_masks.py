@@ -1,4 +1,4 @@
-"""Masks as tools write them: what of them counts, how they lie on their pictures, and what is said of them."""
+"""Masks as tools write them: which pixels count, how they lie on their images, and which remarks are made."""
 
 import shutil
 
@@ -86,12 +86,12 @@ def test_opacity_of_a_turned_mask_of_a_palette_and_of_nothing_drawn(tmp_path):
 # ------------------------------------------------------------------------------------------ remarks
 
 
-def strange(data, image):
+def remarks_on(data, image):
     image.save(mask_of(data))
     return examine(mask_of(data), data / "disc/test/blot/000.png")[1]
 
 
-STRANGE = {
+SUSPICIOUS = {
     "inverted": (Image.fromarray(255 - MASK), ["covers"], "marks more than half of its image"),
     "background": (
         Image.fromarray(MASK // 255 + 1),
@@ -108,10 +108,10 @@ STRANGE = {
 }
 
 
-@pytest.mark.parametrize("kind", STRANGE)
-def test_strange_masks_are_said_by_the_check_and_found_by_reading(data, kind):
-    image, remarks, text = STRANGE[kind]
-    assert strange(data, image) == remarks
+@pytest.mark.parametrize("kind", SUSPICIOUS)
+def test_suspicious_masks_are_reported_by_the_check_and_when_read(data, kind):
+    image, remarks, text = SUSPICIOUS[kind]
+    assert remarks_on(data, image) == remarks
     (note,) = notes_of(data)
     assert text in note
     assert str(mask_of(data)) in note
@@ -126,14 +126,14 @@ def test_a_copy_of_the_picture_is_no_mask(data, tmp_path, how):
     if how == "jpeg":
         picture.save(tmp_path / "a.jpg", quality=92)
         picture = Image.open(tmp_path / "a.jpg")
-    assert strange(data, picture.convert("L") if how == "gray" else picture) == ["copy"]
+    assert remarks_on(data, picture.convert("L") if how == "gray" else picture) == ["copy"]
 
 
 @pytest.mark.parametrize(
     "values", [MASK, MASK // 255, (MASK // 255) * 7, np.where(MASK > 0, np.arange(64) % 3 + 1, 0), MASK > 0]
 )
 def test_plain_masks_and_numbered_kinds_are_not_strange(data, values):
-    assert strange(data, Image.fromarray(values if values.dtype == bool else values.astype(np.uint8))) == []
+    assert remarks_on(data, Image.fromarray(values if values.dtype == bool else values.astype(np.uint8))) == []
     assert notes_of(data) == []
 
 
@@ -268,7 +268,7 @@ def test_a_mask_drawn_on_the_picture_as_shown_stays(data):
 # ---------------------------------------------------------------------------- defects that vanish
 
 
-def test_a_defect_of_which_nothing_is_left_is_unknown_and_said(data):
+def test_a_defect_with_no_pixel_left_is_unknown_and_reported(data):
     """One cropped away, one between the pixels that the nearest neighbour takes, one that was never drawn."""
     wide, fine = np.zeros((64, 192), np.uint8), np.zeros((640, 640), np.uint8)
     wide[:, :20], fine[3, 1] = 255, 255

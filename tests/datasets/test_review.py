@@ -1,4 +1,4 @@
-"""What lies in a data set but is not used is said, and what is refused is refused for the right reason."""
+"""What a data set contains without being used is reported, and what is refused is refused for the right reason."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Large pictures in tiles: how they are cut and put together, in training, in the test, and with `predict`."""
+"""Large images in tiles: how they are cut and merged, in training, in the test, and with predict."""
 
 import csv
 

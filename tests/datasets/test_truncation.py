@@ -64,7 +64,7 @@ def test_a_file_whose_second_half_was_never_written(put, name):
 @pytest.mark.parametrize(
     ("name", "more"), [("png", b"\0" * 100), ("jpg", b"\0" * 100), ("jpg", b"\r\n"), ("bmp", b"\0\0")]
 )
-def test_padding_is_no_truncation(put, name, more):
+def test_padding_is_not_truncation(put, name, more):
     path = put(WHOLE[name]() + more, name)
     assert not looks_truncated(path)
     assert read_rgb(path).size == (80, 90)

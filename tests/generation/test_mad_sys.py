@@ -1,4 +1,4 @@
-"""Test sets of weak defects: what they hold, that β alone differs, that they can be gone on with."""
+"""Test sets of weak defects: their content, that only β differs, that they can be continued."""
 
 import json
 
