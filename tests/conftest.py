@@ -33,6 +33,15 @@ def _log_as_before():
     utils.LOGGER.propagate = True
 
 
+@pytest.fixture(autouse=True)
+def _charts_are_not_drawn(request, monkeypatch):
+    """Drawing the charts takes longer than a tiny training; the tests of the report, alone, look at them."""
+    from reporting import charts
+
+    if request.path.parent.name != "reporting":
+        monkeypatch.setattr(charts, "_svg", lambda figure, name: f'<svg role="img" id="{name}"></svg>')
+
+
 @pytest.fixture
 def log(caplog, monkeypatch):
     """What the program logs."""

@@ -106,7 +106,7 @@ def make_textures(folder, rng):
 NET = [
     "net",
     "-b",
-    "resnet18",
+    "resnet18_half",
     "--weights",
     "random",
     "--pretrain_embed_dimension",
