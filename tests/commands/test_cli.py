@@ -426,7 +426,7 @@ def test_a_results_folder_is_for_one_run_at_a_time(tiny, tmp_path):
         done = train_cli(*tiny, tmp_path / "r", run=cli_process)
         assert done.returncode == 2
         assert done.stdout.strip() == (
-            f"Error: --results_path {tmp_path / 'r'} is in use by another run; wait for its end, or give another"
+            f"Error: --results_path {tmp_path / 'r'} is in use by another run; wait until it ends, or give another folder"
         )
     assert not list((tmp_path / "r").iterdir())
     with one_at_a_time(tmp_path / "r"):  # and free again
