@@ -1,7 +1,7 @@
-"""Backbone names and their weights: name → frozen feature network.
+"""Backbones: from a name to a frozen network with its weights.
 
-Names are the published ones, that of the network that comes with the project, and `timm:NAME` or `torchvision:NAME` for
-any other model of the two libraries.
+The names are those of the published code, that of the embedded network, which comes with the project, and `timm:NAME`
+or `torchvision:NAME` for any other model of the two libraries.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ TORCHVISION = {
     "wideresnet50": "wide_resnet50_2",
     "wideresnet101": "wide_resnet101_2",
 }
-# right: the name in timm 1.x with the tag of the weights that the old name stood for (resnet200 never had any)
+# name in the published code: name in timm 1.x, with the tag of the weights that it meant (resnet200 never had weights)
 TIMM = {
     "resnet200": "resnet200",
     "resnest50": "resnest50d_4s2x40d.in1k",
@@ -68,20 +68,20 @@ TIMM = {
     "efficientnetv2_l": "tf_efficientnetv2_l.in1k",
     "efficientnet_b3a": "efficientnet_b3.ra2_in1k",
 }
-EMBEDDED = "resnet18_half"  # the network that is part of the project, made by tools/distil.py
+EMBEDDED = "resnet18_half"  # the network that is part of the project, trained by tools/distil.py
 EMBEDDED_FILE = Path(__file__).parent / "weights" / f"{EMBEDDED}.safetensors"
 EMBEDDED_WIDTH = 32  # channels of its layer1; ResNet-18 has 64
-EMBEDDED_DIMENSION = 192  # of its embeddings: a patch of layer2 has 576 values
+EMBEDDED_DIMENSION = 192  # default for both embeddings: a patch of its layer2 has only 576 values
 NAMES = (*TORCHVISION, *TIMM, EMBEDDED)
 AUTO, PREFERRED = "auto", "wideresnet50"
-DEFAULT_DIMENSION = 1536  # of both embeddings, the paper's
-PATIENCE = 20  # seconds without an answer from the network
+DEFAULT_DIMENSION = 1536  # default for both embeddings, from the paper
+DOWNLOAD_TIMEOUT = 20  # seconds without an answer
 
 
 class HalfResNet18(nn.Module):
-    """ResNet-18 (He et al., CVPR 2016) with half as many channels everywhere, up to layer3; no classifier.
+    """ResNet-18 (He et al., CVPR 2016) up to layer3, with half as many channels and without a classifier.
 
-    layer1, layer2, layer3 give 32, 64, 128 channels at a stride of 4, 8, 16.
+    layer1, layer2 and layer3 have 32, 64 and 128 channels and a stride of 4, 8 and 16.
     """
 
     def __init__(self) -> None:
@@ -107,10 +107,13 @@ def _blocks(channels: int, out: int, stride: int) -> nn.Sequential:
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a backbone came from.
+    """Where a backbone and its weights come from.
 
-    `missing` are keys of its state dict that the weights file lacks. Whether that matters depends on the
-    layers used, which only the feature aggregator knows: it refuses the backbone if one of them is needed.
+    Attributes:
+        name: of the backbone.
+        weights: `pretrained`, `random` or a path.
+        missing: keys of its state dict that the weights file does not contain. Whether they matter depends on the
+            layers used, so the feature aggregator checks that: it refuses the backbone if it needs one of them.
     """
 
     name: str
@@ -125,10 +128,10 @@ def split_seed(name: str) -> tuple[str, int | None]:
 
 
 def resolve(name: str) -> tuple[str, str]:
-    """The library and the model a backbone name stands for, e.g. (`torchvision`, `wide_resnet50_2`).
+    """The library and the model that a backbone name stands for, e.g. (`torchvision`, `wide_resnet50_2`).
 
     Raises:
-        InputError: the name is not known.
+        InputError: the name is unknown.
     """
     if name == EMBEDDED:
         return "embedded", name
@@ -137,7 +140,7 @@ def resolve(name: str) -> tuple[str, str]:
         if timm.is_model(model):
             return "timm", model
         close = ", ".join(timm.list_models(f"*{model.split('.')[0]}*")[:8]) or "see timm.list_models()"
-        raise InputError(f"unknown timm model {model!r}; close to it: {close}")
+        raise InputError(f"unknown timm model {model!r}; similar names: {close}")
     if model and library == "torchvision":
         if model in torchvision.models.list_models(module=torchvision.models):
             return "torchvision", model
@@ -151,24 +154,29 @@ def resolve(name: str) -> tuple[str, str]:
 
 
 def default_dimension(name: str) -> int:
-    """Of the embeddings, where none is asked for: more than a narrow network has to tell would only cost time."""
+    """The default for both embedding dimensions; smaller for the embedded network, which has fewer channels."""
     return EMBEDDED_DIMENSION if name == EMBEDDED else DEFAULT_DIMENSION
 
 
 def choose(loaded: dict[str, nn.Module] | None = None) -> tuple[str, str]:
-    """What `auto` stands for, and why: the paper's network where its weights are to be had, else the embedded one.
+    """The backbone that `auto` stands for: the paper's network if its weights are available, else the embedded one.
 
-    To find out, the network is loaded: it stays in `loaded`, by its name, so that nobody has to load it again.
+    Args:
+        loaded: networks by name. The paper's network has to be loaded to find out, and is added here.
+
+    Returns:
+        The name and the reason.
     """
     loaded = {} if loaded is None else loaded
     try:
         loaded[PREFERRED] = loaded[PREFERRED] if PREFERRED in loaded else load(PREFERRED)
     except WorkError as error:
-        why = str(error.__cause__ or error).strip().splitlines()
-        reason = f"{type(error.__cause__ or error).__name__}: {why[0]}" if why else type(error.__cause__).__name__
+        cause = error.__cause__ or error
+        lines = str(cause).strip().splitlines()
+        reason = f"{type(cause).__name__}: {lines[0]}" if lines else type(cause).__name__
         return EMBEDDED, (
-            f"it comes with the project, and the weights of {PREFERRED}, the paper's network, are neither in the "
-            f"cache nor to be fetched ({reason[:160]})"
+            f"it comes with the project, and the weights of {PREFERRED}, the paper's network, are not in the cache and "
+            f"cannot be downloaded ({reason[:160]})"
         )
     return PREFERRED, "the paper's network"
 
@@ -178,16 +186,16 @@ def load(name: str, weights: str | Path = "pretrained", seed: int = 0) -> nn.Mod
 
     Args:
         name: one of `NAMES`, `timm:NAME` or `torchvision:NAME`.
-        weights: `pretrained` (ImageNet; torchvision's V1; of the embedded network those in the project), `random`, or
-            the path of a state dict (.pth or .safetensors) that may end after the last layer used.
-        seed: of the random weights; the global random state is left as it was.
+        weights: `pretrained` (ImageNet weights, V1 for torchvision; for the embedded network those in the project),
+            `random`, or the path of a state dict (.pth or .safetensors), which may end after the last layer used.
+        seed: of the random weights; the global random state does not change.
 
     Returns:
         The whole network with an `origin` attribute.
 
     Raises:
-        InputError: unknown name, unusable weights file.
-        WorkError: the weights are neither in the cache nor to be fetched.
+        InputError: an unknown name, or a weights file that cannot be used.
+        WorkError: the weights are not in the cache and cannot be downloaded.
     """
     library, model = resolve(name)
     missing: frozenset[str] = frozenset()
@@ -196,14 +204,13 @@ def load(name: str, weights: str | Path = "pretrained", seed: int = 0) -> nn.Mod
     if str(weights) == "pretrained" and library == "embedded":
         missing = _load_file(backbone, name, EMBEDDED_FILE)
     elif str(weights) == "pretrained":
-        # every tensor's name and shape is checked; the classifier is the network's own
         state = _fetch(name, library, model, backbone)
         try:
-            backbone.load_state_dict(state)
+            backbone.load_state_dict(state)  # strict: checks the name and shape of every tensor
         except RuntimeError as error:
             raise WorkError(
-                f"the file kept as ImageNet weights of backbone {name!r} is not of that network; delete it from "
-                f"{Path(torch.hub.get_dir()) / 'checkpoints'} and have it fetched anew"
+                f"the cached file of ImageNet weights of backbone {name!r} belongs to another network; delete it from "
+                f"{Path(torch.hub.get_dir()) / 'checkpoints'} so that it is downloaded again"
             ) from error
     elif str(weights) != "random":
         missing = _load_file(backbone, name, Path(weights))
@@ -216,18 +223,18 @@ def _build(library: str, model: str) -> nn.Module:
         return HalfResNet18()
     if library == "timm":
         return timm.create_model(model, pretrained=False)
-    # without the auxiliary classifier; its ImageNet weights want the input scaled as torchvision does with them
+    # without the auxiliary classifier, and with the scaling of the input that the ImageNet weights were trained with
     inception = model in ("googlenet", "inception_v3")
     extra = {"aux_logits": False, "init_weights": True, "transform_input": True} if inception else {}
     return torchvision.models.get_model(model, weights=None, **extra)
 
 
 def _fetch(name: str, library: str, model: str, backbone: nn.Module) -> dict[str, torch.Tensor]:
-    """The ImageNet state dict from the cache or the network."""
+    """The state dict of the ImageNet weights, from the cache or downloaded."""
     if library == "torchvision":
-        sets = torchvision.models.get_model_weights(model).__members__
-        # a few large models have no V1 set, only others
-        url = sets.get("IMAGENET1K_V1", next(iter(sets.values()))).url
+        versions = torchvision.models.get_model_weights(model).__members__
+        # a few large models have no V1 weights, only others
+        url = versions.get("IMAGENET1K_V1", next(iter(versions.values()))).url
         folder, file = Path(torch.hub.get_dir()) / "checkpoints", url.rsplit("/", 1)[1]
     else:
         repo, url = (backbone.pretrained_cfg.get(key) for key in ("hf_hub_id", "url"))
@@ -238,63 +245,63 @@ def _fetch(name: str, library: str, model: str, backbone: nn.Module) -> dict[str
             url = huggingface_hub.hf_hub_url(repo, "model.safetensors")
             folder = Path(huggingface_hub.constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}"
             file = f"model.safetensors of {repo}"
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(PATIENCE)  # a firewall may swallow what it does not let through
+    previous_timeout = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)  # a firewall may drop packets without an answer
     try:
         if library == "torchvision":
             state = torch.hub.load_state_dict_from_url(url, check_hash=True, weights_only=True)
         else:
             if repo and not any(folder.glob("snapshots/*/*")):
-                # without a network this fails at once, where timm would try for a minute
+                # without a network connection this fails at once, whereas timm would retry for a minute
                 huggingface_hub.get_hf_file_metadata(huggingface_hub.hf_hub_url(repo, "config.json"))
             state = timm.create_model(model, pretrained=True).state_dict()
-    except Exception as error:  # no network, a proxy's refusal, a damaged download: each library has its own kinds
+    except Exception as error:  # no connection, a proxy's refusal, a damaged download: each library has its own errors
         raise WorkError(
-            f"backbone {name!r} needs its ImageNet weights, {file}, which is neither to be had from {folder} nor "
-            f"from {url} ({type(error).__name__}: {_first_line(error)}); fetch it where there is a network and give "
-            f"--weights PATH: a state dict that reaches to the last layer used will do (--weights random runs "
-            f"without, badly)"
+            f"backbone {name!r} needs its ImageNet weights, {file}, which are not in {folder} and cannot be downloaded "
+            f"from {url} ({type(error).__name__}: {_first_line(error)}); download them on another machine and give "
+            f"--weights PATH: a state dict up to the last layer used is enough (--weights random works without, with "
+            f"poor results)"
         ) from error
     finally:
-        socket.setdefaulttimeout(before)
+        socket.setdefaulttimeout(previous_timeout)
     damaged = not_finite(state)
     if damaged:
         raise WorkError(
-            f"the file kept as ImageNet weights of backbone {name!r} holds values that are not finite ({damaged[0]}); "
-            f"delete it from {folder} and have it fetched anew"
+            f"the cached file of ImageNet weights of backbone {name!r} holds values that are not finite "
+            f"({damaged[0]}); delete it from {folder} so that it is downloaded again"
         )
-    own = backbone.state_dict()
-    # some torchvision files (inception_v3, googlenet) also hold the auxiliary classifiers that are not built
-    return {key: value for key, value in state.items() if key in own}
+    expected = backbone.state_dict()
+    # some torchvision files (inception_v3, googlenet) also contain auxiliary classifiers, which are not built
+    return {key: value for key, value in state.items() if key in expected}
 
 
 def _load_file(backbone: nn.Module, name: str, path: Path) -> frozenset[str]:
-    """Load what the file holds; returns the keys that it lacks."""
+    """Load the weights of a file into the backbone; returns the keys that the file does not contain."""
     if not path.is_file():
-        raise InputError(f"--weights {path}: no such file; possible: pretrained, random, or a state dict's path")
+        raise InputError(f"--weights {path}: no such file; possible: pretrained, random, or the path of a state dict")
     state = _read_state_dict(path)
-    own = backbone.state_dict()
-    shared = own.keys() & state.keys()
+    expected = backbone.state_dict()
+    shared = expected.keys() & state.keys()
     if not shared:
         raise InputError(
             f"--weights {path} does not fit backbone {name!r}: none of its keys ({', '.join(list(state)[:3])}, …) "
-            f"is among the network's ({', '.join(list(own)[:3])}, …)"
+            f"is among those of the network ({', '.join(list(expected)[:3])}, …)"
         )
     for key in sorted(shared):
-        if own[key].shape != state[key].shape:
+        if expected[key].shape != state[key].shape:
             raise InputError(
-                f"--weights {path} does not fit backbone {name!r}: {key} is {tuple(state[key].shape)} there, "
-                f"{tuple(own[key].shape)} in the network"
+                f"--weights {path} does not fit backbone {name!r}: {key} is {tuple(state[key].shape)} in the file and "
+                f"{tuple(expected[key].shape)} in the network"
             )
     damaged = not_finite({key: state[key] for key in sorted(shared)})
     if damaged:
         raise InputError(
             f"--weights {path} holds values that are not finite (NaN or infinity) in {', '.join(damaged[:3])}: the "
-            "file is damaged, or the training that wrote it diverged; give another"
+            "file is damaged, or the training that wrote it diverged; give another file"
         )
     backbone.load_state_dict({key: state[key] for key in shared}, strict=False)
-    # a count that only matters to a training batch norm without momentum
-    return frozenset(key for key in own.keys() - shared if not key.endswith("num_batches_tracked"))
+    # num_batches_tracked only matters to a batch norm without momentum, in training
+    return frozenset(key for key in expected.keys() - shared if not key.endswith("num_batches_tracked"))
 
 
 def _read_state_dict(path: Path) -> dict[str, torch.Tensor]:
@@ -303,7 +310,7 @@ def _read_state_dict(path: Path) -> dict[str, torch.Tensor]:
             state = safetensors.torch.load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # the readers raise half a dozen kinds for a damaged or foreign file
+    except Exception as error:  # the readers raise errors of many types for a damaged or foreign file
         raise InputError(
             f"--weights {path} is not a state dict that can be read safely: {unreadable(error)}"
         ) from error

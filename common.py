@@ -1,4 +1,4 @@
-"""Features in, anomaly map out: the cut backbone, the pooling of patches, the map from patch scores."""
+"""From images to feature maps and from patch scores to anomaly maps: the cut backbone, pooling, and the segmentor."""
 
 from __future__ import annotations
 
@@ -39,59 +39,59 @@ SMOOTHING_SIGMA = 4.0
 
 
 class _LastLayerReached(Exception):
-    """Leaves the backbone's forward pass once all maps are final."""
+    """Ends the backbone's forward pass once all maps are final."""
 
 
 @dataclass
 class _Pass:
-    """What one forward pass has gathered so far."""
+    """The maps that one forward pass has computed so far, and how often each hooked module was called."""
 
     maps: dict[str, Tensor] = field(default_factory=dict)
     calls: Counter[str] = field(default_factory=Counter)
 
 
 class _ExactConvolutions(AbstractContextManager):
-    """While any thread is inside, cuDNN's convolutions of float32 are not rounded to TF32."""
+    """While any thread is in this context, cuDNN does not round float32 convolutions to TF32."""
 
     def __init__(self) -> None:
-        self._lock, self._inside, self._before = threading.Lock(), 0, ""
+        self._lock, self._threads, self._previous = threading.Lock(), 0, ""
 
     def __enter__(self) -> None:
-        of_convolutions = torch.backends.cudnn.conv
+        convolutions = torch.backends.cudnn.conv
         with self._lock:
-            if not self._inside:
-                self._before, of_convolutions.fp32_precision = of_convolutions.fp32_precision, "ieee"
-            self._inside += 1
+            if not self._threads:
+                self._previous, convolutions.fp32_precision = convolutions.fp32_precision, "ieee"
+            self._threads += 1
 
     def __exit__(self, *_: object) -> None:
         with self._lock:
-            self._inside -= 1
-            if not self._inside:
-                torch.backends.cudnn.conv.fp32_precision = self._before
+            self._threads -= 1
+            if not self._threads:
+                torch.backends.cudnn.conv.fp32_precision = self._previous
 
 
 _EXACT = _ExactConvolutions()
 
 
 class NetworkFeatureAggregator(nn.Module):
-    """The backbone up to the last layer used, giving the maps of the layers asked for.
+    """The backbone up to the last layer used; computes the maps of the given layers.
 
-    A layer's map is what its output tensor holds when the network is done with it: an activation that works in
-    place on it (VGG, AlexNet) changes the map, so the cut comes after it. Where that is, is found with one
-    trial image: the network is cut at the first module at whose end all maps have their last value.
+    A layer's map is the final content of its output tensor: an activation that works in place on it (VGG, AlexNet)
+    changes the map, so the cut comes after the activation. A trial image shows where that is: the network is cut at
+    the end of the first module after which no map changes any more.
 
     Args:
-        backbone: whole network, as `backbones.load` gives it; it is not changed, but shares its weights unless
-            it is trained.
+        backbone: the whole network, as `backbones.load` returns it. It is not changed, but shares its weights with
+            this module unless it is trained.
         layers: dotted module names, e.g. `layer2`, `blocks.5`, `layer2.3.conv2`.
-        device: where it runs.
+        device: of the computation.
         input_shape: (3, H, W) of the images.
-        train_backbone: whether gradients flow, and batch norms move in train mode.
-        dtype: bfloat16 lets torch's autocast choose it wherever it is safe; the maps are float32 all the same.
+        train_backbone: compute gradients, and update the statistics of batch norms in train mode.
+        dtype: bfloat16 uses torch's autocast, which applies it wherever it is safe; the maps are float32 in any case.
 
     Raises:
-        InputError: unknown layer, image size the network cannot take, output that is no map or not finite, weights
-            missing.
+        InputError: an unknown layer, an image size that the network cannot process, an output that is not a map or not
+            finite, or missing weights.
     """
 
     def __init__(
@@ -104,20 +104,21 @@ class NetworkFeatureAggregator(nn.Module):
         dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
-        self.layers, self.dtype = tuple(layers), torch.float32  # while it is cut, what it gives is compared
+        # cutting compares maps before and after, which takes float32; `dtype` is set at the end
+        self.layers, self.dtype = tuple(layers), torch.float32
         self._memory_format, self._device = torch.contiguous_format, torch.device(device)
         self.train_backbone = train_backbone
         self.input_shape = tuple(input_shape)
         self._state = threading.local()
         origin = getattr(backbone, "origin", None)
         self.name = origin.name if origin else type(backbone).__name__
-        # frozen weights are shared with the given network, only the module tree is ours to cut; but a move to
-        # another device would change the given network's own
+        # the module tree is copied, since it will be cut; frozen weights are shared with the given network, unless they
+        # have to move to another device, which would move the given network as well
         tensors = (*backbone.parameters(), *backbone.buffers())
-        here = torch.empty(0, device=device).device
-        shared = {} if train_backbone or any(t.device != here for t in tensors) else {id(t): t for t in tensors}
+        target = torch.empty(0, device=device).device
+        shared = {} if train_backbone or any(t.device != target for t in tensors) else {id(t): t for t in tensors}
         self.backbone = copy.deepcopy(backbone, shared).to(device).eval()
-        if callable(getattr(self.backbone, "set_input_size", None)):  # timm's transformers are built for one size
+        if callable(getattr(self.backbone, "set_input_size", None)):  # timm's transformers are built for one image size
             self._set_input_size()
         check_layers(self.backbone, self.layers, self.name)
         trial = torch.linspace(-2, 2, math.prod(self.input_shape), device=device).reshape(1, *self.input_shape)
@@ -136,7 +137,7 @@ class NetworkFeatureAggregator(nn.Module):
         self.train(False)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """(B, 3, H, W) → a (B, C_l, H_l, W_l) map a layer, in the order of `layers`."""
+        """(B, 3, H, W) → [(B, C_l, H_l, W_l), …], one map per layer in the order of `layers`, float32."""
         with torch.set_grad_enabled(self.train_backbone and self.training and torch.is_grad_enabled()):
             return self._run(images)
 
@@ -147,21 +148,19 @@ class NetworkFeatureAggregator(nn.Module):
         return self
 
     def _run(self, images: Tensor) -> list[Tensor]:
-        self._state.now = now = _Pass()
-        low = self.dtype != torch.float32
+        self._state.current = current = _Pass()
+        reduced = self.dtype != torch.float32
         try:
-            with self.exact(), torch.autocast(images.device.type, self.dtype if low else None, enabled=low):
+            with self.exact(), torch.autocast(images.device.type, self.dtype if reduced else None, enabled=reduced):
                 self.backbone(images.contiguous(memory_format=self._memory_format))
         except _LastLayerReached:
             pass
         finally:
-            self._state.now = None
-        return [self._layouts[name].to_map(now.maps[name].float()) for name in self.layers]
+            self._state.current = None
+        return [self._layouts[name].to_map(current.maps[name].float()) for name in self.layers]
 
     def exact(self) -> AbstractContextManager[None]:
-        """Inside, this network's convolutions in float32 are not rounded to TF32; whoever loads a model finds torch's
-        settings as they were.
-        """
+        """A context in which float32 convolutions are not rounded to TF32; torch's setting is restored at its end."""
         return _EXACT if self._device.type == "cuda" else nullcontext()
 
     @torch.no_grad()
@@ -178,28 +177,28 @@ class NetworkFeatureAggregator(nn.Module):
 
     @torch.no_grad()
     def _probe(self, trial: Tensor) -> tuple[dict[str, Tensor], tuple[str, int] | None, list[str]]:
-        """Run one image through the whole network and watch.
+        """Run one image through the whole network and watch its modules.
 
         Returns:
-            The layers' outputs, the module (and which of its calls) after which they are final (None: only at
-            the very end), and the modules that are not needed for that.
+            The layers' outputs; name and number of the call after which they are final, None if that is the end of the
+            network; and the names of the modules that are not needed until then.
         """
         watch = Watch(self.backbone, self.layers)
         try:
             with watch.hooked():
                 self.backbone(trial)
-        except Exception as error:  # whatever a network of any library raises at a size it cannot take
-            # a failure beyond the layers used does not matter: they are cut off
+        except Exception as error:  # a network of any library may raise anything at a size it cannot process
+            # a failure after the layers used does not matter, since that part is cut off
             if not watch.complete:
                 reason = str(error).strip().splitlines()
                 raise InputError(
-                    f"backbone {self.name!r} cannot take images of {size_text(self.input_shape)} up to layers "
+                    f"backbone {self.name!r} cannot process images of {size_text(self.input_shape)} up to layers "
                     f"{', '.join(self.layers)}: {reason[0] if reason else type(error).__name__}"
                 ) from error
         if not watch.complete:
-            idle = [name for name in self.layers if name not in watch.outputs]
-            raise InputError(f"backbone {self.name!r} never runs layer {', '.join(idle)}")
-        self.largest_output = watch.largest  # bytes, of one image in float32
+            never_run = [name for name in self.layers if name not in watch.outputs]
+            raise InputError(f"backbone {self.name!r} never runs layer {', '.join(never_run)}; choose another")
+        self.largest_output = watch.largest  # bytes, for one image in float32
         return watch.outputs, watch.stop, watch.unused()
 
     def _hook(self) -> None:
@@ -207,63 +206,64 @@ class NetworkFeatureAggregator(nn.Module):
             self.backbone.get_submodule(name).register_forward_hook(self._make_hook(name))
 
     def _make_hook(self, name: str) -> Callable[..., None]:
-        # the network holds its hooks: one that held the aggregator, too, would keep both alive until the cyclic garbage
-        # collector runs, and with them the weights of each model that a run is done with
+        # the network refers to its hooks: a hook that referred to the aggregator would keep both alive until the cyclic
+        # garbage collector runs, and with them the weights of every model that a run has finished with
         reference = weakref.ref(self)
 
         def hook(_module: nn.Module, _inputs: tuple, output: object) -> None:
-            owner = reference()
-            now = getattr(owner._state, "now", None) if owner is not None else None
-            if now is None:
+            aggregator = reference()
+            current = getattr(aggregator._state, "current", None) if aggregator is not None else None
+            if current is None:
                 return
-            now.calls[name] += 1
-            if name in owner._layouts:
-                now.maps[name] = tensor_of(output)
-            if owner._stop == (name, now.calls[name]):
+            current.calls[name] += 1
+            if name in aggregator._layouts:
+                current.maps[name] = tensor_of(output)
+            if aggregator._stop == (name, current.calls[name]):
                 raise _LastLayerReached
 
         return hook
 
     def _drop(self, unused: list[str], trial: Tensor, outputs: dict[str, Tensor]) -> None:
-        """Take out the modules beyond the cut: all at once, or where the maps show that one is needed, one by one."""
+        """Remove the modules after the cut: all at once, or one by one if the maps show that one of them is needed."""
         expected = [self._layouts[name].to_map(outputs[name]) for name in self.layers]
-        kept = {name: self.backbone.get_submodule(name) for name in unused}
+        originals = {name: self.backbone.get_submodule(name) for name in unused}
         for names in (unused, *([name] for name in unused)):
             for name in names:
                 replace_module(self.backbone, name, nn.Identity())
-            if self._gives(expected, trial):
+            if self._computes(expected, trial):
                 if names is unused:
                     return
             else:
                 for name in reversed(names):
-                    replace_module(self.backbone, name, kept[name])
+                    replace_module(self.backbone, name, originals[name])
 
     def _fold_batch_norms(self, trial: Tensor, dtype: torch.dtype) -> None:
-        """Make a convolution and the batch norm that takes its output one convolution, on copies of the weights."""
+        """Fold batch norms into the convolutions before them, on copies of the weights."""
         hooked = {*self.layers, *([self._stop[0]] if self._stop else [])}
         pairs = [
             (c, n) for c, n in convolutions_and_norms(self.backbone, lambda: self._maps(trial)) if not {c, n} & hooked
         ]
-        kept = {name: self.backbone.get_submodule(name) for pair in pairs for name in pair}
+        originals = {name: self.backbone.get_submodule(name) for pair in pairs for name in pair}
         expected = self._maps(trial)
         for convolution, norm in pairs:
-            replace_module(self.backbone, convolution, fuse_conv_bn_eval(kept[convolution], kept[norm]))
+            replace_module(self.backbone, convolution, fuse_conv_bn_eval(originals[convolution], originals[norm]))
             replace_module(self.backbone, norm, nn.Identity())
-        if not self._gives(expected, trial):  # someone else looks at what is between the two
-            for name, module in kept.items():
+        if not self._computes(expected, trial):  # another module uses the convolution's own output
+            for name, module in originals.items():
                 replace_module(self.backbone, name, module)
         elif pairs:
             self._memory_format = faster_format(trial.device, dtype)
             self.backbone.to(memory_format=self._memory_format)
-            for convolution, _ in pairs:  # autocast would turn the weights anew in each pass
+            for convolution, _ in pairs:  # otherwise autocast would convert the weights in every pass
                 self.backbone.get_submodule(convolution).to(dtype)
 
-    def _gives(self, expected: list[Tensor], trial: Tensor) -> bool:
+    def _computes(self, expected: list[Tensor], trial: Tensor) -> bool:
+        """Whether the maps of the trial image are the expected ones, up to rounding."""
         try:
-            got = self._maps(trial)
-        except Exception:  # a parent may use a child without calling it, and miss any part of it
+            maps = self._maps(trial)
+        except Exception:  # a parent may use attributes of a child without calling it, so any error is possible
             return False
-        return all(torch.allclose(a, b, rtol=1e-3, atol=1e-4) for a, b in zip(got, expected, strict=True))
+        return all(torch.allclose(a, b, rtol=1e-3, atol=1e-4) for a, b in zip(maps, expected, strict=True))
 
     def _require_finite(self, outputs: dict[str, Tensor], weights: str) -> None:
         for name, output in outputs.items():
@@ -271,16 +271,16 @@ class NetworkFeatureAggregator(nn.Module):
                 source = f" ({weights})" if weights else ""
                 raise InputError(
                     f"backbone {self.name!r} gives values that are not finite (NaN or infinity) in layer {name}: its "
-                    f"weights{source} are damaged, or of another network"
+                    f"weights{source} are damaged, or belong to another network"
                 )
 
     def _require_weights(self, missing: frozenset[str]) -> None:
-        lacking = sorted(missing & self.backbone.state_dict().keys())
-        if lacking:
-            more = f" and {len(lacking) - 5} more" if len(lacking) > 5 else ""
+        needed = sorted(missing & self.backbone.state_dict().keys())
+        if needed:
+            more = f" and {len(needed) - 5} more" if len(needed) > 5 else ""
             raise InputError(
-                f"the weights of backbone {self.name!r} lack what layers {', '.join(self.layers)} need: "
-                f"{', '.join(lacking[:5])}{more}"
+                f"the weights of backbone {self.name!r} lack tensors that layers {', '.join(self.layers)} need: "
+                f"{', '.join(needed[:5])}{more}; give a file that contains them"
             )
 
 
@@ -288,7 +288,7 @@ class NetworkFeatureAggregator(nn.Module):
 
 
 class Preprocessing(nn.Module):
-    """Pools each layer's neighbourhood vectors to one length (general form).
+    """Pools the neighbourhood vectors of a layer to a common length (general form of the pooling).
 
     Args:
         output_dim: `pretrain_embed_dimension`.
@@ -299,12 +299,12 @@ class Preprocessing(nn.Module):
         self.output_dim = output_dim
 
     def forward(self, patches: Tensor) -> Tensor:
-        """(B, P, C_l·p²) → (B, P, output_dim), with torch's adaptive average pooling bins."""
+        """(B, P, C_l·p²) → (B, P, output_dim), with the bins of torch's adaptive average pooling."""
         return F.adaptive_avg_pool1d(patches, self.output_dim)
 
 
 class Aggregator(nn.Module):
-    """Pools the layers' vectors, put one after another, to the length of the patch features (general form).
+    """Concatenates the vectors of all layers and pools them to the length of the patch features (general form).
 
     Args:
         target_dim: `target_embed_dimension`, C.
@@ -315,8 +315,8 @@ class Aggregator(nn.Module):
         self.target_dim = target_dim
 
     def forward(self, layers: list[Tensor]) -> Tensor:
-        """[(B, P, pretrain_embed_dimension), …] of one grid → (B·P, C)."""
-        features = torch.cat(layers, dim=2).flatten(0, 1)
+        """[(B, P, pretrain_embed_dimension), …], all on the same grid → (B·P, C)."""
+        features = torch.cat(layers, dim=2).flatten(0, 1)  # (B·P, layers·pretrain_embed_dimension)
         return F.adaptive_avg_pool1d(features.unsqueeze(1), self.target_dim).squeeze(1)
 
 
@@ -324,15 +324,14 @@ class Aggregator(nn.Module):
 
 
 class RescaleSegmentor:
-    """Patch scores → anomaly map: bilinear resize to the image, then a Gaussian of σ = 4 pixels.
+    """Patch scores → anomaly map: a bilinear resize to the size of the image, then a Gaussian filter with σ = 4 pixels.
 
-    Both are linear along each axis, so the map is rows @ scores @ columnsᵀ with two matrices made once: exact,
-    and as fast on a CPU as on a GPU.
+    Both are linear and separable, so the map is rows @ scores @ columnsᵀ with two matrices that are computed once.
 
     Args:
-        device: where it runs.
+        device: of the computation.
         target_size: (H, W) of the image.
-        smoothing: σ in pixels; 0 leaves the Gaussian out.
+        smoothing: σ in pixels; 0 means no filter.
     """
 
     def __init__(
@@ -355,13 +354,13 @@ class RescaleSegmentor:
         return rows @ patch_scores.to(self.device, torch.float32) @ columns.T
 
     def convert_to_segmentation(self, patch_scores: Tensor) -> NDArray[np.float32]:
-        """(B, H', W') → (B, H, W) NumPy."""
+        """(B, H', W') → (B, H, W) as a NumPy array."""
         return self(patch_scores).cpu().numpy()
 
 
 def _resize_and_smooth(n: int, size: int, sigma: float) -> NDArray[np.float32]:
-    """The (size, n) matrix of a bilinear resize (align_corners=False) and scipy's Gaussian along one axis."""
-    eye = torch.eye(n, dtype=torch.float64).unsqueeze(0)
+    """The (size, n) matrix of a bilinear resize (align_corners=False) and scipy's Gaussian filter along one axis."""
+    eye = torch.eye(n, dtype=torch.float64).unsqueeze(0)  # (1, n, n)
     matrix = F.interpolate(eye, size=size, mode="linear", align_corners=False)[0].T.numpy()
     if sigma > 0:
         matrix = gaussian_filter1d(matrix, sigma, axis=0, mode="reflect", truncate=4.0)

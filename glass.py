@@ -39,22 +39,22 @@ from utils import InputError, WorkError, choose_precision
 
 __all__ = ["GLASS", "load_checkpoint"]
 
-READ_EVERY = 8  # steps, on CUDA: reading a figure waits for everything that was started before it
+READ_EVERY = 8  # steps on CUDA: reading a value waits for all work that the device has been given before
 
 
 class GLASS:
     """One model for one class. `load` builds it; `trainer`, `tester` and `predict` use it.
 
     Attributes:
-        settings: how it is built and trained; each is an attribute as well (`glass.noise`).
-        features: backbone and pooling, which give f(I).
+        settings: how the model is built and trained; each setting is also an attribute (`glass.noise`).
+        features: backbone and pooling, which compute f(I).
         discriminator, pre_projection: D and A (`pre_projection` is None with `pre_proj=0`).
-        c: centre, (P, C), per location.
+        c: the centre of each location, (P, C).
         svd: 0 manifold, 1 hypersphere.
-        extra_config: further plain values that checkpoints keep (settings of the data); set by the caller.
-        results_path: where pictures go; None writes none.
-        pictures: `end`, or `every_eval` for pictures of each evaluation in the training as well.
-        model_dir: where checkpoints and TensorBoard go.
+        extra_config: further plain values for checkpoints (settings of the data), set by the caller.
+        results_path: folder of the pictures; None writes none.
+        pictures: `end`, or `every_eval` for pictures of every evaluation during the training as well.
+        model_dir: folder of the checkpoints and of TensorBoard.
     """
 
     settings: Settings
@@ -68,7 +68,7 @@ class GLASS:
         self.c: Tensor | None = None
 
     def __getattr__(self, name: str) -> Any:
-        """A setting by its name; only called for what is no attribute of its own."""
+        """A setting by its name; Python calls this only if there is no attribute of that name."""
         settings = self.__dict__.get("settings")
         if settings is None or name not in settings.__dataclass_fields__:
             raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
@@ -84,18 +84,18 @@ class GLASS:
         input_shape: tuple[int, int, int],
         **settings: Any,
     ) -> GLASS:
-        """Build all parts.
+        """Build all parts of the model.
 
         Args:
-            backbone: the whole network, as `backbones.load` gives it.
+            backbone: the whole network, as `backbones.load` returns it.
             layers_to_extract_from: dotted names of its layers.
-            device: where the model runs.
+            device: of the model.
             input_shape: (3, H, W) of the images.
-            settings: the other fields of `Settings`, of which the two embedding dimensions are required.
+            settings: the other fields of `Settings`; the two embedding dimensions are required.
 
         Raises:
-            InputError: a layer, size or value that cannot work.
-            TypeError: a setting that does not exist, or one that is missing.
+            InputError: a layer, size or value cannot work.
+            TypeError: a setting is unknown or missing.
         """
         origin = getattr(backbone, "origin", None)
         name, weights = (origin.name, origin.weights) if origin else (type(backbone).__name__, "")
@@ -123,7 +123,7 @@ class GLASS:
         self._workspace = Workspace()
 
     def _dtype_of_backbone(self) -> torch.dtype:
-        """On CUDA that of the training, though it turns gradients by 2 to 5 %; on a CPU the gain would be too small."""
+        """The precision of the training on CUDA, which changes gradients by 2 to 5 %; a CPU would gain too little."""
         return self.dtype if self.device.type == "cuda" else torch.float32
 
     def _build_optimisers(self) -> None:
@@ -137,12 +137,12 @@ class GLASS:
             self.optimisers["backbone"] = torch.optim.AdamW(self.features.aggregator.parameters(), lr=lr)
 
     def set_model_dir(self, model_dir: str | Path, name: str) -> None:
-        """Checkpoints and TensorBoard go to `model_dir`/`name`."""
+        """Let checkpoints and TensorBoard go to the folder `model_dir`/`name`."""
         self.model_dir = Path(model_dir) / name
 
     @property
     def config(self) -> dict[str, Any]:
-        """Plain values, enough to rebuild the model without flags."""
+        """The values that checkpoints keep: enough to rebuild the model without options."""
         return {**self.settings.plain(), "svd": int(self.svd), **self.extra_config}
 
     @property
@@ -153,33 +153,33 @@ class GLASS:
     # ------------------------------------------------------------------- features and projections
 
     def _embed(self, images: Tensor) -> tuple[Tensor, list[tuple[int, int]]]:
-        """f(I) (section 3.1): images (B, 3, H, W), normalised → (B·H'·W', C) and each layer's grid, [(H', W'), …]."""
+        """f(I) (section 3.1): normalised images (B, 3, H, W) → (B·H'·W', C), and the grid of each layer."""
         return self.features.embed(images)
 
     def _project(self, features: Tensor) -> Tensor:
-        """A(f), (N, C)."""
+        """A(f), (N, C) → (N, C)."""
         for layer in self.pre_projection.layers if self.pre_projection is not None else ():
             features = linear(features, layer.weight, layer.bias, self.dtype)
         return features.float()
 
     @torch.no_grad()
     def _project_roughly(self, features: Tensor) -> Tensor:
-        """A(f) in the precision of the training, (N, C), for lengths that need no gradient."""
+        """A(f) in the precision of the training and without gradients, for lengths; (N, C) → (N, C)."""
         for layer in self.pre_projection.layers if self.pre_projection is not None else ():
             weight, bias = layer.weight.to(self.dtype), layer.bias.to(self.dtype)
             features = F.linear(features.to(self.dtype), weight, bias)
         return features.float()
 
     def _features(self, images: Tensor) -> Tensor:
-        """A(f(I)), (B·P, C)."""
+        """A(f(I)), (B, 3, H, W) → (B·P, C)."""
         return self._project(self._embed(images)[0])
 
     def _distances(self, projected: Tensor) -> Tensor:
-        """‖x − c‖ of projected features (B·P, C), (B·P,). Image by image: small tensors need no fresh memory."""
-        return torch.cat([(of_image - self.c).norm(dim=1) for of_image in projected.split(len(self.c))])
+        """‖x − c‖ of projected features, (B·P, C) → (B·P,). Image by image, which needs no large buffer."""
+        return torch.cat([(patches - self.c).norm(dim=1) for patches in projected.split(len(self.c))])
 
     def set_mode(self, training: bool) -> None:
-        """Train or evaluation mode of all parts; a frozen backbone stays in evaluation mode."""
+        """Set all parts to training or evaluation mode; a frozen backbone stays in evaluation mode."""
         for module in (self.features.aggregator, self.pre_projection, self.discriminator):
             if module is not None:
                 module.train(training)
@@ -189,13 +189,13 @@ class GLASS:
     def train_step(
         self, image: Tensor | None, aug: Tensor, mask_s: Tensor, features: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """One optimiser step (section 3, losses of section 3.4). Nothing waits for the device.
+        """One optimiser step (section 3; losses of section 3.4), without waiting for the device.
 
         Args:
-            image: I, (B, 3, H, W).
-            aug: I', the image with synthetic local anomalies, the same shape.
-            mask_s: (B, H', W'), 1 where a patch of `aug` holds an anomaly.
-            features: f(I), (B·P, C), where it is known already; `image` is not used then.
+            image: I, (B, 3, H, W); not used if `features` are given.
+            aug: I', the image with synthetic local anomalies, (B, 3, H, W).
+            mask_s: (B, H', W'), 1 where a patch of `aug` contains an anomaly.
+            features: f(I), (B·P, C), if it is already known.
 
         Returns:
             `loss`, `p_true`, `p_fake`, `r_t`, `r_g`, `r_f` as detached 0-d tensors.
@@ -204,22 +204,22 @@ class GLASS:
         for optimiser in self.optimisers.values():
             optimiser.zero_grad(set_to_none=True)
         anomalous = mask_s.to(self.device, non_blocking=True).flatten() > 0  # (N,)
-        f_true = self._embed(image)[0] if features is None else features
-        f_local = self._embed(aug)[0]
-        # on the manifold no gradient passes through t
-        true = self._project(f_true) if self.svd else self._project_roughly(f_true)
+        f_true = self._embed(image)[0] if features is None else features  # (N, C)
+        f_local = self._embed(aug)[0]  # (N, C)
+        # on the manifold no gradient flows through t
+        true = self._project(f_true) if self.svd else self._project_roughly(f_true)  # (N, C)
         true_distance, local_distance = self._distances(true.detach()), self._distances(self._project_roughly(f_local))
-        normal = torch.cat([~anomalous, torch.ones_like(anomalous)])
+        normal = torch.cat([~anomalous, torch.ones_like(anomalous)])  # (2·N,)
         r_t = quantile(torch.cat([local_distance, true_distance]), self.settings.radius, normal)
         r_f = quantile(local_distance, self.settings.radius, anomalous)
         folded = fold_projection(self.pre_projection, self.discriminator.first)
         ascent = self._ascend(true, linear(f_true, *folded, self.dtype), r_t)
-        local_y = linear(f_local, *folded, self.dtype)
+        local_y = linear(f_local, *folded, self.dtype)  # (N, hidden)
         if self.svd:
             local_y = self._pushed_out(local_y, f_local, anomalous, r_t)
-        local_scores = self.discriminator.after_first(local_y).squeeze(1)  # v
+        local_scores = self.discriminator.after_first(local_y).squeeze(1)  # (N,)
         loss = ascent.loss + self._local_loss(local_scores, anomalous)
-        with self.features.aggregator.exact():  # a trained backbone's convolutions run backward as well
+        with self.features.aggregator.exact():  # for the backward pass of a trained backbone
             loss.backward()
         for optimiser in self.optimisers.values():
             optimiser.step()
@@ -227,7 +227,7 @@ class GLASS:
         return {"loss": loss.detach(), **shares, "r_t": r_t, "r_g": ascent.r_g, "r_f": r_f}
 
     def _ascend(self, true: Tensor, true_y: Tensor, r_t: Tensor) -> GASResult:
-        """GAS from t (N, C), of which D's first layer makes `true_y` (N, hidden)."""
+        """GAS from t (N, C); `true_y` (N, hidden) is the output of D's first layer for t."""
         settings = self.settings
         noise = self._workspace.take("noise", true).normal_(generator=self.generator).mul_(settings.noise)
         return gas(
@@ -237,41 +237,44 @@ class GLASS:
         )  # fmt: skip
 
     def _pushed_out(self, local_y: Tensor, f_local: Tensor, anomalous: Tensor, r_t: Tensor) -> Tensor:
-        """The first layer's outputs on u, the rows with local anomalies moved to [2·r_t, 4·r_t] around c.
+        """The first layer's outputs for u (N, hidden), with anomalous rows moved to [2·r_t, 4·r_t] away from c.
 
-        The layer is linear, so what moves u along its ray from c moves its y along the ray from c's y.
+        The layer is linear, so moving u along its ray from c moves its y along the ray from the y of c.
         """
-        # how many rows are anomalous is only known after waiting for a GPU; there all of them are computed
+        # indexing with a mask would wait for the GPU to count the rows; there all rows are computed
         rows = slice(None) if local_y.is_cuda else anomalous.nonzero()[:, 0]
-        places = torch.arange(len(self.c), device=self.device).repeat(len(local_y) // len(self.c))[rows]
-        norm = (self._project(f_local[rows]) - self.c[places]).norm(dim=1, keepdim=True)
+        locations = torch.arange(len(self.c), device=self.device).repeat(len(local_y) // len(self.c))[rows]
+        norm = (self._project(f_local[rows]) - self.c[locations]).norm(dim=1, keepdim=True)  # (n, 1)
         first = self.discriminator.first
-        centre_y = linear(self.c, first.weight, first.bias, self.dtype)[places]
+        centre_y = linear(self.c, first.weight, first.bias, self.dtype)[locations]  # (n, hidden)
         moved = centre_y + (local_y[rows] - centre_y) * ring_factor(norm, 2 * r_t, 4 * r_t)
         if isinstance(rows, slice):
             return torch.where(anomalous.unsqueeze(1), moved, local_y)
         return local_y.index_copy(0, rows, moved)
 
     def _local_loss(self, scores: Tensor, anomalous: Tensor) -> Tensor:
-        """Focal loss on the rows of LAS; with `p` > 0 on the hardest rows alone."""
+        """Focal loss of the LAS scores (N,); with `p` > 0 only the hardest rows count."""
         share = self.settings.p
         if share <= 0:
             return focal_loss(scores, anomalous)
-        difficulty = (scores.detach() - anomalous.float()) ** 2
+        difficulty = (scores.detach() - anomalous.float()) ** 2  # (N,)
         return focal_loss(scores, anomalous, difficulty >= quantile(difficulty, share))
 
     def _shares(self, ascent: GASResult, local_scores: Tensor, anomalous: Tensor) -> dict[str, Tensor]:
-        """Share of the true rows scored under the margin, and of the fake rows scored at least it."""
+        """The shares of normal rows with a score below the margin, and of anomalous rows with a score not below it."""
         margin = self.settings.dsc_margin
         below, above = local_scores < margin, local_scores >= margin
-        rows, fake = len(anomalous), anomalous.sum()
-        true_right = (ascent.true_scores < margin).sum() + (below & ~anomalous).sum()
-        fake_right = (ascent.fake_scores >= margin).sum() + (above & anomalous).sum()
-        return {"p_true": true_right / (2 * rows - fake), "p_fake": fake_right / (rows + fake)}
+        rows, local_anomalies = len(anomalous), anomalous.sum()
+        true_correct = (ascent.true_scores < margin).sum() + (below & ~anomalous).sum()
+        fake_correct = (ascent.fake_scores >= margin).sum() + (above & anomalous).sum()
+        return {
+            "p_true": true_correct / (2 * rows - local_anomalies),
+            "p_fake": fake_correct / (rows + local_anomalies),
+        }
 
     @torch.no_grad()
     def _set_centre(self, mean_embedding: Tensor) -> None:
-        """c = A(mean f(I)), which is the mean of A(f(I)) since A is affine."""
+        """c = A(mean f(I)) (P, C), which equals the mean of A(f(I)) since A is affine."""
         self.c = self.pre_projection(mean_embedding) if self.pre_projection is not None else mean_embedding
 
     def _train_discriminator(
@@ -282,17 +285,21 @@ class GLASS:
         shown: str = "",
         cache: FeatureCache | None = None,
     ) -> dict[str, float]:
-        """One epoch of `train_step`; ends once more than `limit` samples have been used.
+        """Train one epoch, which ends once more than `limit` samples have been used.
 
         Args:
             loader: batches with `image`, `aug`, `mask_s`.
-            epoch: from 0.
-            progress: bar that moves by samples.
-            shown: text to show behind the step's figures.
-            cache: features of images that are known already.
+            epoch: counted from 0.
+            progress: a progress bar that counts samples.
+            shown: text for the bar, after the step's figures.
+            cache: features of images that are already known.
 
         Returns:
-            The mean of each figure over the steps.
+            The mean over the steps of each of `STEP_FIGURES`.
+
+        Raises:
+            InputError: the loader is empty.
+            WorkError: a loss is not finite.
         """
         figures, unread, samples = [], [], 0
         every = READ_EVERY if self.device.type == "cuda" else 1
@@ -303,8 +310,8 @@ class GLASS:
             sampler.known = cache.knows
         for batch in loader:
             features = kept_features(self.features, batch, cache)
-            of_step = self.train_step(batch.get("image"), batch["aug"], batch["mask_s"], features)
-            unread.append(torch.stack([of_step[name].float() for name in STEP_FIGURES]))
+            step_figures = self.train_step(batch.get("image"), batch["aug"], batch["mask_s"], features)
+            unread.append(torch.stack([step_figures[name].float() for name in STEP_FIGURES]))
             samples += len(batch["aug"])
             if len(unread) == every:
                 figures += _read_figures(unread, epoch)
@@ -316,19 +323,19 @@ class GLASS:
                 break
         figures += _read_figures(unread, epoch)
         if not figures:
-            raise InputError("no training image")
+            raise InputError("the training set has no image")
         return dict(zip(STEP_FIGURES, np.mean(figures, axis=0).tolist(), strict=True))
 
     # -------------------------------------------------------------------------------------- scoring
 
     def scorer(self, dtype: torch.dtype = torch.float32) -> Scorer:
-        """What scores images with the present weights; all parts are in evaluation mode afterwards."""
+        """A scorer with the current weights; sets all parts to evaluation mode."""
         self.set_mode(False)
         return Scorer(self.features, ScoringHead(self.pre_projection, self.discriminator, dtype), self.segmentor)
 
     @contextmanager
     def scored_as_predicted(self) -> Iterator[Scorer]:
-        """A scorer that computes in float32 throughout, as `predict` and an exported graph do."""
+        """A context with a scorer that computes in float32 throughout, as `predict` and an exported graph do."""
         with self.features.in_float32():
             yield self.scorer()
 
@@ -336,7 +343,7 @@ class GLASS:
         """(B, 3, H, W) → image scores (B,) and anomaly maps (B, H, W), both float32 in [0, 1]."""
         return self.scorer().predict(images)
 
-    # Whole trainings and tests are in training/; these methods hand on to them for callers that know this class alone.
+    # These methods call training/, for callers that only know this class.
 
     def trainer(
         self,
@@ -359,7 +366,7 @@ class GLASS:
 
 
 def _show(progress: tqdm, figures: list[list[float]], shown: str) -> None:
-    """The last step's figures behind the bar."""
+    """Show the figures of the last step after the bar."""
     if figures:
         values = dict(zip(STEP_FIGURES, figures[-1], strict=True))
         line = "loss {loss:.3f} p {p_true:.2f}/{p_fake:.2f} r {r_t:.2f}/{r_g:.2f}/{r_f:.2f} "
@@ -367,7 +374,7 @@ def _show(progress: tqdm, figures: list[list[float]], shown: str) -> None:
 
 
 def _read_figures(unread: list[Tensor], epoch: int) -> list[list[float]]:
-    """The figures of some steps, with one wait for the device.
+    """The figures of some steps, waiting for the device only once.
 
     Raises:
         WorkError: a loss is not finite.

@@ -10,15 +10,15 @@ SMOOTH = 1e-5
 
 
 def focal_loss(scores: Tensor, targets: Tensor, among: Tensor | None = None) -> Tensor:
-    """−(1−pt)² log pt, averaged; pt is the probability given to the true kind, with smoothed targets.
+    """The mean of −(1−pt)² log pt, where pt is the probability of the true class, with smoothed targets.
 
     Args:
-        scores: (N,) in [0, 1], probability of being anomalous.
-        targets: (N,) 0 or 1.
+        scores: (N,) in [0, 1], the probability of being anomalous.
+        targets: (N,), 0 or 1.
         among: (N,) bool, the rows that count; all by default.
 
     Returns:
-        A 0-d tensor ≥ 0; nan where there is no row.
+        A 0-d tensor ≥ 0; nan if no row counts.
     """
     anomalous = targets.to(scores.dtype).clamp(SMOOTH, 1 - SMOOTH)
     normal = (1 - targets.to(scores.dtype)).clamp(SMOOTH, 1 - SMOOTH)

@@ -1,4 +1,4 @@
-"""The parts that learn (projection A, discriminator D), and the bookkeeping of patches."""
+"""The trained parts (projection A and discriminator D), and the conversion between feature maps and patches."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ def _xavier(module: nn.Module) -> None:
 
 
 class Projection(nn.Module):
-    """The projection A: `n_layers` linear layers with nothing in between, so it is affine.
+    """The projection A: `n_layers` linear layers without activations, so it is affine.
 
     Args:
         in_planes: C of the patch features.
         out_planes: C of the projected features; `in_planes` by default.
-        n_layers: ≥ 1.
+        n_layers: number of layers, ≥ 1.
     """
 
     def __init__(self, in_planes: int, out_planes: int | None = None, n_layers: int = 1) -> None:
@@ -34,12 +34,12 @@ class Projection(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """The discriminator D: features of a patch → how anomalous it is.
+    """The discriminator D: features of a patch → its anomaly score.
 
     Args:
         in_planes: C of the projected features.
-        n_layers: ≥ 1; all but the last are Linear + BatchNorm1d + LeakyReLU(0.2).
-        hidden: width of those.
+        n_layers: number of layers, ≥ 1; all but the last are Linear + BatchNorm1d + LeakyReLU(0.2).
+        hidden: width of these layers.
     """
 
     def __init__(self, in_planes: int, n_layers: int = 2, hidden: int = 1024) -> None:
@@ -59,20 +59,24 @@ class Discriminator(nn.Module):
 
     @property
     def first(self) -> nn.Linear:
-        """The first linear layer, through which all features pass; with `n_layers` 1 the only one, without a bias."""
+        """The first linear layer; with `n_layers` 1 it is the only one and has no bias."""
         return self.body[0][0] if len(self.body) else self.tail[0]
 
     def after_first(self, y: Tensor) -> Tensor:
-        """The first layer's outputs (N, hidden) → (N, 1), all that comes after it."""
+        """Everything after the first linear layer: its outputs (N, hidden) → scores (N, 1)."""
         if not len(self.body):
             return self.tail[1](y)
         normalised = self.body[0][1](y)
-        y = F.leaky_relu(normalised, self.body[0][2].negative_slope, inplace=True)  # the normalised are not needed
+        y = F.leaky_relu(normalised, self.body[0][2].negative_slope, inplace=True)  # overwrites `normalised`
         return self.tail(self.body[1:](y))
 
 
 class PatchMaker:
-    """Cuts feature maps into overlapping patches and puts patch scores together again (stride 1, zero padding)."""
+    """Cuts feature maps into overlapping patches (stride 1, zero padding) and arranges patch scores on their grid.
+
+    Args:
+        patchsize: p, side of the neighbourhood, odd.
+    """
 
     def __init__(self, patchsize: int) -> None:
         self.patchsize = patchsize
@@ -89,5 +93,5 @@ class PatchMaker:
 
     @staticmethod
     def score(patch_scores: Tensor) -> Tensor:
-        """(B, H', W') → (B,): an image is as anomalous as its most anomalous patch."""
+        """(B, H', W') → image scores (B,): the highest patch score of each image."""
         return patch_scores.flatten(1).amax(1)

@@ -1,4 +1,4 @@
-"""Errors, seeds, device, logging, paths."""
+"""The two kinds of errors; seeds, devices, logging, progress bars, printable names, and writing files."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:  # what runs an exported graph has neither torch nor tqdm
+if TYPE_CHECKING:  # this module must work without torch and tqdm, see CONTRIBUTING.md
     import torch
 
 LOGGER = logging.getLogger("glass")
 ROOT = Path(__file__).resolve().parent
-SAY_EVERY = 30  # seconds
-LONGEST_SUFFIX = 16  # bytes; what is longer is no suffix that a library goes by
-# what a full disk and its like are called; the system's own words, which follow, are less plain
+PROGRESS_INTERVAL = 30  # seconds between lines of progress that do not go to a terminal
+LONGEST_SUFFIX = 16  # bytes; a longer one is not a suffix that a library recognises
+# plain words for a full disk and similar failures; the system's own words follow them in messages
 NO_ROOM = {
     getattr(errno, "EDQUOT", errno.ENOSPC): "the disk quota is used up",  # not every system has quotas
     errno.ENOSPC: "the disk is full",
@@ -34,40 +34,40 @@ NO_ROOM = {
 }
 # control characters, surrogates (a byte that is not UTF-8), line and paragraph separators
 UNPRINTABLE = frozenset({"Cc", "Cs", "Zl", "Zp"})
-NONCHARACTERS = "\ufffe\uffff"  # not allowed in XML, and so not in Excel files
-LONGEST_ROW = 120  # bytes; files named after a row get further endings, and file systems allow 255
+NONCHARACTERS = "\ufffe\uffff"  # not allowed in XML, and therefore not in Excel files
+LONGEST_ROW = 120  # bytes; file names add suffixes to the name of a row, and file systems allow 255
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class InputError(ValueError):
-    """What the user gave cannot work; its message says what was given and what would do. Exit code 2."""
+    """The user's input cannot work; the message says what was given and what would work. Exit code 2."""
 
 
 class WorkError(RuntimeError):
-    """The request was right but could not be carried out: an unreadable file, a full disk. Exit code 1."""
+    """The request was valid but could not be carried out: an unreadable file, a full disk. Exit code 1."""
 
 
 class _AboveBars(logging.StreamHandler):
-    """Writes log lines above a running progress bar instead of into it."""
+    """A handler that writes log lines above a running progress bar instead of into it."""
 
     def emit(self, record: logging.LogRecord) -> None:
         line = self.format(record)
         if "tqdm" in sys.modules:
             sys.modules["tqdm"].tqdm.write(line, file=sys.stderr)
         else:
-            print(line, file=sys.stderr, flush=True)  # noqa: T201 a log handler
+            print(line, file=sys.stderr, flush=True)  # noqa: T201 this is a log handler
 
 
 def escape_what_cannot_be_printed() -> None:
-    """Standard output and error write `\\u2013` for a character that their encoding lacks, instead of failing."""
+    """Make standard output and error write `\\u2013` for a character outside their encoding instead of failing."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 
 def setup_logging() -> None:
-    """Log lines go to standard error, once however often this is called."""
+    """Send log lines to standard error. Calling it again has no effect."""
     LOGGER.setLevel(logging.INFO)
     LOGGER.propagate = False
     if not LOGGER.handlers:
@@ -77,7 +77,7 @@ def setup_logging() -> None:
 
 
 def fix_seeds(seed: int) -> None:
-    """Seed every global generator, for the libraries that offer no other way."""
+    """Seed every global random generator, for libraries that accept no generator."""
     import numpy as np
     import torch
 
@@ -88,23 +88,22 @@ def fix_seeds(seed: int) -> None:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Torch draws from `seed` on the CPU inside; the global state is as before afterwards."""
+    """A context in which torch's generator on the CPU starts at `seed`; its previous state is restored afterwards."""
     import torch
 
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reach the generators of all devices
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would also seed the generators of all devices
         yield
 
 
 def choose_device(gpus: tuple[int, ...]) -> torch.device:
-    """The first of the wished devices that this machine has; −1 is the CPU.
+    """The first of the requested devices that this machine has. A CUDA device becomes the current one of the process.
 
     Args:
-        gpus: CUDA ordinals in order of preference; none means CUDA if there is one, else the CPU. A CUDA device that is
-            chosen is the process's current one from then on.
+        gpus: CUDA ordinals in order of preference, −1 for the CPU; if empty, the first CUDA device, else the CPU.
 
     Raises:
-        InputError: none of them is here.
+        InputError: this machine has none of them.
     """
     import torch
 
@@ -113,49 +112,54 @@ def choose_device(gpus: tuple[int, ...]) -> torch.device:
         if gpu == -1:
             return torch.device("cpu")
         if gpu < count:
-            # or what names no device, such as pinned memory, would make a context on the first one
+            # otherwise operations without a device, such as pinning memory, would create a context on the first one
             torch.cuda.set_device(gpu)
             return torch.device("cuda", gpu)
-    here = f"this machine has CUDA devices 0 to {count - 1}" if count else "this machine has no CUDA device"
-    raise InputError(f"--gpu {', '.join(map(str, gpus))}: {here}; -1 is the CPU")
+    available = f"this machine has CUDA devices 0 to {count - 1}" if count else "this machine has no CUDA device"
+    raise InputError(f"--gpu {', '.join(map(str, gpus))}: {available}; -1 is the CPU")
 
 
-def choose_precision(wished: str, device: torch.device) -> str:
-    """fp32 or bf16; `auto` is bf16 on CUDA of compute capability 8.0 or more, else fp32. What lacks is said."""
-    if wished == "fp32":
-        return wished
+def choose_precision(requested: str, device: torch.device) -> str:
+    """The precision to use, `fp32` or `bf16`; a warning if the device does not support a requested `bf16`.
+
+    Args:
+        requested: `fp32`, `bf16`, or `auto`, which is bf16 on CUDA with compute capability 8.0 or higher, else fp32.
+        device: of the computation.
+    """
+    if requested == "fp32":
+        return requested
     import torch
 
     if device.type == "cuda":
         major, minor = torch.cuda.get_device_capability(device)
-        there, what = major >= 8, f"compute capability {major}.{minor}, 8.0 or more has it"
+        supported, reason = major >= 8, f"compute capability {major}.{minor}, it needs 8.0 or higher"
     else:
-        # an operator that only builds with oneDNN have
-        asked = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
-        there, what = bool(asked and asked()), "a processor without it"
-    if wished == "bf16" and not there:
-        LOGGER.warning("--precision bf16: %s has no bfloat16 (%s); going on in fp32", device, what)
-    return "bf16" if there and (wished == "bf16" or device.type == "cuda") else "fp32"
+        # this operator only exists in builds with oneDNN
+        check = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+        supported, reason = bool(check and check()), "the processor or this build of torch lacks it"
+    if requested == "bf16" and not supported:
+        LOGGER.warning("--precision bf16: %s does not support bfloat16 (%s); continuing in fp32", device, reason)
+    return "bf16" if supported and (requested == "bf16" or device.type == "cuda") else "fp32"
 
 
-class _Bar:
-    """A line of progress now and then, where there is no tqdm."""
+class _LogProgress:
+    """Logs a line of progress from time to time, where tqdm is not installed."""
 
     def __init__(self, total: int, unit: str, disable: bool) -> None:
         self._total, self._unit, self._done = total, unit, 0
-        self._begun = time.monotonic()
-        self._said = math.inf if disable else self._begun
+        self._started = time.monotonic()
+        self._logged = math.inf if disable else self._started
 
     def update(self, count: int) -> None:
-        """So many more are done."""
+        """Count further items that are done."""
         self._done += count
         now = time.monotonic()
-        if now - self._said >= SAY_EVERY and self._done:
-            left = (now - self._begun) / self._done * (self._total - self._done)
+        if now - self._logged >= PROGRESS_INTERVAL and self._done:
+            left = (now - self._started) / self._done * (self._total - self._done)
             LOGGER.info("%d of %d %s, %d s left", self._done, self._total, self._unit, round(left))
-            self._said = now
+            self._logged = now
 
-    def __enter__(self) -> _Bar:
+    def __enter__(self) -> _LogProgress:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -175,10 +179,10 @@ def progress_bar(total: int, unit: str, description: str = "", leave: bool = Tru
     try:
         from tqdm import tqdm
     except ImportError:
-        return _Bar(total, unit, disable)
+        return _LogProgress(total, unit, disable)
     return tqdm(
         total=total, unit=unit, desc=description or None, leave=leave, disable=disable, dynamic_ncols=True,
-        mininterval=0.5 if sys.stderr.isatty() else SAY_EVERY,
+        mininterval=0.5 if sys.stderr.isatty() else PROGRESS_INTERVAL,
     )  # fmt: skip
 
 
@@ -192,17 +196,17 @@ def evenly_chosen(count: int, most: int) -> list[int]:
 
 
 def cores() -> int:
-    """Cores that this process may use, which may be fewer than the machine has."""
+    """The number of cores that this process may use, which may be fewer than the machine has."""
     if hasattr(os, "sched_getaffinity"):  # neither Windows nor macOS has it
         return len(os.sched_getaffinity(0)) or 1
     return os.cpu_count() or 1
 
 
 def printable(text: str, further: str = "") -> str:
-    """The text in characters that any table, log or file format takes.
+    """The text with only such characters as any table, log or file format accepts.
 
-    What is not text in a file name (bytes that are not UTF-8, control characters), and the characters of `further`,
-    become percent escapes of their bytes: `caf%E9`. All other text stays as it is.
+    Bytes of a file name that are not UTF-8, control characters and the characters of `further` become percent escapes
+    of their bytes: `caf%E9`. All other text stays as it is.
     """
     return "".join(_escaped(c) if _is_unprintable(c) or c in further else c for c in text)
 
@@ -212,16 +216,16 @@ def _is_unprintable(character: str) -> bool:
 
 
 def _escaped(character: str) -> str:
-    is_byte = "\udc80" <= character <= "\udcff"  # how Python keeps a byte of a file name that is not text
+    is_byte = "\udc80" <= character <= "\udcff"  # how Python represents a byte of a file name that is not UTF-8
     return "".join(
         f"%{byte:02X}" for byte in character.encode("utf-8", "surrogateescape" if is_byte else "surrogatepass")
     )
 
 
 def row_name(dataset: str, name: str) -> str:
-    """What tables, folders and checkpoints call a class: `<dataset>_<class>`, printable and without a slash.
+    """The name of a class in tables, folders and checkpoints: `<dataset>_<class>`, printable and without a slash.
 
-    A name that had to be escaped is cut where it became too long for a file, and told from others by a digest.
+    An escaped name that is too long for a file is shortened and made unique with a digest.
     """
     row = f"{dataset}_{name}"
     escaped = printable(row, "/")
@@ -231,7 +235,7 @@ def row_name(dataset: str, name: str) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a small file beside, then rename.
+    """Write a text file in UTF-8 atomically.
 
     Raises:
         WorkError: it cannot be written.
@@ -239,26 +243,33 @@ def write_text(path: Path, text: str) -> None:
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
-def make_folder(path: Path, given: str) -> Path:
-    """The folder, made where it is not there.
+def make_folder(path: Path, option: str) -> Path:
+    """Create the folder if it does not exist.
+
+    Args:
+        path: of the folder.
+        option: the option that named it, for messages.
+
+    Returns:
+        The path.
 
     Raises:
-        InputError: it cannot be made; `given` says what named it.
+        InputError: it cannot be created.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"{given} {path} cannot be made: {reason_of(error)}; give another") from error
+        raise InputError(f"{option} {path} cannot be created: {reason_of(error)}; give another") from error
     return path
 
 
 @contextmanager
 def one_at_a_time(folder: Path) -> Iterator[None]:
-    """No other process gets past this with the same folder, until this one is through or gone, however it ends.
+    """A context that only one process at a time can enter for a folder. A process that dies leaves it.
 
     Raises:
-        InputError: one is past it.
-        WorkError: nothing can be written there.
+        InputError: another process is in it.
+        WorkError: the folder cannot be written to.
     """
     try:
         import fcntl
@@ -272,11 +283,11 @@ def one_at_a_time(folder: Path) -> Iterator[None]:
         raise WorkError(f"cannot write {path}: {reason_of(error)}") from error
     with handle:
         try:
-            # of this process alone: a loader's worker that outlives it for a moment holds nothing
+            # lockf, since its locks belong to this process alone: a worker that outlives it for a moment holds none
             fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError) as error:
             raise InputError(
-                f"--results_path {folder} is in use by another run; wait for its end, or give another"
+                f"--results_path {folder} is in use by another run; wait until it ends, or give another folder"
             ) from error
         except OSError:  # a file system without locks
             pass
@@ -288,43 +299,43 @@ def one_at_a_time(folder: Path) -> Iterator[None]:
 
 
 def reason_of(error: BaseException) -> str:
-    """Why something could not be written or read, in a few words and without its path.
+    """Why a file could not be written or read, in a few words and without its path.
 
-    Libraries turn a full disk into errors of their own; then the first cause that the system gave is told.
+    Libraries raise errors of their own for a full disk, so the causes of the error are searched as well.
     """
-    one: BaseException | None = error
-    while one is not None:
-        if isinstance(one, OSError) and one.errno in NO_ROOM:
-            return f"{NO_ROOM[one.errno]} ({os.strerror(one.errno)})"
-        one = one.__cause__ or one.__context__
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in NO_ROOM:
+            return f"{NO_ROOM[cause.errno]} ({os.strerror(cause.errno)})"
+        cause = cause.__cause__ or cause.__context__
     return (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
 
 
 def describe_os_error(error: OSError) -> str:
-    """One line for an error of the system that nobody expected: the file, where it is known, and the reason."""
+    """One line about an unexpected error of the system: the file, if it is known, and the reason."""
     names = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, (str, bytes))]
     return ": ".join((" -> ".join(names), reason_of(error))) if names else reason_of(error)
 
 
 def no_room(error: BaseException) -> bool:
-    """Whether an error says that nothing more can be written to the file system, and not that one file cannot."""
+    """Whether an error means that no file at all can be written to the file system, not only this one."""
     cause = error.__cause__ or error
     everywhere = {*NO_ROOM, errno.EIO, errno.ENXIO, errno.ENODEV, errno.EMFILE, errno.ENFILE} - {errno.EFBIG}
     return isinstance(cause, OSError) and cause.errno in everywhere
 
 
 def temporary_beside(path: Path) -> Path:
-    """A hidden name in the same folder and with the same suffix, for a file that is to be renamed to `path`.
+    """A hidden name in the same folder with the same suffix, for a file that will be renamed to `path`.
 
-    However long the final name is, this one is short: a file system that takes the one takes the other.
+    It is short even if the final name is long, so that it is never too long for the file system.
     """
     suffix = path.suffix if len(os.fsencode(path.suffix)) <= LONGEST_SUFFIX else ""
-    # not the process's number: other containers and hosts that write to the same place may have the same
+    # not the process id: a process in another container or on another host that writes here may have the same one
     return path.with_name(f".{secrets.token_hex(4)}{suffix}")
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file beside, then rename.
+    """Write a binary file atomically.
 
     Raises:
         WorkError: it cannot be written.
@@ -333,10 +344,14 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write(temporary_path)` make a file with the same suffix, then rename it to `path`.
+    """Let `write(temporary_path)` write a file in the same folder, then rename it to `path`.
+
+    Args:
+        path: of the file; its folder is created if necessary.
+        write: writes the file whose path it is given, which has the suffix of `path`.
 
     Raises:
-        WorkError: it cannot be written.
+        WorkError: the file cannot be written.
     """
     temporary = temporary_beside(path)
     try:

@@ -1,4 +1,4 @@
-"""Reading checkpoints, without ever running code from a file; training/saving.py writes them."""
+"""Reading checkpoints without executing code from a file; training/saving.py writes them."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from torch import nn
 from networks.weights import not_finite, unreadable
 from utils import InputError, WorkError
 
-LATEST = "ckpt.pth"  # the state of a training, from which it can go on
-RECORD = "record.json"  # beside LATEST: the part of it that is plain values
+LATEST = "ckpt.pth"  # the state of a training, from which it can be resumed
+RECORD = "record.json"  # beside LATEST: a copy of its plain values
 PLAIN = ("config", "record", "metrics", "thresholds")
 
 
@@ -26,12 +26,12 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
 
     Raises:
         InputError: no such file.
-        WorkError: it is damaged, not a GLASS checkpoint, or holds NaN or infinity.
+        WorkError: it is damaged, not a GLASS checkpoint, or contains NaN or infinity.
     """
     try:
         return _read(path, device)
     except WorkError as error:
-        raise WorkError(f"{error}{_way_out(path)}") from error
+        raise WorkError(f"{error}{_remedy(path)}") from error
 
 
 def _read(path: Path, device: torch.device | str) -> dict[str, Any]:
@@ -39,9 +39,9 @@ def _read(path: Path, device: torch.device | str) -> dict[str, Any]:
         state = torch.load(path, map_location=device, weights_only=True)
     except FileNotFoundError as error:
         raise InputError(f"no checkpoint {path}") from error
-    except Exception as error:  # unpickling, zip and tensor errors of a foreign or damaged file
-        if _begins_otherwise(path):
-            raise WorkError(f"{path} is not a checkpoint: it is no file of torch.save") from error
+    except Exception as error:  # a foreign or damaged file raises errors of pickle, zip or tensors
+        if _has_other_format(path):
+            raise WorkError(f"{path} is not a checkpoint: torch.save did not write it") from error
         raise WorkError(f"{path} is not a checkpoint that can be read safely: {unreadable(error)}") from error
     if not isinstance(state, dict) or not isinstance(state.get("discriminator"), dict):
         raise WorkError(f"{path} is not a GLASS checkpoint: it holds no discriminator")
@@ -50,24 +50,24 @@ def _read(path: Path, device: torch.device | str) -> dict[str, Any]:
         if names:
             raise WorkError(
                 f"{path} holds weights that are not finite ({part}: {names[0]}): its training diverged, or the file is "
-                "damaged; train anew, with a smaller --lr if it was the training"
+                "damaged; train again, with a smaller --lr if the training diverged"
             )
     return state
 
 
-def _way_out(path: Path) -> str:
-    """What to do about a checkpoint that cannot be read, where it lies in a class's folder."""
+def _remedy(path: Path) -> str:
+    """What the user can do about an unreadable checkpoint in the folder of a class; "" elsewhere."""
     best, folder = find_best(path.parent), path.parent
     if path.name == LATEST and best is not None and _is_sound(best[0]):
         return (
-            f"; {best[0].name} beside it is sound: --test test tests it, delete {path} to keep that model as it is, or "
-            f"delete {folder} to train anew"
+            f"; {best[0].name} beside it is intact: --test test tests it, delete {path} to keep that model as it is, "
+            f"or delete {folder} to train again"
         )
-    of_training = path.name == LATEST or (best is not None and path == best[0])
-    if of_training and path.name != LATEST and (folder / LATEST).exists() and _is_sound(folder / LATEST):
-        return f"; {LATEST} beside it is sound: delete {path} to take its epoch, or delete {folder} to train anew"
-    if of_training:
-        return f"; delete {folder} to train anew"
+    in_use = path.name == LATEST or (best is not None and path == best[0])
+    if in_use and path.name != LATEST and (folder / LATEST).exists() and _is_sound(folder / LATEST):
+        return f"; {LATEST} beside it is intact: delete {path} to use its epoch, or delete {folder} to train again"
+    if in_use:
+        return f"; delete {folder} to train again"
     return ""
 
 
@@ -79,11 +79,11 @@ def _is_sound(path: Path) -> bool:
 
 
 def config_of(folder: Path, training: bool = True) -> dict[str, Any] | None:
-    """The settings that the checkpoints in a class's folder were trained with; None where there is no checkpoint.
+    """The settings that the checkpoints in the folder of a class were trained with; None if there is no checkpoint.
 
     Args:
         folder: of the class.
-        training: read the checkpoint that a training goes on with, if there is one; else the chosen one.
+        training: read the checkpoint that a training would resume from, if there is one; else the chosen one.
 
     Raises:
         WorkError: the checkpoint is damaged.
@@ -98,7 +98,7 @@ def config_of(folder: Path, training: bool = True) -> dict[str, Any] | None:
 
 
 def read_plain(path: Path) -> dict[str, Any]:
-    """What a checkpoint says in plain values; its tensors stay on the disk.
+    """The plain values of a checkpoint (`PLAIN`), without reading its tensors.
 
     Raises:
         InputError: no such file.
@@ -106,7 +106,7 @@ def read_plain(path: Path) -> dict[str, Any]:
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception:  # a file of the format before archives cannot be mapped; what is wrong with others, `load` says
+    except Exception:  # a file of torch's old format cannot be mapped; for other files `load` says what is wrong
         state = load(path)
     if not isinstance(state, dict) or not isinstance(state.get("discriminator"), dict):
         state = load(path)
@@ -114,40 +114,40 @@ def read_plain(path: Path) -> dict[str, Any]:
 
 
 def verify(path: Path) -> None:
-    """Read all of a checkpoint and compare it with the checksums in it, at which torch does not look.
+    """Read a whole checkpoint and check the checksums in it, which torch ignores.
 
     Raises:
         WorkError: it is damaged, or not a GLASS checkpoint.
     """
     load(path)
-    if not zipfile.is_zipfile(path):  # of the format before archives, which has no checksums
+    if not zipfile.is_zipfile(path):  # torch's old format has no checksums
         return
     try:
         with zipfile.ZipFile(path) as archive:
             part = archive.testzip()
     except (OSError, zipfile.BadZipFile) as error:
-        raise WorkError(f"{path} is damaged: {error}{_way_out(path)}") from error
+        raise WorkError(f"{path} is damaged: {error}{_remedy(path)}") from error
     if part is not None:
-        raise WorkError(f"{path} is damaged: the checksum of {part} does not fit{_way_out(path)}")
+        raise WorkError(f"{path} is damaged: the checksum of {part} is wrong{_remedy(path)}")
 
 
-def _begins_otherwise(path: Path) -> bool:
-    """Than an archive or a pickle does."""
+def _has_other_format(path: Path) -> bool:
+    """Whether the file begins neither like an archive nor like a pickle."""
     try:
         with path.open("rb") as file:
-            first = file.read(2)
-            return first != b"PK" and first[:1] != b"\x80"
+            start = file.read(2)
+            return start != b"PK" and start[:1] != b"\x80"
     except OSError:
         return False
 
 
 def read_latest(folder: Path) -> dict[str, Any] | None:
-    """The plain values of a training's state, from the record beside it where that is of this very state.
+    """The plain values of a training's state, from the record beside it if that belongs to this very state.
 
-    Lists may stand where the state has tuples.
+    Tuples of the state may be lists here.
 
     Returns:
-        `config`, `record` and so on; None where there is no `LATEST`.
+        `config`, `record` and so on; None if there is no `LATEST`.
 
     Raises:
         WorkError: it is damaged, or not a GLASS checkpoint.
@@ -156,31 +156,31 @@ def read_latest(folder: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        small = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        if small.pop("checkpoint") == fingerprint(path):
-            return small
+        plain = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        if plain.pop("checkpoint") == fingerprint(path):
+            return plain
     except (OSError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile):
-        pass  # no record beside, as before there were any, or one of another state: a process was killed in between
+        pass  # an earlier version wrote no record, or a process was killed between the state and its record
     return read_plain(path)
 
 
 def fingerprint(path: Path) -> str:
-    """Of what a checkpoint holds, without reading it: an archive ends with a list of its parts and their checksums."""
+    """A digest of the content of a checkpoint without reading it: an archive lists its parts and their checksums."""
     with zipfile.ZipFile(path) as archive:
         parts = [(part.filename, part.file_size, part.CRC) for part in archive.infolist()]
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
 def find_chosen(folder: Path) -> tuple[Path, int] | None:
-    """What a class is to be tested with, and its epoch: the chosen checkpoint, or the latest state of a training that
-    ended before it had one; None where nothing was trained.
+    """The checkpoint that a class is tested with, and its epoch; None if nothing was trained.
 
-    With `select` `last` it is the latest epoch that was saved, wherever that is.
+    It is the chosen checkpoint, or the latest state of a training that ended before it had one. With `select` `last` it
+    is the latest epoch that was saved, in either of the two.
     """
     best = find_best(folder)
     try:
         latest = read_latest(folder)
-    except WorkError:  # a damaged state is said where it is to be gone on with
+    except WorkError:  # a damaged state is reported when a training would resume from it
         if best is None:
             raise
         return best
@@ -188,7 +188,7 @@ def find_chosen(folder: Path) -> tuple[Path, int] | None:
 
 
 def without_choice(latest: Mapping[str, Any] | None, best: tuple[Path, int] | None) -> bool:
-    """Whether a training has done epochs, but none of them is kept, or with `select` `last` an earlier one."""
+    """Whether epochs were trained but none is kept as the chosen one; with `select` `last`, whether not the last is."""
     done = epochs_of(latest)
     if not done:
         return False
@@ -197,23 +197,23 @@ def without_choice(latest: Mapping[str, Any] | None, best: tuple[Path, int] | No
 
 
 def epochs_of(state: Mapping[str, Any] | None) -> int:
-    """How many epochs a training has done; 0 where there is none, or weights alone."""
+    """The number of epochs that a training has done; 0 if there is no training, or only weights."""
     record = state.get("record") if state else None
     return record.get("epoch", 0) if isinstance(record, dict) else 0
 
 
 def best_path(folder: Path, epoch: int) -> Path:
-    """Where the chosen checkpoint of an epoch (from 0) lies."""
+    """The path of the chosen checkpoint of an epoch, which counts from 0."""
     return folder / f"ckpt_best_{epoch}.pth"
 
 
 def find_best(folder: Path) -> tuple[Path, int] | None:
-    """The chosen checkpoint in a class's folder and its epoch; the newest epoch if a crash left two."""
-    found = []
+    """The chosen checkpoint in the folder of a class and its epoch; the latest epoch if a crash left two."""
+    candidates = []
     for path in folder.glob("ckpt_best_*.pth"):
         if match := re.fullmatch(r"ckpt_best_(\d+)\.pth", path.name):
-            found.append((int(match[1]), path))
-    return (max(found)[1], max(found)[0]) if found else None
+            candidates.append((int(match[1]), path))
+    return (max(candidates)[1], max(candidates)[0]) if candidates else None
 
 
 def load_parts(
@@ -226,10 +226,10 @@ def load_parts(
         path: of the checkpoint, for messages.
         state: its content.
         discriminator, projection: D and A; None for a model without A.
-        backbone: the network of a model that trains it; None of one that does not.
+        backbone: the network of a model that trains it; None for a frozen one.
 
     Raises:
-        WorkError: the checkpoint is of a model of another shape.
+        WorkError: the checkpoint belongs to a model of another shape.
     """
     if state.get("backbone") and backbone is None:
         raise WorkError(f"{path} holds a trained backbone; give --train_backbone to use it")
@@ -238,8 +238,8 @@ def load_parts(
         parts["backbone"] = backbone
     for key, module in parts.items():
         if (module is None) != (not state.get(key)):
-            has, wants = ("no ", "one") if module is not None else ("a ", "none")
-            raise WorkError(f"{path} holds {has}{key}, the given settings want {wants} (see --pre_proj)")
+            has, expects = ("no", "one") if module is not None else ("a", "none")
+            raise WorkError(f"{path} holds {has} {key}, but the given settings need {expects} (see --pre_proj)")
         if module is not None:
             try:
                 module.load_state_dict(state[key])

@@ -1,4 +1,4 @@
-"""Patch features f(I): computed by the frozen backbone and the pooling, or kept from an earlier pass."""
+"""Patch features f(I): computed by the backbone and the pooling, or taken from a cache."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class PatchFeatures:
-    """The backbone up to the last layer used, and the pooling that makes patch features of its maps (section 3.1).
+    """The backbone up to the last layer used, and the pooling of its maps to patch features (section 3.1).
 
     Attributes:
         aggregator: the cut backbone.
-        grid: (H', W') of the patches, which is the grid of the first layer.
-        fused_pooling: the pooling without unfolding; None for dimensions that only the general form can do.
+        grid: (H', W') of the patches, the grid of the first layer.
+        fused_pooling: the pooling without unfolding; None for dimensions that need the general form.
 
     Args:
-        backbone: the whole network, as `backbones.load` gives it.
+        backbone: the whole network, as `backbones.load` returns it.
         settings: of the model.
-        device: where it runs.
-        dtype: number format of the backbone's arithmetic; the features are float32.
+        device: of the computation.
+        dtype: number format of the backbone's computation; the features are float32 in any case.
 
     Raises:
-        InputError: a layer or image size that does not go together with the backbone.
+        InputError: a layer or image size does not fit the backbone.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class PatchFeatures:
             settings.train_backbone,
             dtype,
         )
-        # weights in bfloat16 are folded and rounded: scoring in float32 needs the network as it was
+        # with bfloat16 the weights of the aggregator are rounded: scoring in float32 needs the original network
         rounded = dtype != torch.float32 and not settings.train_backbone
         self._unrounded_backbone = backbone if rounded else None
         shapes = self.aggregator.feature_shapes
@@ -59,8 +59,8 @@ class PatchFeatures:
         if math.prod(self.grid) < 2:
             height, width = settings.image_size
             raise InputError(
-                f"layer {settings.layers_to_extract_from[0]} has a grid of 1x1 on an image of {height}x{width}: take a "
-                "larger --imagesize or an earlier layer"
+                f"layer {settings.layers_to_extract_from[0]} has a grid of 1x1 for an image of {height}x{width}; give "
+                "a larger --imagesize or an earlier layer"
             )
         self.patch_maker = PatchMaker(settings.patchsize)
         dimensions = settings.pretrain_embed_dimension, settings.target_embed_dimension
@@ -70,7 +70,7 @@ class PatchFeatures:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(P, C): how many patches an image has, and the length of their features."""
+        """(P, C): the number of patches of an image, and the length of their features."""
         return math.prod(self.grid), self.settings.target_embed_dimension
 
     def maps(self, images: Tensor) -> list[Tensor]:
@@ -78,32 +78,32 @@ class PatchFeatures:
         return self.aggregator(images.to(self.device, torch.float32, non_blocking=True))
 
     def embed(self, images: Tensor) -> tuple[Tensor, list[tuple[int, int]]]:
-        """(B, 3, H, W), normalised → patch features (B·P, C) and each layer's grid, [(H', W'), …]."""
+        """Normalised images (B, 3, H, W) → patch features (B·P, C), and the grid of each layer, [(H', W'), …]."""
         maps = self.maps(images)
         shapes = [tuple(layer_map.shape[2:]) for layer_map in maps]
         if self.fused_pooling is not None:
             return self.fused_pooling(maps), shapes
-        # the neighbourhoods of a whole batch would be p² times as large as the maps: one image at a time
+        # one image at a time, since unfolded maps take p² times the memory of the maps
         rows = [self._pool_unfolded([layer_map[i : i + 1] for layer_map in maps]) for i in range(len(images))]
         return torch.cat(rows), shapes
 
     def _pool_unfolded(self, maps: list[Tensor]) -> Tensor:
-        """[(1, C_l, H_l, W_l), …] → (P, C) for settings whose pooling windows `FusedPooling` cannot do."""
+        """[(1, C_l, H_l, W_l), …] → (P, C) for settings that `FusedPooling` does not support."""
         grid = maps[0].shape[2:]
         pooled = []
         for x in maps:
             y = self._preprocessing(self.patch_maker.patchify(x))  # (1, P_l, pretrain_embed_dimension)
-            y = y.transpose(1, 2).unflatten(2, tuple(x.shape[2:]))
+            y = y.transpose(1, 2).unflatten(2, tuple(x.shape[2:]))  # (1, pretrain_embed_dimension, H_l, W_l)
             if y.shape[2:] != grid:
                 y = F.interpolate(y, size=grid, mode="bilinear", align_corners=False)
-            pooled.append(y.flatten(2).transpose(1, 2))
+            pooled.append(y.flatten(2).transpose(1, 2))  # (1, P, pretrain_embed_dimension)
         return self._aggregator(pooled)
 
     @contextmanager
     def in_float32(self) -> Iterator[None]:
-        """Inside, features are computed in float32 throughout, as `predict` and an exported graph compute them.
+        """A context in which features are computed in float32 throughout, as in `predict` and in an exported graph.
 
-        A threshold is the score of a good image: found with a backbone in bfloat16, it would differ by up to 0.005
+        A threshold is the score of a good image: computed with a backbone in bfloat16, it would differ by up to 0.005
         from the score that the same image gets later.
         """
         training = self.aggregator
@@ -124,14 +124,14 @@ class PatchFeatures:
 class FeatureCache:
     """f(I) by the index of the image, in one block of memory that is allocated at the start.
 
-    The first images are kept, as many as there is room for, so that the order in which they come does not matter.
+    It keeps the images with the lowest indices, as many as there is room for, in whatever order they come.
 
     Args:
         count: number of images.
         shape: (P, C) of an image's features.
-        dtype: number format in which they are kept.
-        device: where they are kept.
-        budget: bytes.
+        dtype: number format of the stored features.
+        device: of the stored features.
+        budget: memory in bytes.
     """
 
     def __init__(
@@ -153,28 +153,28 @@ class FeatureCache:
         return index < self.capacity and self._known[index]
 
     def put(self, indices: Sequence[int], features: Tensor) -> None:
-        """Keep the features (n·P, C) of n images, where there is room for them."""
-        rows = features.detach().unflatten(0, (len(indices), -1))
-        for index, of_image in zip(indices, rows, strict=True):
+        """Keep the features (n·P, C) of those of n images for which there is room."""
+        rows = features.detach().unflatten(0, (len(indices), -1))  # (n, P, C)
+        for index, image_features in zip(indices, rows, strict=True):
             if index < self.capacity:
-                self._features[index] = of_image
+                self._features[index] = image_features
                 self._known[index] = True
 
     def take(self, indices: Sequence[int]) -> Tensor:
-        """The features of images that are all kept, (n·P, C)."""
+        """The features of n images, all of which must be kept, (n·P, C)."""
         if len(indices) and list(indices) == list(range(indices[0], indices[0] + len(indices))):
             return self._features[indices[0] : indices[0] + len(indices)].flatten(0, 1)  # no copy
         chosen = torch.tensor(indices)
-        if self._features.is_cuda:  # the copy from memory that is not pinned would have to be waited for
+        if self._features.is_cuda:  # a copy from memory that is not pinned would wait for the device
             chosen = chosen.pin_memory().to(self._features.device, non_blocking=True)
         return self._features.index_select(0, chosen).flatten(0, 1)
 
 
 def kept_features(features: PatchFeatures, batch: Batch, cache: FeatureCache | None) -> Tensor | None:
-    """f(I) of a batch, (B·P, C), from what is kept; images that are not kept are computed.
+    """f(I) of a batch from the cache; the features of images that are not in it are computed.
 
     Returns:
-        None where no image of the batch is kept.
+        (B·P, C); None if no image of the batch is in the cache.
     """
     indices = batch["index"].tolist() if cache is not None else []
     missing = [i for i, index in enumerate(indices) if not cache.knows(index)]
@@ -183,11 +183,11 @@ def kept_features(features: PatchFeatures, batch: Batch, cache: FeatureCache | N
     if not missing:
         return cache.take(indices)
     images = batch["image"]
-    if len(images) == len(indices):  # else the loader has left out the images whose features are kept
+    if len(images) == len(indices):  # otherwise the loader has already left out the images that are in the cache
         images = images[missing]
     with torch.no_grad():
-        computed = features.embed(images)[0].unflatten(0, (len(missing), -1))
+        computed = features.embed(images)[0].unflatten(0, (len(missing), -1))  # (len(missing), P, C)
         rows = [None if i in missing else cache.take([index]) for i, index in enumerate(indices)]
-        for i, of_image in zip(missing, computed, strict=True):
-            rows[i] = of_image
+        for i, image_features in zip(missing, computed, strict=True):
+            rows[i] = image_features
         return torch.cat([row.to(computed.dtype) for row in rows])

@@ -1,4 +1,4 @@
-"""A trained model in use: from a checkpoint and an image to a decision, without data set folders or training flags."""
+"""A trained model in use: from a checkpoint and an image to a decision, without a data set or training options."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from utils import InputError, WorkError, choose_device, choose_precision
 
 
 class Inspector(Judge):
-    """A model ready to judge images. Made by `load_checkpoint`; may be used by several threads at once.
+    """A model that is ready to judge images, built by `load_checkpoint`. Several threads may use it at once.
 
     Attributes:
-        scorer: the network.
-        settings: preprocessing, also as `geometry`.
-        thresholds: of the checkpoint; None of a checkpoint without.
-        tiling: how large images are cut; None judges every image whole.
-        config: everything that the checkpoint says about itself.
+        scorer: computes scores and maps.
+        settings: of the preprocessing, also available as `geometry`.
+        thresholds: of the checkpoint; None if it has none.
+        tiling: how images are cut into tiles; None judges every image whole.
+        config: the settings in the checkpoint.
     """
 
     def __init__(
@@ -46,26 +46,28 @@ class Inspector(Judge):
         self.config: dict[str, Any] = dict(state["config"])
         self.class_name = str(self.config.get("class_name", ""))
         self.thresholds = Thresholds.of(state.get("thresholds"))
-        self._finishing = threading.Lock()  # the segmentor's matrices are made when they are first needed
+        self._finish_lock = threading.Lock()  # the segmentor computes its matrices when it first needs them
 
     def score_pictures(
         self, pictures: Sequence[Image.Image | PreparedImage]
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """RGB pictures → scores (B,) and maps (B, H, W) of what the network saw of them."""
+        """RGB images → image scores (B,) and anomaly maps (B, H, W) of the part that the network sees."""
         if not len(pictures):
             return np.zeros(0, np.float32), np.zeros((0, *self.geometry.size), np.float32)
-        seen = [one.network_input if isinstance(one, PreparedImage) else self.prepare(one) for one in pictures]
-        return self.score(torch.stack(seen))
+        inputs = [
+            image.network_input if isinstance(image, PreparedImage) else self.prepare(image) for image in pictures
+        ]
+        return self.score(torch.stack(inputs))  # (B, 3, H, W)
 
     def prepare(self, picture: Image.Image) -> torch.Tensor:
-        """What the model sees of a picture, (3, H, W)."""
+        """The network's input for an image, (3, H, W), normalised."""
         return normalise(np.asarray(self.settings.cropped(picture)))
 
     @torch.no_grad()
     def score(self, batch: torch.Tensor) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """(B, 3, H, W) → image scores (B,) and maps (B, H, W)."""
+        """(B, 3, H, W) → image scores (B,) and anomaly maps (B, H, W)."""
         patch_scores = self.scorer.score_images(batch)
-        with self._finishing:
+        with self._finish_lock:
             scores, maps = self.scorer.finish(patch_scores)
         return scores.cpu().numpy(), maps.cpu().numpy()
 
@@ -79,32 +81,32 @@ def load_checkpoint(
     overlap: float | None = None,
     max_pixels: int | None = None,
 ) -> Inspector:
-    """A model from nothing but its checkpoint, and the backbone's weights from the cache or a file.
+    """Build a model from its checkpoint alone, with the backbone's weights from the cache or a file.
 
-    A model hangs in a process that was forked after the model was loaded, since torch's threads do not survive a fork:
-    load it in the child, or call `torch.set_num_threads(1)` before loading it.
+    A model that was loaded before a fork hangs in the child process, since torch's threads do not survive a fork: load
+    it in the child, or call `torch.set_num_threads(1)` before loading it.
 
     Args:
-        path: ckpt_best_<E>.pth, or the folder it lies in.
-        device: the CPU by default.
-        weights: file of the backbone's weights, where they are not where the training had them.
+        path: ckpt_best_<E>.pth, or its folder.
+        device: of the model; the CPU by default.
+        weights: file of the backbone's weights, if they are not where the training read them.
         precision: fp32, bf16 or auto.
-        tile: shorter side, in pixels, of the tiles that pictures are cut into; `auto` is as large as what was seen in
-            the training, `off` takes pictures whole; by default as the training was.
-        overlap: least share of a tile that its neighbour covers too, in [0, 0.75]; 0.25 by default.
+        tile: shorter side in pixels of the tiles that images are cut into; `auto` is the size that the network saw in
+            the training, `off` judges images whole; by default as in the training.
+        overlap: smallest share of a tile that its neighbour covers as well, in [0, 0.75]; 0.25 by default.
         max_pixels: a file with more pixels is refused; by default as in the training, or 500 million.
 
     Raises:
-        InputError: the weights given are not those of the training, or no such tiles.
-        WorkError: no checkpoint, none of this project, or the backbone's weights are not available.
+        InputError: there is no checkpoint, the weights are not those of the training, or the tiles are impossible.
+        WorkError: the checkpoint cannot be used, or the backbone's weights are not available.
     """
     path = _find(Path(path))
     state = checkpoint.load(path)
     config = state.get("config")
     if not isinstance(config, dict) or "input_shape" not in config or "resize" not in config:
         raise WorkError(
-            f"{path} does not say how it was trained (the published code's checkpoints do not); score it with "
-            "python main.py --test test and the flags of its training"
+            f"{path} does not say how it was trained (checkpoints of the published code do not); score it with "
+            "python main.py --test test and the options of its training"
         )
     tiling = choose_tiling(config, tile, overlap)
     device = torch.device(device) if device is not None else choose_device((-1,))
@@ -114,31 +116,31 @@ def load_checkpoint(
 
 
 def _find(path: Path) -> Path:
-    """The checkpoint itself, where its folder was given."""
+    """The checkpoint that a test of this folder would use; a path that is not a folder stays as it is."""
     if not path.is_dir():
         return path
-    found = checkpoint.find_chosen(path)  # as a test takes it
-    if found is None:
-        inside = sorted(p for p in path.rglob("ckpt_best_*.pth"))[:5]
-        hint = f"; below it there are {', '.join(map(str, inside))}" if inside else ""
+    chosen = checkpoint.find_chosen(path)
+    if chosen is None:
+        below = sorted(p for p in path.rglob("ckpt_best_*.pth"))[:5]
+        hint = f"; below it there are {', '.join(map(str, below))}" if below else ""
         raise InputError(f"no ckpt_best_*.pth in {path}{hint}")
-    return found[0]
+    return chosen[0]
 
 
 def _build_scorer(
     path: Path, state: Mapping[str, Any], device: torch.device, weights: str | Path | None, precision: str
 ) -> Scorer:
     config = state["config"]
-    trained = bool(state.get("backbone"))  # then the checkpoint has all its weights
+    trained = bool(state.get("backbone"))  # the checkpoint contains all weights of the backbone
     source = "random" if trained else (weights or config["weights"] or "pretrained")
     if not weights and not trained and source not in ("pretrained", "random") and not Path(source).is_file():
         raise WorkError(
-            f"{path}: the backbone's weights were read from {source}, which is not here; give --weights PATH (of "
-            f"{config['backbone']!r}, the same file)"
+            f"{path}: the training read the backbone's weights from {source}, which does not exist; give "
+            f"--weights PATH with the same weights of {config['backbone']!r}"
         )
     backbone = backbones.load(config["backbone"], source, config["seed"])
     settings, dtype = Settings.of_config(config, precision=precision, compile=False), PRECISIONS[precision]
-    rounded_later = trained and device.type == "cpu" and dtype != torch.float32  # once its weights are loaded
+    rounded_later = trained and device.type == "cpu" and dtype != torch.float32  # after its weights are loaded
     features = PatchFeatures(backbone, settings, device, torch.float32 if rounded_later else dtype)
     if not trained and features.aggregator.fingerprint != config.get("backbone_hash"):
         raise InputError(

@@ -1,4 +1,4 @@
-"""From images to scores: what training, testing, `predict` and the export all use."""
+"""From images to scores, for training, testing, `predict` and the export alike."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from utils import WorkError
 
 
 class Scorer:
-    """Patch features, the folded head, and what makes image scores and anomaly maps of patch scores.
+    """Computes patch scores, image scores and anomaly maps.
 
-    The head holds copies of the weights: after a step of training, a new Scorer is needed.
+    The head has copies of the weights, so a new Scorer is needed after a training step.
 
     Args:
         features: backbone and pooling.
         head: A and D, folded.
-        segmentor: patch scores → anomaly map.
+        segmentor: from patch scores to anomaly maps.
     """
 
     def __init__(self, features: PatchFeatures, head: ScoringHead, segmentor: RescaleSegmentor) -> None:
@@ -35,19 +35,22 @@ class Scorer:
 
     @torch.no_grad()
     def score_features(self, features: Tensor) -> Tensor:
-        """f(I), (B·P, C) → patch scores (B, H', W'), float32 in [0, 1]."""
+        """f(I) (B·P, C) → patch scores (B, H', W'), float32 in [0, 1]."""
         count = len(features) // self.features.shape[0]
-        return PatchMaker.unpatch_scores(self.head(features.float()), count, self.features.grid)
+        scores = self.head(features.float())  # (B·P, 1)
+        return PatchMaker.unpatch_scores(scores, count, self.features.grid)
 
     @torch.no_grad()
     def score_images(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) → patch scores (B, H', W'), float32 in [0, 1]; where the pooling allows it, the features of the
-        layers are never concatenated.
+        """(B, 3, H, W) → patch scores (B, H', W'), float32 in [0, 1].
+
+        If the pooling allows it, the features of the layers are never resized and concatenated.
         """
         pooling = self.features.fused_pooling
         if pooling is None:
             return self.score_features(self.features.embed(images)[0])
-        return self.head.of_parts([part.float() for part in pooling.parts(self.features.maps(images))])
+        parts = pooling.parts(self.features.maps(images))  # [(B, C/layers, H_l, W_l), …]
+        return self.head.of_parts([part.float() for part in parts])
 
     def finish(self, patch_scores: Tensor) -> tuple[Tensor, Tensor]:
         """Patch scores (B, H', W') → image scores (B,) and anomaly maps (B, H, W)."""
@@ -65,10 +68,10 @@ class Scorer:
 
 
 def finite_scores(scores: Tensor) -> NDArray[np.float32]:
-    """Scores as an array.
+    """Scores (B,) as an array.
 
     Raises:
-        WorkError: one is not finite, so that no metric, threshold or decision could be based on it.
+        WorkError: a score is not finite, so that no metric, threshold or decision could be based on it.
     """
     values = scores.cpu().numpy()
     if not np.isfinite(values).all():

@@ -1,5 +1,5 @@
-"""The settings of a model: one dataclass from which the signature of `GLASS.load`, the checks, the values kept in
-checkpoints and the options of `python main.py net` are derived. Needs no torch.
+"""The settings of a model, in one dataclass that defines the arguments of `GLASS.load`, their checks, the values in
+checkpoints and the options of `python main.py net`. This module needs no torch.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from utils import InputError
 AUTO, OFF = "auto", "off"
 SELECTIONS = ("best", "last", "val")
 PRECISION_NAMES = ("fp32", "bf16")
-MOST_LR = 1e30  # Adam's first step is a multiple of the rate and must be a number in float32
-SAME = object()  # the command line has the default of the field
+MAX_LR = 1e30  # Adam's first step is proportional to the learning rate and must not overflow in float32
+SAME = object()  # the command line uses the default of the field
 
 
 @dataclass(frozen=True)
 class Option:
-    """How a setting may be given.
+    """The allowed values of a setting, and its option on the command line.
 
     Attributes:
         help: one line for the command line and the table of options.
-        low, high: the range of a number; None is unbounded.
-        open_low, open_high: whether the bound itself is excluded.
-        choices: the possible words; empty for a setting that is not one of several words.
-        cli_default: on the command line, where it differs from the field's.
-        from_command_line: whether `python main.py net` has an option for it.
+        low, high: range of a number; None means no limit.
+        open_low, open_high: whether the limit itself is excluded.
+        choices: the allowed words; empty for a setting that is not a choice of words.
+        cli_default: default on the command line, if it differs from the default of the field.
+        from_command_line: whether `python main.py net` has an option for the setting.
     """
 
     help: str
@@ -41,9 +41,9 @@ class Option:
     from_command_line: bool = True
 
     def refusal(self, name: str, value: Any) -> str | None:
-        """Why a value is not possible; None where it is."""
+        """Why a value is not allowed; None if it is."""
         if self.choices:
-            return None if value in self.choices else f"{name} {value!r}: possible are {', '.join(self.choices)}"
+            return None if value in self.choices else f"{name} {value!r}: must be one of {', '.join(self.choices)}"
         if isinstance(value, float) and not math.isfinite(value):
             return f"{name} {value}: must be a finite number"
         if self.low is not None and (value < self.low or (self.open_low and value == self.low)):
@@ -67,11 +67,11 @@ def _size(help: str) -> Any:
 
 @dataclass(frozen=True)
 class Settings:
-    """How a model is built and trained; names and defaults are the paper's.
+    """How a model is built and trained; names and defaults are those of the paper.
 
-    `layers_to_extract_from` are dotted names of the backbone's modules, `input_shape` is (3, H, W). `seed` starts the
-    weights of A and D and the noise. `backbone`, `weights` and `backbone_hash` describe the network that the model was
-    built with: its name, where its weights come from, and a digest of them.
+    `layers_to_extract_from` are dotted names of the backbone's modules, and `input_shape` is (3, H, W). `seed` is the
+    seed of the initial weights of A and D and of the noise. `backbone`, `weights` and `backbone_hash` describe the
+    network that the model was built with: its name, the source of its weights, and a digest of them.
     """
 
     layers_to_extract_from: tuple[str, ...]
@@ -160,31 +160,31 @@ class Settings:
         return self.input_shape[1:]
 
     def plain(self) -> dict[str, Any]:
-        """The values as a checkpoint keeps them, with lists in place of tuples."""
+        """The values as a checkpoint stores them, with lists in place of tuples."""
         values = asdict(self)
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
     @classmethod
     def of_config(cls, config: Mapping[str, Any], **others: Any) -> Settings:
-        """The settings that a checkpoint's `config` holds, with `others` in place of some of them."""
+        """The settings in the `config` of a checkpoint; `others` replace some of them."""
         names = {setting.name for setting in fields(cls)}
         return cls(**{name: value for name, value in config.items() if name in names} | others)
 
     @classmethod
     def options(cls) -> list[tuple[Field, Option]]:
-        """The settings that `python main.py net` has an option for, in the order of its help."""
-        known = [(setting, setting.metadata.get("option")) for setting in fields(cls)]
-        return [(setting, option) for setting, option in known if option is not None and option.from_command_line]
+        """The settings that are options of `python main.py net`, in the order of its help."""
+        pairs = [(setting, setting.metadata.get("option")) for setting in fields(cls)]
+        return [(setting, option) for setting, option in pairs if option is not None and option.from_command_line]
 
     @staticmethod
     def check(values: Mapping[str, Any]) -> None:
-        """Refuse values that cannot work with any backbone.
+        """Check values that do not depend on the backbone.
 
         Args:
-            values: settings by name; None stands for one that is not decided yet.
+            values: settings by name; None stands for a setting that is not decided yet.
 
         Raises:
-            InputError: names the setting and what would work.
+            InputError: a value cannot work; the message names the setting and what would work.
         """
         if values["patchsize"] < 1 or values["patchsize"] % 2 == 0:
             raise InputError(f"patchsize {values['patchsize']}: must be odd (1, 3, 5, …), so that a patch has a centre")
@@ -192,25 +192,27 @@ class Settings:
             value = values.get(setting.name)
             if value is not None and (message := option.refusal(setting.name, value)):
                 raise InputError(message)
-        if values["lr"] > MOST_LR:
-            raise InputError(f"lr {values['lr']:g}: must be at most {MOST_LR:g}; the published rate is 0.0001")
+        if values["lr"] > MAX_LR:
+            raise InputError(f"lr {values['lr']:g}: must be at most {MAX_LR:g}; the published rate is 0.0001")
         if values["patience"] and values["select"] == "last":
-            raise InputError("--patience needs figures to compare, --select last uses none; give --select val or best")
+            raise InputError(
+                "--patience needs metrics to compare, but --select last uses none; give --select val or best"
+            )
         check_feature_cache(values["feature_cache"])
 
 
 def check_feature_cache(value: str) -> None:
-    """Refuse a `--feature_cache` that is neither auto nor off nor a number of gigabytes.
+    """Check the value of `--feature_cache`.
 
     Raises:
-        InputError: says what is possible.
+        InputError: it is neither auto nor off nor a number of gigabytes.
     """
     if value not in (AUTO, OFF) and not gigabytes(value) >= 0:
-        raise InputError(f"--feature_cache {value}: possible are auto, off, or gigabytes, 0 or more")
+        raise InputError(f"--feature_cache {value}: must be auto, off, or a number of gigabytes, at least 0")
 
 
 def gigabytes(value: str) -> float:
-    """The number in a text; −1 of a text that is no number."""
+    """The number of gigabytes in a text; −1 if the text is not a number."""
     try:
         return float(value)
     except ValueError:
@@ -218,7 +220,7 @@ def gigabytes(value: str) -> float:
 
 
 def as_json_has_it(value: Any) -> Any:
-    """A value of the settings with lists in place of tuples, which JSON does not have."""
+    """A value of the settings as it is after a round trip through JSON: with lists in place of tuples."""
     return (
         [as_json_has_it(item) for item in value]
         if isinstance(value, Sequence) and not isinstance(value, str)

@@ -1,1 +1,1 @@
-"""How a network of any library is cut after the last layer used, and what its outputs are."""
+"""Networks of any library: where they can be cut, the layout of their outputs, and the state of their weights."""

@@ -1,8 +1,9 @@
-"""Where a network can be cut: one forward pass is watched to find out.
+"""Where a network can be cut, found by watching one forward pass.
 
-Symbols: a *layer* is a module whose output is used as a feature map; the *stop* is the module (and which of its calls)
-after which no layer's output changes any more. Invariant: a network cut at the stop, without the modules that are
-unused before it, gives the same maps as the whole one; tests/test_backbones.py compares the two for every family.
+Symbols: a *layer* is a module whose output is used as a feature map; the *stop* is the module, and the number of its
+call, after which no layer's output changes any more. Invariant: a network that ends at the stop, without the modules
+that are not used before it, gives the same maps as the whole network; tests/test_backbones.py compares the two for
+every family.
 """
 
 from __future__ import annotations
@@ -20,18 +21,24 @@ from utils import InputError
 
 
 class Watch:
-    """Follows one forward pass: which modules begin and end, and when the layers' outputs get their last value."""
+    """Records one forward pass: which modules begin and end, and when the layers' outputs change for the last time.
+
+    Attributes:
+        outputs: of each layer, by its name.
+        stop: name and number of the call after which no output changes; None if that is the end of the network.
+        largest: size of the largest output of a module, in bytes.
+    """
 
     def __init__(self, backbone: nn.Module, layers: Sequence[str]) -> None:
         self.outputs: dict[str, Tensor] = {}
         self.stop: tuple[str, int] | None = None
         self._backbone, self._layers = backbone, layers
         self._calls: Counter[str] = Counter()
-        self.largest = 0  # bytes of an output
+        self.largest = 0
         self._begun: list[str] = []
         self._ended: list[str] = []
-        self._at_stop = (0, 0)  # how many had begun and ended at the stop
-        self._seen: list[tuple[str, int, int]] = []
+        self._at_stop = (0, 0)  # number of modules that had begun and that had ended at the stop
+        self._versions: list[tuple[str, int, int]] = []  # of the outputs, to notice changes
 
     @property
     def complete(self) -> bool:
@@ -40,7 +47,7 @@ class Watch:
 
     @contextmanager
     def hooked(self) -> Iterator[None]:
-        """Inside, calls of the network's modules are watched."""
+        """A context in which all calls of the network's modules are recorded."""
         handles = []
         for name, module in self._backbone.named_modules():
             handles.append(module.register_forward_pre_hook(lambda _m, _i, n=name: self._begun.append(n)))
@@ -58,16 +65,16 @@ class Watch:
             self.largest = max(self.largest, output.nbytes)
         if name in self._layers:
             self.outputs[name] = tensor_of(output)
-        # autograd's version counter moves with every in-place change of a tensor
-        seen = [(n, id(t), t._version) for n, t in self.outputs.items()]
-        if seen != self._seen:
-            self._seen = seen
-            # the root's end is the end of the pass: nothing to stop at
+        # autograd's version counter increases with every in-place change of a tensor
+        versions = [(n, id(t), t._version) for n, t in self.outputs.items()]
+        if versions != self._versions:
+            self._versions = versions
+            # the end of the root module is the end of the pass, so there is nothing to cut
             self.stop = (name, self._calls[name]) if name else None
             self._at_stop = (len(self._begun), len(self._ended))
 
     def unused(self) -> list[str]:
-        """Modules that had not begun at the stop, in a parent that had not ended."""
+        """Names of the modules that had not begun at the stop and whose parent had not ended."""
         if self.stop is None:
             return []
         begun, ended = set(self._begun[: self._at_stop[0]]), set(self._ended[: self._at_stop[1]])
@@ -82,10 +89,15 @@ class Watch:
 
 
 def check_layers(backbone: nn.Module, layers: Sequence[str], name: str) -> None:
-    """Refuse layers that backbone `name` does not have.
+    """Check that the backbone has the layers.
+
+    Args:
+        backbone: the whole network.
+        layers: dotted names of its modules.
+        name: of the backbone, for messages.
 
     Raises:
-        InputError: names the layer and those that are possible.
+        InputError: no layer is given, one does not exist, or one is given twice.
     """
     known = [n for n, _ in backbone.named_modules() if n]
     if not layers:
@@ -93,17 +105,17 @@ def check_layers(backbone: nn.Module, layers: Sequence[str], name: str) -> None:
     for layer in layers:
         if layer not in known:
             close = difflib.get_close_matches(layer, known, n=5, cutoff=0.5)
-            hint = f"; close to it: {', '.join(close)}" if close else ""
+            hint = f"; similar names: {', '.join(close)}" if close else ""
             raise InputError(
                 f"backbone {name!r} has no layer {layer!r}; possible: {', '.join(dict(backbone.named_children()))} "
                 f"or any module inside them by its dotted name{hint}"
             )
     if len(set(layers)) != len(layers):
-        raise InputError(f"layer given twice: {', '.join(layers)}")
+        raise InputError(f"a layer is given twice: {', '.join(layers)}; give each once")
 
 
 def fingerprint_of(backbone: nn.Module, keys: Iterable[str]) -> str:
-    """A hash of the network's weights with these names, which tells one set of weights from another."""
+    """A hash of the network's weights with these names, to tell different weights apart."""
     state, digest = backbone.state_dict(), hashlib.sha256()
     for key in sorted(keys):
         if key in state and not key.endswith("num_batches_tracked"):
@@ -113,9 +125,17 @@ def fingerprint_of(backbone: nn.Module, keys: Iterable[str]) -> str:
 
 
 def convolutions_and_norms(backbone: nn.Module, run: Callable[[], object]) -> list[tuple[str, str]]:
-    """Names of each convolution and the batch norm that takes its output, both called once by `run`."""
+    """Pairs of a convolution and the batch norm that takes its output, where `run` calls both exactly once.
+
+    Args:
+        backbone: the network.
+        run: a forward pass.
+
+    Returns:
+        Their names, [(convolution, batch norm), …].
+    """
     names = {module: name for name, module in backbone.named_modules()}
-    outputs: dict[int, tuple[str, Tensor]] = {}  # each output is kept, so that no other one gets its id
+    outputs: dict[int, tuple[str, Tensor]] = {}  # holds the outputs themselves, so that no id is used twice
     calls: Counter[str] = Counter()
     pairs: list[tuple[str, str]] = []
 
@@ -137,25 +157,27 @@ def convolutions_and_norms(backbone: nn.Module, run: Callable[[], object]) -> li
 
 
 def faster_format(device: torch.device, dtype: torch.dtype) -> torch.memory_format:
-    """The faster memory format of maps: channels last on a CPU, on CUDA only for what tensor cores compute."""
+    """The faster memory format of feature maps: channels last on a CPU, and on CUDA if tensor cores are used."""
     return torch.contiguous_format if device.type == "cuda" and dtype == torch.float32 else torch.channels_last
 
 
 def tensor_of(output: object) -> Tensor:
-    """The tensor in a layer's output, the first of several.
+    """The tensor in a layer's output, the first if there are several.
 
     Raises:
-        InputError: there is none.
+        InputError: the output is not a tensor.
     """
     if isinstance(output, (tuple, list)) and output:
         output = output[0]
     if not isinstance(output, Tensor):
-        raise InputError(f"a layer that gives a {type(output).__name__} cannot serve as a feature map")
+        raise InputError(
+            f"a layer whose output is a {type(output).__name__} gives no feature map; choose one that gives a tensor"
+        )
     return output
 
 
 def replace_module(root: nn.Module, name: str, module: nn.Module) -> None:
-    """Put a module in the place of the one with this dotted name."""
+    """Replace the module with this dotted name."""
     parent, _, child = name.rpartition(".")
     setattr(root.get_submodule(parent), child, module)
 

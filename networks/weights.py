@@ -1,4 +1,4 @@
-"""Weights files: which tensors are not finite, and why a file cannot be read."""
+"""Files of weights: which tensors are not finite, and why a file cannot be read."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import torch
 
 
 def not_finite(tensors: Mapping[str, Any]) -> list[str]:
-    """Names of the tensors that hold NaN or infinity; values other than floating-point tensors are passed over."""
+    """Names of the tensors that contain NaN or infinity; only floating-point tensors are checked."""
     floats = {name: x for name, x in tensors.items() if isinstance(x, torch.Tensor) and x.is_floating_point()}
     if not floats:
         return []
-    # types of 8 bits do not know `isfinite`; one wait for the device, not one for each tensor
+    # 8-bit types do not support `isfinite`; stacking makes the device synchronise once instead of once per tensor
     finite = torch.stack([(x if x.itemsize > 1 else x.float()).isfinite().all() for x in floats.values()])
-    return [name for name, fine in zip(floats, finite.tolist(), strict=True) if not fine]
+    return [name for name, is_finite in zip(floats, finite.tolist(), strict=True) if not is_finite]
 
 
 def unreadable(error: Exception) -> str:
-    """Why torch could not read a file, without its advice to read it unsafely."""
+    """Why torch could not read a file, without torch's advice to read it unsafely."""
     if "nsupported" in str(error):  # "Unsupported global", "Unsupported operand": an object other than tensors
         return "it holds more than tensors and plain values"
-    return f"damaged, or of another kind ({type(error).__name__})"
+    return f"it is damaged, or not a file of this kind ({type(error).__name__})"

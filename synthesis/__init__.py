@@ -1,1 +1,1 @@
-"""The paper's two ideas: anomalies on the image (LAS) and on the features (GAS)."""
+"""The paper's two ideas: anomalies in the image (LAS) and in the features (GAS)."""

@@ -21,19 +21,19 @@ def las_mask(
     grid: tuple[int, int],
     foreground: NDArray[np.bool_] | None = None,
 ) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
-    """Where a synthetic local anomaly lies (paper section 3.3).
+    """The mask of a synthetic local anomaly (paper section 3.3).
 
     Args:
-        rng: source of all draws.
+        rng: random generator.
         size: (H, W) of the image.
         grid: (H', W') of the first layer's map.
-        foreground: (H, W), True where anomalies may lie; everywhere by default.
+        foreground: (H, W), True where anomalies are allowed; everywhere by default.
 
     Returns:
         The mask (H, W), and `mask_s` (H', W') in {0, 1}, its max-pool, with at least one 1.
 
     Raises:
-        InputError: the foreground leaves (almost) no pixel.
+        InputError: the foreground has (almost) no pixel.
     """
     for _ in range(MAX_DRAWS if foreground is None or foreground.any() else 0):
         mask = perlin.perlin_mask(rng, size)
@@ -46,15 +46,22 @@ def las_mask(
 
 
 def pool_mask(mask: NDArray[np.bool_], grid: tuple[int, int]) -> NDArray[np.float32]:
-    """(H, W) → (H', W') in {0, 1}, its max-pool."""
+    """Max-pool of a mask, (H, W) → (H', W') in {0, 1}."""
     return F.adaptive_max_pool2d(torch.from_numpy(mask).float()[None], grid)[0].numpy()
 
 
 def draw_beta(rng: np.random.Generator, mean: float, std: float) -> float:
-    """Transparency of the texture: Normal(mean, std) clipped to [0.2, 0.8]."""
+    """The transparency of the texture: a sample of Normal(mean, std), clipped to [0.2, 0.8]."""
     return float(np.clip(rng.normal(mean, std), *BETA_RANGE))
 
 
 def blend(image: Tensor, texture: Tensor, mask: Tensor, beta: float) -> Tensor:
-    """I·(1−m) + (1−β)·T·m + β·I·m on normalised (3, H, W) tensors; mask (H, W) in {0, 1}."""
+    """I·(1−m) + (1−β)·T·m + β·I·m, (3, H, W).
+
+    Args:
+        image: I, (3, H, W), normalised.
+        texture: T, likewise.
+        mask: m, (H, W) in {0, 1}.
+        beta: β in [0, 1].
+    """
     return image * (1 - mask) + ((1 - beta) * texture + beta * image) * mask

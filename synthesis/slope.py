@@ -1,7 +1,7 @@
-"""The gradient that ascent follows: ∂L_g/∂y for the outputs y of D's first layer.
+"""The gradient that the ascent follows: ∂L_g/∂y for the outputs y of D's first layer.
 
-`ClosedSlope` has it in closed form for a D of two layers, `AnySlope` takes it from autograd for any other depth.
-tests/synthesis/test_method.py holds the two to each other and to the plain form in tests/reference.py.
+`ClosedFormSlope` computes it in closed form for a D of two layers, `AutogradSlope` by autograd for any other depth.
+tests/synthesis/test_method.py compares the two with each other and with the direct form in tests/reference.py.
 """
 
 from __future__ import annotations
@@ -22,23 +22,26 @@ if TYPE_CHECKING:
     from model import Discriminator
 
 
-def slope_of(
+def choose_slope(
     discriminator: Discriminator, true_y: Tensor, origin_y: Tensor, path: Path, fused: Fused | None
-) -> ClosedSlope | AnySlope:
-    """The way to ∂L_g/∂y that D's depth allows."""
+) -> ClosedFormSlope | AutogradSlope:
+    """The faster of the two ways to compute ∂L_g/∂y that the depth of D allows."""
     if len(discriminator.body) == 1:
-        return ClosedSlope(discriminator, true_y, origin_y, path, fused)
-    return AnySlope(discriminator, true_y, origin_y, path)
+        return ClosedFormSlope(discriminator, true_y, origin_y, path, fused)
+    return AutogradSlope(discriminator, true_y, origin_y, path)
 
 
-def scores_of_both(discriminator: Discriminator, true_y: Tensor, fake_y: Tensor) -> tuple[Tensor, Tensor]:
-    """Both halves pass D together, so that its batch norm sees the statistics of both. (N,), (N,)."""
+def score_both_halves(discriminator: Discriminator, true_y: Tensor, fake_y: Tensor) -> tuple[Tensor, Tensor]:
+    """Scores of normal and of anomalous features, (N,) each, from their y (N, hidden).
+
+    Both halves pass D together, so that its batch norm uses the statistics of both.
+    """
     scores = discriminator.after_first(torch.cat([true_y, fake_y])).squeeze(1)
     return scores[: len(true_y)], scores[len(true_y) :]
 
 
-class AnySlope:
-    """Pushes g along ∂L_g/∂y, which autograd finds, for a D of any depth."""
+class AutogradSlope:
+    """Moves g along ∂L_g/∂y, computed by autograd, for a D of any depth."""
 
     def __init__(self, discriminator: Discriminator, true_y: Tensor, origin_y: Tensor, path: Path) -> None:
         self.discriminator, self.true_y, self.origin_y, self.path = discriminator, true_y, origin_y, path
@@ -47,35 +50,40 @@ class AnySlope:
         """One update."""
         with torch.enable_grad():
             fake_y = (self.origin_y + self.path.y).requires_grad_(True)
-            loss = mean_bce(scores_of_both(self.discriminator, self.true_y, fake_y)[1], 1.0)
+            loss = mean_bce(score_both_halves(self.discriminator, self.true_y, fake_y)[1], 1.0)
             (slope,) = torch.autograd.grad(loss, fake_y)
-        moved = torch.empty_like(slope)
-        self.path.push(slice(None), slope, moved)
-        self.path.y += moved
+        y_change = torch.empty_like(slope)
+        self.path.push(slice(None), slope, y_change)
+        self.path.y += y_change
 
-    def moved(self) -> None:
-        """The path was projected."""
+    def refresh(self) -> None:
+        """Nothing to do after a projection: `push` reads the y of the path."""
 
-    def leave(self) -> None:
-        """The path is to be looked at: it has its y."""
+    def sync_path(self) -> None:
+        """Nothing to do: `push` updates the y of the path."""
 
 
 def _to_scores(
     y: Tensor, scale: Tensor, offset: Tensor, tail: Tensor, leak: float, count: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """A block of y → ∂L_g/∂(score before the sigmoid) of each row, and two sums of `ClosedSlope._to_normalised`."""
+    """The forward pass of a block of y, (n, hidden).
+
+    Returns:
+        ∂L_g/∂(score before the sigmoid) of each row, (n,), and the block's share of the two column sums that
+        `ClosedFormSlope._to_normalised` needs, (hidden,) each.
+    """
     z = y * scale + offset
     active = F.leaky_relu(z, leak)
-    d = _score_slope(active @ tail, count)
+    d = _score_slope(active @ tail, count)  # (n,)
     return d, (torch.where(z > 0, 1.0, leak) * d.unsqueeze(1)).sum(0), (active * d.unsqueeze(1)).sum(0)
 
 
 def _to_y(
     y: Tensor, d: Tensor, scale: Tensor, offset: Tensor, peak: Tensor, per_y: Tensor, constant: Tensor, leak: float
 ) -> Tensor:
-    """A block of y → its ∂L_g/∂y."""
-    bend = torch.where(y * scale + offset > 0, 1.0, leak)
-    return bend * d.unsqueeze(1) * peak - y * per_y - constant
+    """The backward pass of a block of y: ∂L_g/∂y, (n, hidden)."""
+    activation_slope = torch.where(y * scale + offset > 0, 1.0, leak)
+    return activation_slope * d.unsqueeze(1) * peak - y * per_y - constant
 
 
 class Fused(NamedTuple):
@@ -87,12 +95,12 @@ class Fused(NamedTuple):
 
 @functools.cache
 def compile_updates(device: torch.device) -> Fused:
-    """Compile the element-wise part of an update (torch.compile), and try it; once a process.
+    """Compile the elementwise part of an update (torch.compile) and run it once; cached for the process.
 
     Raises:
         Exception: the compiler is missing, or does not work with this version of torch.
     """
-    # for any number of rows, or each size of a batch would be compiled anew
+    # dynamic: for any number of rows, otherwise each batch size would be compiled again
     fused = Fused(torch.compile(_to_scores, dynamic=True), torch.compile(_to_y, dynamic=True))
     y, row, column = torch.ones(8, 4, device=device), torch.ones(4, device=device), torch.ones(8, device=device)
     with torch.no_grad():
@@ -102,12 +110,12 @@ def compile_updates(device: torch.device) -> Fused:
 
 
 def try_to_compile(layers: int, updates: int, device: torch.device) -> Fused | None:
-    """Compiled parts of the ascent; None, with a warning, where there is nothing to compile or no compiler.
+    """Compiled parts of the ascent; None, with a warning, if there is nothing to compile or no working compiler.
 
     Args:
-        layers: of the discriminator.
-        updates: of the ascent.
-        device: where it runs.
+        layers: number of layers of the discriminator.
+        updates: number of updates of the ascent.
+        device: of the training.
     """
     if layers != 2 or not updates:
         LOGGER.warning(
@@ -124,18 +132,25 @@ def try_to_compile(layers: int, updates: int, device: torch.device) -> Fused | N
 
 
 def _score_slope(logits: Tensor, count: int) -> Tensor:
-    """Of −log s, averaged over `count`, through the sigmoid, as torch's backward limits it."""
+    """The gradient of mean(−log sigmoid(logits)) over `count` rows, (n,), with the limits of torch's backward pass."""
     scores = torch.sigmoid(logits)
     spread = scores * (1 - scores)
     return (scores - 1) / spread.clamp(min=1e-12) * spread / count
 
 
-class ClosedSlope:
-    """∂L_g/∂y of a D of two layers in closed form, in two sweeps over the rows.
+class ClosedFormSlope:
+    """Moves g along ∂L_g/∂y in closed form, for a D of two layers, in two passes over the rows.
 
-    Batch norm normalises both halves together, but the normal half does not move and does not enter L_g: of it
-    only the sums of each column are needed. All is taken relative to its mean, so that sums of squares do not
-    cancel. The rows are visited in blocks that stay in the processor's cache, with the same few buffers for all.
+    Batch norm normalises both halves together, but the normal half does not move and is not part of L_g: only the sums
+    of its columns are needed. Everything is relative to its mean (`shift`), so that sums of squares do not cancel. The
+    rows are processed in blocks that stay in the processor's cache, with the same few buffers for all.
+
+    Args:
+        discriminator: D.
+        true_y: y of t, (N, hidden).
+        origin_y: y of q, (N, hidden).
+        path: of g.
+        fused: compiled forms of the elementwise part.
     """
 
     def __init__(
@@ -145,7 +160,7 @@ class ClosedSlope:
         _, self.norm, activation = discriminator.body[0]
         self.leak, self.tail = activation.negative_slope, discriminator.tail[0].weight[0]
         self.path, self.count = path, 2 * len(true_y)
-        self.shift = true_y.mean(0)
+        self.shift = true_y.mean(0)  # (hidden,)
         self.origin_y = origin_y
         size = len(true_y) if true_y.is_cuda else ROWS_AT_A_TIME
         self.blocks = [slice(i, min(i + size, len(true_y))) for i in range(0, len(true_y), size)]
@@ -154,15 +169,15 @@ class ClosedSlope:
         for rows in self.blocks:
             shifted = torch.sub(true_y[rows], self.shift, out=self._buffer(0, rows))
             self.true_squares += shifted.square_().sum(0)
-        self.y = path.workspace.take("y", path.y)  # of g, less the shift
-        self.slope = path.y.new_empty(len(path.y))
-        self.moved()
+        self.y = path.workspace.take("y", path.y)  # y of g minus the shift, (N, hidden)
+        self.slope = path.y.new_empty(len(path.y))  # ∂L_g/∂(score before the sigmoid), (N,)
+        self.refresh()
 
     def _buffer(self, index: int, rows: slice) -> Tensor:
         return self.buffers[index][: rows.stop - rows.start]
 
-    def moved(self) -> None:
-        """The path was projected: take g's y and their sums anew."""
+    def refresh(self) -> None:
+        """Compute y of g and its sums again after a projection of the path."""
         self.sums, self.squares = torch.zeros_like(self.shift), torch.zeros_like(self.shift)
         for rows in self.blocks:
             torch.sub(self.origin_y[rows], self.shift, out=self.y[rows]).add_(self.path.y[rows])
@@ -182,7 +197,7 @@ class ClosedSlope:
         scale = self.norm.weight * deviation
         offset = torch.addcmul(self.norm.bias, mean, scale, value=-1)
         slope, product = self._to_normalised(scale, offset)
-        # batch norm's backward: deviation·(dŷ − mean dŷ − ŷ·mean(dŷ·ŷ)), as factors of each column
+        # backward pass of batch norm: deviation·(dŷ − mean dŷ − ŷ·mean(dŷ·ŷ)), as factors of each column, (hidden,)
         peak = scale * self.tail
         per_y = deviation**2 * product / self.count
         constant = deviation * slope / self.count - mean * per_y
@@ -201,19 +216,24 @@ class ClosedSlope:
             self._add(rows)
 
     def _through_activation(self, rows: slice, z: Tensor, out: Tensor) -> Tensor:
-        """The slope of each row times that of the activation at z, (n, hidden)."""
+        """The slope of each row times the slope of the activation at z, (n, hidden)."""
         slope = self.slope[rows].unsqueeze(1)
         return torch.ops.aten.leaky_relu_backward.grad_input(slope, z, self.leak, False, grad_input=out)
 
     def _to_normalised(self, scale: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
-        """Forward to the scores; the column sums of ∂L_g/∂ŷ and of ŷ·∂L_g/∂ŷ, ŷ the normalised y."""
+        """Run the forward pass up to the scores, which sets `slope`.
+
+        Returns:
+            The column sums of ∂L_g/∂ŷ and of ŷ·∂L_g/∂ŷ, (hidden,) each, where ŷ is the normalised y.
+        """
         slopes, products = torch.zeros_like(self.shift), torch.zeros_like(self.shift)
         for rows in self.blocks:
             if self.fused:
-                given = self.y[rows], scale, offset, self.tail, self.leak, self.count // 2
-                self.slope[rows], of_slopes, of_products = self.fused.to_scores(*given)
-                slopes += of_slopes
-                products += of_products
+                self.slope[rows], block_slopes, block_products = self.fused.to_scores(
+                    self.y[rows], scale, offset, self.tail, self.leak, self.count // 2
+                )
+                slopes += block_slopes
+                products += block_products
                 continue
             z, active = self._buffer(0, rows), self._buffer(1, rows)
             torch.addcmul(offset, self.y[rows], scale, out=z)
@@ -225,13 +245,13 @@ class ClosedSlope:
         # active = (slope of the activation)·(weight·ŷ + bias)
         return self.norm.weight * weighted, self.tail * products - self.norm.bias * weighted
 
-    def leave(self) -> None:
-        """Give the path its y, of which only this one kept track."""
+    def sync_path(self) -> None:
+        """Write the current y to the path, which `push` leaves unchanged."""
         for rows in self.blocks:
             torch.add(self.y[rows], self.shift, out=self.path.y[rows]).sub_(self.origin_y[rows])
 
     def _track(self, mean: Tensor, variance: Tensor) -> None:
-        """Move the running statistics as a pass through the batch norm does."""
+        """Update the running statistics as a forward pass through the batch norm does."""
         unbiased = variance * (self.count / (self.count - 1))
         self.norm.running_mean.lerp_(mean, self.norm.momentum)
         self.norm.running_var.lerp_(unbiased, self.norm.momentum)

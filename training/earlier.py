@@ -93,7 +93,7 @@ class EarlierTrainings:
         folder, sides = next(iter(other.items()))
         return data, (
             f"class {data.row}: its training in {folder} was begun with other images: {sides}; give another {place}, "
-            f"put the images back as they were, or delete {' and '.join(map(str, other))} to train anew"
+            f"put the images back as they were, or delete {' and '.join(map(str, other))} to train again"
         )
 
     def _without_unreadable(self, data: ClassData, before: Inventory | None) -> ClassData:

@@ -119,58 +119,61 @@ def judge(found: Predictions, thresholds: Thresholds | None) -> dict[str, float]
 
 
 def at_threshold(scores: ArrayLike, labels: ArrayLike, threshold: float) -> dict[str, float]:
-    """`f1`, `precision`, `recall` and `false_alarms` (share of the normal ones) where score > threshold is anomalous.
+    """`f1`, `precision`, `recall` and `false_alarms` (the false positive rate) if score > threshold is anomalous.
 
     Args:
         scores: (n,).
-        labels: (n,), > 0 is anomalous, < 0 is not known and left out.
-        threshold: nan gives nan.
+        labels: (n,), > 0 is anomalous, < 0 is unknown and does not count.
+        threshold: of the scores; nan makes all values nan.
 
     Returns:
-        Values in [0, 1]; nan where there is nothing to count.
+        Values in [0, 1]; nan if there is nothing to count.
     """
     scores, labels = np.asarray(scores).ravel(), np.asarray(labels).ravel()
     flagged = scores > threshold
-    hits, alarms = int((flagged & (labels > 0)).sum()), int((flagged & (labels == 0)).sum())
-    return rates(hits, alarms, int((labels > 0).sum()), int((labels == 0).sum()), threshold)
+    true_positives, false_positives = int((flagged & (labels > 0)).sum()), int((flagged & (labels == 0)).sum())
+    return rates(true_positives, false_positives, int((labels > 0).sum()), int((labels == 0).sum()), threshold)
 
 
 def pixels_at_threshold(maps: ArrayLike, masks: ArrayLike, threshold: float) -> dict[str, float]:
-    """The same for the pixels of (n, H, W) maps, map by map."""
+    """`at_threshold` for the pixels of maps (n, H, W) with masks (n, H, W), map by map."""
     counts = np.zeros(4, np.int64)
-    for one_map, mask in zip(maps, masks, strict=True):
-        flagged, mask = np.asarray(one_map) > threshold, np.asarray(mask)
+    for anomaly_map, mask in zip(maps, masks, strict=True):
+        flagged, mask = np.asarray(anomaly_map) > threshold, np.asarray(mask)
         anomalous, normal = mask > 0, mask == 0
         counts += [(flagged & anomalous).sum(), (flagged & normal).sum(), anomalous.sum(), normal.sum()]
     return rates(*counts.tolist(), threshold)
 
 
-def rates(hits: int, alarms: int, positives: int, negatives: int, threshold: float = 0.0) -> dict[str, float]:
-    """What `at_threshold` gives, from counts."""
+def rates(
+    true_positives: int, false_positives: int, positives: int, negatives: int, threshold: float = 0.0
+) -> dict[str, float]:
+    """The values of `at_threshold` from counts; nan for a threshold that is nan."""
     if math.isnan(threshold):
         return dict.fromkeys(("f1", "precision", "recall", "false_alarms"), math.nan)
+    flagged = true_positives + false_positives
     return {
-        "f1": 2 * hits / (hits + alarms + positives) if positives else math.nan,
-        "precision": hits / (hits + alarms) if hits + alarms else math.nan,
-        "recall": hits / positives if positives else math.nan,
-        "false_alarms": alarms / negatives if negatives else math.nan,
+        "f1": 2 * true_positives / (flagged + positives) if positives else math.nan,
+        "precision": true_positives / flagged if flagged else math.nan,
+        "recall": true_positives / positives if positives else math.nan,
+        "false_alarms": false_positives / negatives if negatives else math.nan,
     }
 
 
 def bootstrap_auroc(
     scores: ArrayLike, labels: ArrayLike, seed: int = 0, share: float = 0.95, resamples: int = RESAMPLES
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval of the AUROC; images of either kind are drawn anew among their own.
+    """Percentile bootstrap confidence interval of the AUROC; good and anomalous images are resampled separately.
 
     Args:
         scores: (n,).
         labels: (n,), > 0 is anomalous.
-        seed: of the draws.
-        share: that the interval is to cover.
-        resamples: how many.
+        seed: of the random draws.
+        share: confidence level of the interval, in (0, 1).
+        resamples: number of resamples.
 
     Returns:
-        Its ends, in [0, 1]; (nan, nan) where all are of one kind.
+        The ends of the interval, in [0, 1]; (nan, nan) if all labels are of one kind.
     """
     scores, labels = np.asarray(scores, np.float64).ravel(), np.asarray(labels).ravel() > 0
     good, bad = scores[~labels], scores[labels]
@@ -178,14 +181,15 @@ def bootstrap_auroc(
         return math.nan, math.nan
     rng = np.random.default_rng(seed)
     ordered = np.sort(good)
-    # how often each good image is drawn is all that counts: a defective one wins over those that lie below it
+    # AUROC is the share of pairs in which the anomalous image has the higher score, and equal scores count half. So it
+    # only depends on how often the good images below each anomalous one are drawn.
     below, up_to = (np.searchsorted(ordered, bad, side=side) for side in ("left", "right"))
-    found = np.empty(resamples)
+    aurocs = np.empty(resamples)
     for i in range(resamples):
-        times = np.bincount(rng.integers(len(good), size=len(good)), minlength=len(good))
-        beaten = np.concatenate([[0], np.cumsum(times)])
+        draws = np.bincount(rng.integers(len(good), size=len(good)), minlength=len(good))
+        drawn_before = np.concatenate([[0], np.cumsum(draws)])
         chosen = rng.integers(len(bad), size=len(bad))
-        found[i] = (beaten[below[chosen]] + beaten[up_to[chosen]]).mean() / (2 * len(good))
+        aurocs[i] = (drawn_before[below[chosen]] + drawn_before[up_to[chosen]]).mean() / (2 * len(good))
     tail = (1 - share) / 2
-    low, high = np.quantile(found, [tail, 1 - tail])
+    low, high = np.quantile(aurocs, [tail, 1 - tail])
     return float(low), float(high)

@@ -196,7 +196,7 @@ def load_weights(model: GLASS, path: Path, state: dict[str, Any] | None = None) 
 
 
 def _train_anew(folder: Path) -> str:
-    return f"delete {folder} to train anew"
+    return f"delete {folder} to train again"
 
 
 def check_settings_of_before(model: GLASS, name: str, test: bool) -> None:

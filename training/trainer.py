@@ -271,7 +271,7 @@ def compute_mean_embedding(
         total = part if total is None else total + part
         count += len(batch["image"])
     if total is None:
-        raise InputError("no training image")
+        raise InputError("the training set has no image")
     mean = (total / count).float()
     if not mean.isfinite().all():
         raise WorkError(

@@ -135,7 +135,7 @@ def test_files_that_are_not_checkpoints_are_refused(folder, tmp_path):
         ("pickle.pth", WorkError, "more than tensors and plain values"),
         ("cut.pth", WorkError, "damaged"),
         ("other.pth", WorkError, "it holds no discriminator"),
-        ("text.pth", WorkError, "is no file of torch.save"),
+        ("text.pth", WorkError, "torch.save did not write it"),
         ("published.pth", WorkError, "does not say how it was trained"),
         ("wrong.pth", InputError, "was trained with other weights"),
         ("gone.pth", WorkError, "give --weights PATH"),

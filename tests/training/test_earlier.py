@@ -234,8 +234,8 @@ def test_a_damaged_state_beside_a_sound_model_says_what_to_do(done, moved, tmp_p
     again = run(moved, textures, copy, *SHARE, net=ONE)
     assert again.exit_code == 1
     assert last_line(again).endswith(
-        f"; ckpt_best_0.pth beside it is sound: --test test tests it, delete {latest} to keep that model as it is, or "
-        f"delete {folder} to train anew"
+        f"; ckpt_best_0.pth beside it is intact: --test test tests it, delete {latest} to keep that model as it is, or "
+        f"delete {folder} to train again"
     )
     assert snapshot(copy) == before
     assert run(moved, textures, copy, *SHARE, net=ONE, main=("--test", "test")).exit_code == 0
@@ -243,7 +243,7 @@ def test_a_damaged_state_beside_a_sound_model_says_what_to_do(done, moved, tmp_p
     whole = best.read_bytes()
     best.write_bytes(b"nothing")
     for path in (latest, best):
-        with pytest.raises(WorkError, match=rf"{path} is not a checkpoint.*; delete {folder} to train anew$"):
+        with pytest.raises(WorkError, match=rf"{path} is not a checkpoint.*; delete {folder} to train again$"):
             checkpoint.load(path)
     best.write_bytes(whole)
     latest.unlink()

@@ -123,9 +123,9 @@ def flip(path):
             "models/backbone_0/folder_disc/ckpt.pth",
             ("--meta_epochs", 2),
             1,
-            "ckpt_best_0.pth beside it is sound: --test test tests it, delete",
+            "ckpt_best_0.pth beside it is intact: --test test tests it, delete",
         ),
-        ("models/backbone_0/folder_disc/ckpt_best_0.pth", (), 1, "ckpt.pth beside it is sound: delete"),
+        ("models/backbone_0/folder_disc/ckpt_best_0.pth", (), 1, "ckpt.pth beside it is intact: delete"),
         (None, ("--lr", 0.5), 2, "folder_disc/ckpt.pth was made with other settings (lr was 0.0001, is 0.5)"),
     ],
 )

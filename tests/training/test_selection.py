@@ -283,7 +283,7 @@ def test_val_share_is_fixed_by_the_training(tmp_path):
     [
         (("--select", "val"), (), "there are 6 good images"),
         (("--select", "val"), ("--val_share", 0), "--select val needs images held out"),
-        (("--select", "last", "--patience", 2), (), "--patience needs figures to compare"),
+        (("--select", "last", "--patience", 2), (), "--patience needs metrics to compare"),
         (("--select", "median"), (), "'median' is not one of 'best', 'last', 'val'"),
         (("--false_alarm", 1), (), "not in the range"),
     ],
@@ -313,7 +313,7 @@ def test_history_tells_each_epoch(tmp_path):
 
 
 def test_settings_unknown_to_the_choice(tmp_path):
-    with pytest.raises(InputError, match="possible are best, last, val"):
+    with pytest.raises(InputError, match="must be one of best, last, val"):
         make_glass(select="first")
 
 

@@ -119,7 +119,7 @@ def test_finished_class_is_skipped_and_says_how_to_train_anew(tmp_path, caplog, 
     model(tmp_path).trainer(batches(), test_batches(), "class")
     before = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "class").glob("*.pth")}
     model(tmp_path).trainer(batches(), test_batches(), "class")
-    assert f"delete {tmp_path / 'class'} to train anew" in caplog.text
+    assert f"delete {tmp_path / 'class'} to train again" in caplog.text
     assert before == {p.name: p.stat().st_mtime_ns for p in (tmp_path / "class").glob("*.pth")}
 
 
@@ -195,7 +195,7 @@ def test_pretrain_dimension_of_another_model_is_refused(tmp_path):
 def test_checkpoint_with_code_or_damage_is_refused(tmp_path):
     for name, content, says in (
         ("damaged.pth", b"PK\x03\x04 half", "not a checkpoint that can be read safely"),
-        ("text.pth", b"hello", "not a checkpoint: it is no file of torch.save"),
+        ("text.pth", b"hello", "not a checkpoint: torch.save did not write it"),
     ):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(WorkError, match=says):
