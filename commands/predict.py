@@ -100,7 +100,7 @@ def command(inputs: tuple[str, ...], **options: Any) -> int:
     if not failed:
         return DONE
     where = f"; {out / FILE} says why" if out else ""
-    click.echo(f"Error: {failed} of {len(images)} pictures could not be judged{where}", err=True)
+    click.echo(f"Error: {failed} of {len(images)} images could not be judged{where}", err=True)
     return FAILED
 
 

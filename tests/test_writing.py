@@ -111,10 +111,10 @@ def test_reasons_in_plain_words(number, says, tmp_path):
 
 def test_a_checkpoint_on_a_full_disk_says_so():
     with open("/dev/full", "wb", buffering=0) as full, pytest.raises(OSError, match="No space left"):
-        checkpoint._serialise({"x": torch.zeros(99_999)}, full)
+        saving._serialise({"x": torch.zeros(99_999)}, full)
     # what is wrong with the state itself stays what it is
     with open("/dev/null", "wb") as file, pytest.raises(Exception, match=r"pickle|lambda"):
-        checkpoint._serialise({"x": lambda: 0}, file)
+        saving._serialise({"x": lambda: 0}, file)
 
 
 def test_tensorboard_on_a_full_disk_is_one_line(tmp_path, capfd):

@@ -19,6 +19,7 @@ import perlin
 from datasets.listing import list_images
 from datasets.textures import FileTextures
 from generation import procedural
+from generation.photos import photo_folder
 from utils import InputError
 
 Picture = NDArray[np.uint8]  # (H, W, 3) RGB
@@ -142,7 +143,7 @@ def scene(rng: Rng) -> Picture:
 
 def texture(rng: Rng) -> Picture:
     """A texture of one of the built-in kinds."""
-    return procedural.draw(rng, int(rng.integers(len(procedural.KINDS))), procedural.photo_folder())
+    return procedural.draw(rng, int(rng.integers(len(procedural.KINDS))), photo_folder())
 
 
 KINDS: tuple[Callable[[Rng], Picture], ...] = (texture, texture, scene, scene, fractal, plasma)
@@ -182,7 +183,7 @@ def read_photographs(files: FileTextures) -> list[Picture]:
     Raises:
         WorkError: one cannot be read; the message names it.
     """
-    bundled = procedural.photo_folder()
+    bundled = photo_folder()
     pictures = [np.asarray(files.read(i).convert("RGB")) for i in range(len(files))]
     pictures += [_read(bundled / name) for name in PHOTOS if (bundled / name).is_file()]
     return [_no_larger(picture) for picture in pictures]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 
 from datasets import ImageSettings
@@ -100,6 +101,7 @@ class Classes:
 
     def __init__(self, run: Run, started: float) -> None:
         self.run, self.started, self.reader = run, started, Reader(run)
+        self._table: pd.DataFrame | None = None  # results.csv as this run has written it
 
     def work(self) -> None:
         """Everything, with tables, settings and report written after each class."""
@@ -114,25 +116,35 @@ class Classes:
             self._write_split(data)
         if not (run.results / report.SETTINGS).exists():  # an earlier run's stay until this one has results
             self._write_settings()
-        table = None
         for position, data in enumerate(classes):
             if position:
                 cache = None  # or two caches would be in memory
                 cache = reader.plan_cache(data)
             decision = self._decide(data) if run.training else None
             masks = self._foreground(data, decision)
-            for index, net in enumerate(run.nets):
-                of_class = ClassRun(run, data, index, decision, masks, cache)
-                figures = of_class.work()
-                run.configs[f"{run.folder(index).name}/{data.row}"] = of_class.config
-                if figures is not None:
-                    run.rows[run.row_of(data, net)] = figures
-                    table = report.write_results(run.results, run.rows)
-                self._write_settings()
+            for index in range(len(run.nets)):
+                self._work_on(data, index, decision, masks, cache)
                 report_page.write()
-        if table is not None:
-            LOGGER.info("results in %s\n%s", run.results, report.format_table(table))
-        if table is not None and run.training:
+        self._log_results()
+
+    def _work_on(
+        self, data: ClassData, index: int, decision: Decision | None, masks: list[Path | None] | None, cache: ImageCache
+    ) -> None:
+        """Train and test one class with one backbone; its model and its cache are let go of at the end."""
+        run = self.run
+        of_class = ClassRun(run, data, index, decision, masks, cache)
+        figures = of_class.work()
+        run.configs[f"{run.folder(index).name}/{data.row}"] = of_class.config
+        if figures is not None:
+            run.rows[run.row_of(data, run.nets[index])] = figures
+            self._table = report.write_results(run.results, run.rows)
+        self._write_settings()
+
+    def _log_results(self) -> None:
+        run = self.run
+        if self._table is not None:
+            LOGGER.info("results in %s\n%s", run.results, report.format_table(self._table))
+        if self._table is not None and run.training:
             for select in dict.fromkeys(config.get("select", "best") for config in run.configs.values()):
                 LOGGER.info("%s; last_* columns hold the last epoch's figures", page.CHOSEN[select])
         LOGGER.info("report: %s", run.results / page.FILE)

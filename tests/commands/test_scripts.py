@@ -42,14 +42,15 @@ def test_demo_needs_nothing_and_run_again_reuses_what_is_there(tmp_path):
     made = {p: p.stat().st_mtime_ns for p in (tmp_path / "data").rglob("*")}
     again = script("run-demo.sh", cwd=tmp_path, **where, **small)
     assert again.returncode == 0, again.stdout
-    assert "training finished before" in again.stdout
+    assert "training was finished before" in again.stdout
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "data").rglob("*")} == made
 
 
 def test_an_environment_whose_making_failed_is_made_again(tmp_path):
     """Without Debian's python3-venv a folder with an interpreter and no pip is left behind."""
-    (tmp_path / "shell").mkdir()
-    for file in ("shell/common.sh", "shell/test.sh", "requirements.txt"):
+    for folder in ("shell", "requirements"):
+        (tmp_path / folder).mkdir()
+    for file in ("shell/common.sh", "shell/test.sh", "requirements.txt", "requirements/dev.txt"):
         shutil.copy(ROOT / file, tmp_path / file)
     (tmp_path / "requirements-dev.txt").write_text("nothing")
     (tmp_path / "bin").mkdir()

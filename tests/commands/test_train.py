@@ -17,6 +17,7 @@ from click.testing import CliRunner
 from helpers import DATASET, NET, ROOT, cli, cli_process, make_mvtec, train_cli
 from test_datasets import make_visa
 
+import backbones
 import main as front
 from reporting import drawing
 from utils import one_at_a_time
@@ -70,7 +71,7 @@ def test_same_command_twice_gives_the_same(trained, tiny, tmp_path):
 def test_finished_run_is_not_trained_again(trained, tiny):
     done = train_cli(*tiny, trained[0], dataset=("-d", "disc"))
     assert done.returncode == 0
-    assert "training finished before (epochs: 2), skipped; delete" in done.stdout
+    assert "training was finished before (epochs: 2), skipped; delete" in done.stdout
 
 
 def test_scoring_with_another_runs_checkpoints(trained, tiny, tmp_path):
@@ -92,7 +93,7 @@ def test_several_classes_and_backbones(tiny, tmp_path):
     )
     assert done.returncode == 0, done.stdout
     assert list(read_results(tmp_path)) == [
-        "custom_disc resnet18", "custom_disc resnet18.seed-3", "custom_plate resnet18",
+        "custom_disc resnet18_half", "custom_disc resnet18.seed-3", "custom_plate resnet18_half",
         "custom_plate resnet18.seed-3", "Mean",
     ]  # fmt: skip
     config = torch.load(next(tmp_path.glob("models/backbone_1/custom_disc/ckpt_best_*")), weights_only=True)["config"]
@@ -223,7 +224,7 @@ def test_without_network_or_weights(tiny, tmp_path, monkeypatch):
     assert "backbone resnet18_half: as the training in" in done.stdout
     done = cli(*call, "net", "--weights", "random", *rest)
     assert done.returncode == 2
-    assert "Give its name with -b" in done.stdout
+    assert "name it with -b" in done.stdout
 
 
 def test_resumed_class_keeps_its_variant(tiny, tmp_path):
@@ -265,9 +266,7 @@ def test_every_kind_of_augmentation_with_masks_and_a_trained_backbone_resumes_ex
 
 
 def test_other_backbone_weights_are_refused(trained, tiny, tmp_path):
-    import torchvision
-
-    torch.save(torchvision.models.resnet18(weights=None).state_dict(), tmp_path / "other.pth")
+    torch.save(backbones.load("resnet18_half", "random", 9).state_dict(), tmp_path / "other.pth")
     for main_flags, says in (
         (("--test", "test"), "was trained with backbone_hash"), ((), "made with other settings (backbone_hash was"),
     ):  # fmt: skip
@@ -291,7 +290,7 @@ def test_a_results_folder_is_for_one_run_at_a_time(tiny, tmp_path):
         done = train_cli(*tiny, tmp_path / "r", run=cli_process)
         assert done.returncode == 2
         assert done.stdout.strip() == (
-            f"Error: --results_path {tmp_path / 'r'} is in use by another run; wait for its end, or give another"
+            f"Error: --results_path {tmp_path / 'r'} is in use by another run; wait until it ends, or give another folder"
         )
     assert not list((tmp_path / "r").iterdir())
     with one_at_a_time(tmp_path / "r"):  # and free again
@@ -310,4 +309,4 @@ def test_what_the_crop_leaves_out_is_said_in_training_and_when_judging(tmp_path)
     )
     assert "--keep_all shows the model the whole picture" in done.stdout
     judged = ("predict", "--checkpoint", tmp_path / "r/models/backbone_0/folder_long", "--json", tmp_path / "data/long")
-    assert "of 4 of 4 pictures the crop leaves out more than 10 %, where no defect is seen" in cli(*judged).stdout
+    assert "in 4 of 4 images the crop leaves out more than 10 % of the image" in cli(*judged).stdout

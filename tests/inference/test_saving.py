@@ -189,7 +189,7 @@ def test_json_lines_on_a_full_disk(monkeypatch):
 def inspector():
     glass = make_glass()
     settings = ImageSettings(resize=80, imagesize=64)
-    return Inspector(glass, {"config": {}, "thresholds": Thresholds(0.5, 0.5).plain()}, settings)
+    return Inspector(glass.scorer(), {"config": {}, "thresholds": Thresholds(0.5, 0.5).plain()}, settings)
 
 
 def test_images_are_resized_by_the_threads_that_read_them(inspector, tmp_path, monkeypatch):

@@ -14,9 +14,14 @@ from helpers import ROOT, export_onnx
 from PIL import Image
 
 import backbones
+from common import RescaleSegmentor
 from datasets.settings import ImageSettings
-from glass import GLASS, load_checkpoint
+from glass import load_checkpoint
 from inference import inspector as inference
+from inference.features import PatchFeatures
+from inference.head import ScoringHead, build_heads
+from inference.scorer import Scorer
+from inference.settings import Settings
 from inference.thresholds import Thresholds
 from tools import script
 
@@ -47,12 +52,12 @@ def run(graph, images):
     ],
 )
 def test_every_backbone_family_gives_the_same_as_torch(name, layers, size, width):
-    model = GLASS("cpu").load(
-        backbones.load(name, "random", 0), layers, "cpu", (3, size, size), width, width, dsc_hidden=32
-    )
-    settings = ImageSettings(resize=size + 9, imagesize=size)
+    network = backbones.load(name, "random", 0)
+    settings = Settings(layers, (3, size, size), width, width, dsc_hidden=32)
+    features = PatchFeatures(network, settings, torch.device("cpu"))
+    scorer = Scorer(features, ScoringHead(*build_heads(settings, "cpu")), RescaleSegmentor("cpu", (size, size)))
     state = {"config": {"layers_to_extract_from": layers, "backbone": name}, "thresholds": Thresholds(0.5, 0.5).plain()}
-    ours = inference.Inspector(model, state, settings)
+    ours = inference.Inspector(scorer, state, ImageSettings(resize=size + 9, imagesize=size))
     exporter = script("pth2onnx")
     graph = exporter.export(ours, exporter.GraphOptions()).SerializeToString()
     for images in (pictures(3, size + 30, 2 * size), pictures(1, size + 9, size + 9)):

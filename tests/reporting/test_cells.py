@@ -123,10 +123,10 @@ def test_a_verdict_on_a_class_with_an_odd_name_is_text(tmp_path):
 def test_a_split_of_odd_file_names_has_whole_rows(tmp_path):
     held_out = [SimpleNamespace(path=Path("=d/cr\r.png")), SimpleNamespace(path=Path("d/new\nline.png"))]
     train = [SimpleNamespace(path=Path("@eaDir/a.png"))]
-    this = SimpleNamespace(
+    one_run = SimpleNamespace(
         training=True, dataset={"val_share": 0, "split_seed": 0}, main={"seed": 0}, results=tmp_path, net={}
     )
-    run._write_split(this, SimpleNamespace(row="x", name="x", train=train, held_out=held_out))
+    run.Classes(one_run, 0.0)._write_split(SimpleNamespace(row="x", name="x", train=train, held_out=held_out))
     table = pd.read_csv(tmp_path / "splits/x.csv")
     assert table.path.tolist() == ["./=d/cr\r.png", "d/new\nline.png", "./@eaDir/a.png"]
 

@@ -6,7 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
-from helpers import DATA, make_mvtec, train_cli
+from helpers import DATA, DATASET, NET, cli, make_mvtec
 
 from glass import load_checkpoint
 
@@ -43,8 +43,10 @@ def row(path):
 def test_a_training_begun_before_goes_on_to_the_same_end_or_is_refused(tmp_path):
     data, textures = make_mvtec(tmp_path, train=16)
     shutil.copytree(BEFORE / "begun", tmp_path / "r/models/backbone_0/custom_disc")
-    options = {"net": ("--dsc_hidden", 16), "dataset": ("--val_share", 0.2, "--cache_gb", 0)}
-    done = train_cli(data, textures, tmp_path / "r", **options)
+    net = ["resnet18" if word == "resnet18_half" else word for word in NET]
+    dataset = [*DATASET, "--val_share", 0.2, "--cache_gb", 0]
+    paths = ["custom", data, textures]
+    done = cli("--gpu", -1, "--results_path", tmp_path / "r", *net, "--dsc_hidden", 16, *dataset, *paths)
     if "its training in" in done.stdout:  # another version of OpenCV writes other files
         assert done.returncode == 2
         assert "was begun with other images" in done.stdout.strip().splitlines()[-1]
