@@ -164,15 +164,21 @@ class _LogProgress:
         pass
 
 
-def progress_bar(total: int, unit: str) -> Any:
-    """A bar of tqdm, or lines in its place where it is not installed: has `update` and is a context."""
+def progress_bar(total: int | None, unit: str, description: str | None = None, initial: int = 0) -> Any:
+    """A progress bar of tqdm; without tqdm, a context with `update` that logs lines of progress.
+
+    Args:
+        total: number of items; None if it is unknown.
+        unit: of an item.
+        description: text before the bar.
+        initial: number of items that are already done.
+    """
     try:
         from tqdm import tqdm
     except ImportError:
-        return _LogProgress(total, unit)
-    return tqdm(
-        total=total, unit=unit, dynamic_ncols=True, mininterval=0.5 if sys.stderr.isatty() else PROGRESS_INTERVAL
-    )
+        return _LogProgress(total or 0, unit)
+    interval = 0.5 if sys.stderr.isatty() else PROGRESS_INTERVAL
+    return tqdm(total=total, initial=initial, unit=unit, desc=description, mininterval=interval, dynamic_ncols=True)
 
 
 def evenly_chosen(count: int, most: int) -> list[int]:
