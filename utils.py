@@ -166,23 +166,26 @@ class _LogProgress:
         pass
 
 
-def progress_bar(total: int, unit: str, description: str = "", leave: bool = True, disable: bool = False) -> Any:
-    """A progress bar of tqdm, or log lines where tqdm is not installed: has `update` and is a context manager.
+def progress_bar(
+    total: int | None, unit: str, description: str = "", initial: int = 0, leave: bool = True, disable: bool = False
+) -> Any:
+    """A progress bar of tqdm; without tqdm, a context with `update` that logs lines of progress.
 
     Args:
-        total: how many steps there are.
-        unit: what a step is.
-        description: what is being done, in front of the bar.
+        total: number of items; None if it is unknown.
+        unit: of an item.
+        description: text before the bar.
+        initial: number of items that are already done.
         leave: whether the bar stays on the screen at its end.
         disable: show nothing.
     """
     try:
         from tqdm import tqdm
     except ImportError:
-        return _LogProgress(total, unit, disable)
+        return _LogProgress(total or 0, unit, disable)
     return tqdm(
-        total=total, unit=unit, desc=description or None, leave=leave, disable=disable, dynamic_ncols=True,
-        mininterval=0.5 if sys.stderr.isatty() else PROGRESS_INTERVAL,
+        total=total, initial=initial, unit=unit, desc=description or None, leave=leave, disable=disable,
+        dynamic_ncols=True, mininterval=0.5 if sys.stderr.isatty() else PROGRESS_INTERVAL,
     )  # fmt: skip
 
 

@@ -1,9 +1,9 @@
-"""How fast the patch embedding f is, against unfolding as the published code does it, in the same run.
+"""Speed of the patch embedding f compared with unfolding, as in the published code, in the same run.
 
     .venv/bin/python benchmarks/embedding.py [--size 288] [--batch 8] [--repeats 5] [--backbone wideresnet50]
 
-Both forms get the same random weights and images and take turns; medians and their ratio are printed and written
-to benchmarks/results/embedding.csv with the machine's name. The values are compared too.
+Both forms use the same random weights and images and take turns. Medians and their ratio are printed and written to
+benchmarks/results/embedding.csv with the name of the machine. The values are compared as well.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from glass import GLASS  # noqa: E402
 
 
 def processor() -> str:
-    """The processor's name, where the system tells it."""
+    """The name of the processor, as far as the system provides it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
@@ -38,20 +38,20 @@ def processor() -> str:
 
 
 def whole_network_hooked(backbone: torch.nn.Module, layers: list[str]) -> Callable[[torch.Tensor], list[torch.Tensor]]:
-    """The published way to maps: hooks on a network that runs to its end."""
-    held: dict[str, torch.Tensor] = {}
+    """The feature maps as in the published code, with hooks on a network that runs to its end."""
+    outputs: dict[str, torch.Tensor] = {}
     for name in layers:
-        backbone.get_submodule(name).register_forward_hook(lambda _m, _i, out, n=name: held.__setitem__(n, out))
+        backbone.get_submodule(name).register_forward_hook(lambda _m, _i, out, n=name: outputs.__setitem__(n, out))
 
     def run(images: torch.Tensor) -> list[torch.Tensor]:
         backbone(images)
-        return [held[name] for name in layers]
+        return [outputs[name] for name in layers]
 
     return run
 
 
 def main() -> None:
-    """Measure, print, write."""
+    """Measure, print and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=int, default=288)
     parser.add_argument("--batch", type=int, default=8)
@@ -100,7 +100,9 @@ def main() -> None:
     ]  # fmt: skip
     for row in rows:
         print(f"{row['form']:40s} {row['median_s']:8.3f} s   {row['ratio']:5.2f}×")
-    print(f"largest difference of reference and product: {difference:.2g} (values up to {rows[0]['largest_value']})")
+    print(
+        f"largest difference between reference and product: {difference:.2g} (values up to {rows[0]['largest_value']})"
+    )
     print(machine)
     write_rows("embedding", rows)
 

@@ -1,12 +1,12 @@
-"""How fast pictures are judged, against the unfolded form of tests/reference.py, in the same run.
+"""Speed of scoring images compared with the unfolded form in tests/reference.py, in the same run.
 
     .venv/bin/python benchmarks/inference.py [--backbone wideresnet50 --dimension 1536 --size 288] [--gpu 0] [--onnx]
 
-All forms get the same random weights and images and take turns. `direct` is the whole network with hooks, unfolded
-neighbourhoods, A, D and its batch norms one after another, and a Gaussian of scipy for each map; `backbone` is the cut
-and folded network alone, the floor of what can be reached. With --onnx the exported graph too, in float32 and int8,
-from uint8 pictures on where the others get prepared ones. Medians and ratios are printed and written to
-benchmarks/results/inference_<backbone>.csv with the machine's name.
+All forms use the same random weights and images and take turns. `direct` is the whole network with hooks, unfolded
+neighbourhoods, A, D and its batch norms one after another, and scipy's Gaussian filter for each map; `backbone` is the
+cut and folded network alone, a lower bound. --onnx adds the exported graph in float32 and int8, which starts from uint8
+images while the others get prepared ones. Medians and ratios are printed and written to
+benchmarks/results/inference_<backbone>.csv with the name of the machine.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ LAYERS = ["layer2", "layer3"]
 
 
 class Bench:
-    """The forms of one backbone."""
+    """The models and inputs of all forms, with one backbone."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args, self.size = args, (args.size, args.size)
@@ -54,10 +54,10 @@ class Bench:
         self.settings = ImageSettings(resize=args.size, imagesize=args.size)
         self.models = {precision: self._inspector(precision) for precision in PRECISIONS}
         self.whole = whole_network_hooked(copy.deepcopy(self.backbone).to(self.device), LAYERS)
-        ours = self.models["fp32"]
+        model = self.models["fp32"]
         photograph = Image.fromarray(photographs.brick()).convert("RGB")
         self.pictures = [photograph.rotate(7 * i) for i in range(args.batch)]
-        self.images = torch.stack([ours.prepare(picture) for picture in self.pictures]).to(self.device)
+        self.images = torch.stack([model.prepare(picture) for picture in self.pictures]).to(self.device)
 
     def _inspector(self, precision: str) -> Inspector:
         settings, dtype = (
@@ -72,16 +72,16 @@ class Bench:
 
     @torch.no_grad()
     def direct(self, images: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-        """Scores and maps as obviously as can be."""
+        """Scores and maps in the most direct form."""
         projection, discriminator = (head.eval() for head in self.heads)
         features = reference.unfold_embed(self.whole(images), 3, self.args.dimension, self.args.dimension)
         grid = self.models["fp32"].scorer.features.grid
         scores = discriminator(projection(features)).reshape(len(images), *grid).cpu()
-        maps = np.stack([reference.segment(one, self.size) for one in scores])
+        maps = np.stack([reference.segment(patch_scores, self.size) for patch_scores in scores])
         return scores.flatten(1).amax(1).numpy(), maps
 
     def forms(self, count: int) -> dict[str, Callable[[], object]]:
-        """What each form does with so many images."""
+        """The work of each form for `count` images."""
         images = self.images[:count]
         aggregators = {f"backbone {p}": m.scorer.features.aggregator for p, m in self.models.items()}
         return {
@@ -103,17 +103,17 @@ class Bench:
         files = [Path(folder.name) / f"{i}.png" for i in range(len(self.pictures))]
         for file, picture in zip(files, self.pictures, strict=True):
             picture.save(file)
-        given = {"image": np.stack([np.asarray(p.resize(self.size)) for p in self.pictures[:count]])}
-        made: dict[str, Callable[[], object]] = {}
+        inputs = {"image": np.stack([np.asarray(p.resize(self.size)) for p in self.pictures[:count]])}
+        graphs: dict[str, Callable[[], object]] = {}
         to_int8 = export.quantisation.to_int8
         for name, change in (("onnx fp32", None), ("onnx int8", lambda net: to_int8(net, model, files))):
             graph = export.export(model, export.GraphOptions(), change).SerializeToString()
             options = onnxruntime.SessionOptions()
             options.intra_op_num_threads = torch.get_num_threads()
             session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-            made[name] = lambda session=session: session.run(None, given)
+            graphs[name] = lambda session=session: session.run(None, inputs)
         folder.cleanup()
-        return made
+        return graphs
 
     def time(self, work: Callable[[], object]) -> float:
         """Seconds of one call."""
@@ -121,10 +121,10 @@ class Bench:
 
 
 def measure(bench: Bench, count: int) -> dict[str, float]:
-    """Median seconds by form."""
+    """Median seconds of each form."""
     forms = bench.forms(count)
     spent: dict[str, list[float]] = {form: [] for form in forms}
-    for round_ in range(bench.args.repeats + 1):  # the first is to warm up
+    for round_ in range(bench.args.repeats + 1):  # the first round is a warm-up
         for form, work in forms.items():
             seconds = bench.time(work)
             if round_:
@@ -133,7 +133,7 @@ def measure(bench: Bench, count: int) -> dict[str, float]:
 
 
 def main() -> None:
-    """Measure, print, write."""
+    """Measure, print and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backbone", default="wideresnet50")
     parser.add_argument("--dimension", type=int, default=1536)
@@ -144,21 +144,21 @@ def main() -> None:
     parser.add_argument("--onnx", action="store_true")
     args = parser.parse_args()
     bench = Bench(args)
-    ours, plain = bench.models["fp32"].score(bench.images), bench.direct(bench.images)
-    apart = [float(np.abs(a - b).max()) for a, b in zip(ours, plain, strict=True)]
+    fast, direct = bench.models["fp32"].score(bench.images), bench.direct(bench.images)
+    differences = [float(np.abs(a - b).max()) for a, b in zip(fast, direct, strict=True)]
     name = torch.cuda.get_device_name(bench.device) if bench.device.type == "cuda" else processor()
     machine = f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}"
     rows = []
     for count in dict.fromkeys((args.batch, 1)):
-        found = measure(bench, count)
-        print(f"{args.backbone} {args.size}x{args.size}, {count} at once; {machine}")
-        for form, seconds in found.items():
-            ratio = found["direct"] / seconds
+        medians = measure(bench, count)
+        print(f"{args.backbone} {args.size}x{args.size}, batch size {count}; {machine}")
+        for form, seconds in medians.items():
+            ratio = medians["direct"] / seconds
             print(f"  {form:16s} {1000 * seconds:9.1f} ms  {count / seconds:7.2f} images/s  {ratio:5.2f}×")
             rows.append({"backbone": args.backbone, "size": args.size, "batch": count, "form": form,
                          "milliseconds": round(1000 * seconds, 2), "ratio": round(ratio, 2),
                          "machine": machine})  # fmt: skip
-    print(f"largest difference of fp32 to direct: score {apart[0]:.1e}, map {apart[1]:.1e}")
+    print(f"largest difference between fp32 and direct: score {differences[0]:.1e}, map {differences[1]:.1e}")
     write_rows(f"inference_{args.backbone}", rows)
 
 

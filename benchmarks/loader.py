@@ -1,12 +1,12 @@
-"""How fast a training sample is made, against the direct form, in the same run.
+"""Speed of building training samples compared with the direct form, in the same run.
 
     .venv/bin/python benchmarks/loader.py [--size 288] [--source 900] [--samples 60] [--data DIR --textures DIR]
 
-One core, no worker processes. Both forms make samples of the same 900x900 PNG files with textures, LAS and texture
-augmentation included; the product has each picture's pixels in its cache, as from the second epoch on: a run reads
-images and textures once before it trains, which the last lines give the cost of. Medians and ratios are printed and
-written to benchmarks/results/loader.csv with the machine's name. Without --data and --textures pictures are made for
-the purpose; with them the first training images found are enlarged to the source size.
+It uses one core and no workers. Both forms build samples from the same 900x900 PNG files, including textures, LAS and
+texture augmentation. The product has the pixels of all images in its cache, as in a training: a run reads images and
+textures once before it trains, and the last lines show the time for that. Medians and ratios are printed and written to
+benchmarks/results/loader.csv with the name of the machine. Without --data and --textures, images are generated; with
+them, the first training images are enlarged to the source size.
 """
 
 from __future__ import annotations
@@ -40,16 +40,18 @@ from synthesis import las  # noqa: E402
 
 
 def sources(folder: Path, side: int, data: str | None, textures: str | None) -> tuple[list[Path], list[Path]]:
-    """24 images of `side` squared and 40 textures, as files."""
-    found = list_images(Path(data), recursive=True)[:24] if data else []
+    """24 images of `side` x `side` pixels and 40 textures, as files in `folder`."""
+    originals = list_images(Path(data), recursive=True)[:24] if data else []
     images, patterns = [], list_images(Path(textures), recursive=True)[:400:10] if textures else []
     rng = np.random.default_rng(0)
     for i in range(24):
         image = (
-            np.asarray(Image.open(found[i]).convert("RGB")) if found else rng.integers(0, 256, (60, 60, 3), np.uint8)
+            np.asarray(Image.open(originals[i]).convert("RGB"))
+            if originals
+            else rng.integers(0, 256, (60, 60, 3), np.uint8)
         )
         image = cv2.resize(image, (side, side), interpolation=cv2.INTER_CUBIC)
-        grain = rng.normal(0, 2, image.shape)  # a photograph's, which PNG cannot pack away
+        grain = rng.normal(0, 2, image.shape)  # as in a photograph, so that PNG cannot compress the image well
         Image.fromarray((image + grain).clip(0, 255).astype(np.uint8)).save(folder / f"{i:03d}.png")
         images.append(folder / f"{i:03d}.png")
     for i in range(0 if patterns else 40):
@@ -60,7 +62,7 @@ def sources(folder: Path, side: int, data: str | None, textures: str | None) -> 
 
 
 def main() -> None:
-    """Measure, print, write."""
+    """Measure, print and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=int, default=288)
     parser.add_argument("--source", type=int, default=900)
@@ -77,14 +79,14 @@ def main() -> None:
 
 
 def measure(args: argparse.Namespace, images: list[Path], textures: list[Path]) -> dict[str, list[float]]:
-    """Milliseconds a sample (or mask) of each form, a value a round."""
+    """Milliseconds per sample or mask of each form, one value per round."""
     size, grid = (args.size, args.size), (args.size // 8, args.size // 8)
     settings, samples = ImageSettings(resize=args.size, imagesize=args.size), [Sample(p) for p in images]
     cache = ImageCache(GB)
     sides = dict.fromkeys(images, (args.source, args.source))
     plan_images(cache, settings, samples, False, [], sides)
-    for one in (FileTextures(textures), BuiltinTextures(0)):
-        plan_textures(cache, settings, one)
+    for source in (FileTextures(textures), BuiltinTextures(0)):
+        plan_textures(cache, settings, source)
     cache.allocate()
     kept = TrainDataset(samples, settings, FileTextures(textures), grid, cache=cache)
     builtin = TrainDataset(samples, settings, BuiltinTextures(0), grid, cache=cache)
@@ -116,13 +118,13 @@ def measure(args: argparse.Namespace, images: list[Path], textures: list[Path]) 
             start = time.process_time()
             for i in range(args.samples):
                 form(rng, i)
-            if round_:  # the first is to warm up
+            if round_:  # the first round is a warm-up
                 spent[name].append(1000 * (time.process_time() - start) / args.samples)
     return spent
 
 
 def write(args: argparse.Namespace, spent: dict[str, list[float]]) -> None:
-    """Print the table and write it."""
+    """Print the results and write them."""
     machine = f"{processor()}, 1 thread, torch {torch.__version__}"
     rows = []
     for name, times in spent.items():

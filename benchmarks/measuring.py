@@ -1,4 +1,4 @@
-"""What the benchmarks share: seconds of a call, the table on disk."""
+"""Functions that the benchmarks share: timing a call, and writing a table."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def seconds_of(work: Callable[[], object], device: torch.device) -> float:
-    """Seconds of one call, what it started on the device included."""
+    """Seconds of one call, including the work that it starts on the device."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     start = time.perf_counter()
@@ -24,7 +24,7 @@ def seconds_of(work: Callable[[], object], device: torch.device) -> float:
 
 
 def write_rows(name: str, rows: Sequence[Mapping[str, object]]) -> None:
-    """benchmarks/results/<name>.csv, with the first row's keys as header."""
+    """Write benchmarks/results/<name>.csv; the keys of the first row are the header."""
     path = ROOT / "benchmarks" / "results" / f"{name}.csv"
     path.parent.mkdir(exist_ok=True)
     with path.open("w", newline="") as file:

@@ -1,4 +1,4 @@
-"""Seconds of all metrics of a test set on one core, and the memory of the process that computes them.
+"""Time for all metrics of a test set on one core, and the memory of the process that computes them.
 
 OMP_NUM_THREADS=1 python benchmarks/metrics.py [--maps 83] [--size 288] [--repeats 3]
 """
@@ -24,7 +24,7 @@ from training import evaluation
 
 
 def test_set(count: int, size: int) -> tuple[np.ndarray, PackedMasks]:
-    """Smooth maps, three of four with a defect that stands out a little."""
+    """Smooth maps and their masks; three of four have a defect with slightly higher scores."""
     rng = np.random.default_rng(0)
     maps, masks = np.empty((count, size, size), np.float32), PackedMasks(count, (size, size))
     for i in range(count):
@@ -56,9 +56,9 @@ def main() -> None:
     for name, work in works.items():
         spent = []
         for _ in range(args.repeats):
-            began = time.process_time()
+            start = time.process_time()
             work()
-            spent.append(time.process_time() - began)
+            spent.append(time.process_time() - start)
         total += statistics.median(spent)
         print(f"{name:40}{statistics.median(spent):8.3f} s")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6

@@ -1,11 +1,12 @@
-"""How much a frozen backbone tells, before anything is trained on it: nearest neighbours of patches and of textures.
+"""Quality of the features of a frozen backbone without any training: nearest neighbours of patches and of textures.
 
     .venv/bin/python benchmarks/neighbours.py --data MVTEC/bottle --data TILE/magnetic_tile --textures DTD \
         --held_out bumpy --held_out cobwebbed --held_out braided --teacher resnet18.pth
 
-A class: an image is as anomalous as its patch that is farthest from the nearest of 8,000 patches of good training
-images. Textures: whether the picture nearest by cosine, of mean and deviation of each channel, is of the same class.
-Layer2 and layer3; resnet18_half, ResNet-18 with the weights of --teacher, and with random ones.
+For a class, the score of an image is the largest distance of its patches to the nearest of 8,000 patches of good
+training images. For textures, it is measured whether the nearest image, by cosine similarity of the mean and standard
+deviation of each channel, belongs to the same class. The layers are layer2 and layer3; the networks are resnet18_half,
+ResNet-18 with the weights of --teacher, and ResNet-18 with random weights.
 """
 
 from __future__ import annotations
@@ -34,31 +35,31 @@ from datasets.listing import list_images  # noqa: E402
 from datasets.settings import normalise  # noqa: E402
 
 LAYERS = ("layer2", "layer3")
-KEPT = 8000  # patches of good images
-TEXTURES = 40  # pictures of a class
+KEPT = 8000  # number of patches of good images
+TEXTURES = 40  # images per class
 
 
-class Eye:
-    """A backbone that looks at pictures of one size."""
+class Embedder:
+    """A backbone that computes features of images of one size."""
 
     def __init__(self, backbone: nn.Module, size: int) -> None:
         self.settings = ImageSettings(resize=size, imagesize=size)
         self._maps = NetworkFeatureAggregator(backbone, LAYERS, "cpu", (3, size, size))
 
     def prepared(self, path: Path) -> Tensor:
-        """(3, H, W)."""
+        """The image in a file as the network sees it, (3, H, W)."""
         return normalise(np.asarray(self.settings.cropped(read_rgb(path))))
 
     @torch.no_grad()
     def patches(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) → (B, P, C), each patch with its neighbours."""
+        """(B, 3, H, W) → (B, P, C), averaged over 3x3 neighbourhoods."""
         first, second = (F.avg_pool2d(x, 3, 1, 1) for x in self._maps(images))
         second = F.interpolate(second, size=first.shape[2:], mode="bilinear", align_corners=False)
         return torch.cat([first, second], 1).flatten(2).transpose(1, 2)
 
     @torch.no_grad()
-    def look(self, image: Tensor) -> Tensor:
-        """(3, H, W) → (C,), of length 1."""
+    def texture(self, image: Tensor) -> Tensor:
+        """(3, H, W) → (C,) with norm 1: mean and standard deviation of each channel."""
         maps = self._maps(image[None])
         return F.normalize(torch.cat([f(x) for x in maps for f in (_mean, _deviation)]), dim=0)
 
@@ -71,16 +72,16 @@ def _deviation(x: Tensor) -> Tensor:
     return x.std((0, 2, 3))
 
 
-def of_class(eye: Eye, folder: Path) -> tuple[float, float]:
+def of_class(embedder: Embedder, folder: Path) -> tuple[float, float]:
     """Image and pixel AUROC of a class in the layout of MVTec AD."""
     layout, name = DATASETS["mvtec"](folder.parent), folder.name
-    good = [eye.patches(eye.prepared(s.path)[None])[0] for s in layout.train(name)]
+    good = [embedder.patches(embedder.prepared(s.path)[None])[0] for s in layout.train(name)]
     bank = torch.cat(good)
     bank = bank[torch.randperm(len(bank), generator=torch.Generator().manual_seed(0))[:KEPT]]
-    tested, side = TestDataset(layout.test(name), eye.settings), eye.settings.size[0]
+    tested, side = TestDataset(layout.test(name), embedder.settings), embedder.settings.size[0]
     scores, maps, masks = [], [], []
     for item in (tested[i] for i in range(len(tested))):
-        distance = torch.cdist(eye.patches(item["image"][None])[0], bank).amin(1)
+        distance = torch.cdist(embedder.patches(item["image"][None])[0], bank).amin(1)
         scores.append(float(distance.max()))
         cells = round(len(distance) ** 0.5)
         large = cv2.resize(distance.reshape(cells, cells).numpy(), (side, side))
@@ -90,21 +91,21 @@ def of_class(eye: Eye, folder: Path) -> tuple[float, float]:
     return float(image), metrics.compute_pixelwise_retrieval_metrics(np.stack(maps), np.stack(masks))["auroc"]
 
 
-def of_textures(eye: Eye, folders: Sequence[Path]) -> float:
-    """Share of the pictures whose nearest one is of their class."""
-    found = [(eye.look(eye.prepared(p)), f.name) for f in folders for p in list_images(f)[:TEXTURES]]
-    looks = torch.stack([look for look, _ in found])
-    alike = looks @ looks.T
-    nearest = alike.fill_diagonal_(-2).argmax(1).tolist()
-    return float(np.mean([found[i][1] == found[j][1] for i, j in enumerate(nearest)]))
+def of_textures(embedder: Embedder, folders: Sequence[Path]) -> float:
+    """The share of images whose nearest neighbour belongs to the same class."""
+    pairs = [(embedder.texture(embedder.prepared(p)), f.name) for f in folders for p in list_images(f)[:TEXTURES]]
+    textures = torch.stack([texture for texture, _ in pairs])
+    similarity = textures @ textures.T
+    nearest = similarity.fill_diagonal_(-2).argmax(1).tolist()
+    return float(np.mean([pairs[i][1] == pairs[j][1] for i, j in enumerate(nearest)]))
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure and print the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, action="append", default=[])
-    parser.add_argument("--textures", type=Path, help="folder with a folder of pictures a class")
-    parser.add_argument("--held_out", action="append", default=[], help="classes that the distillation did not see")
+    parser.add_argument("--textures", type=Path, help="folder with one folder of images per class")
+    parser.add_argument("--held_out", action="append", default=[], help="classes that the distillation did not use")
     parser.add_argument("--teacher", default="pretrained")
     parser.add_argument("--size", type=int, default=288)
     args = parser.parse_args()
@@ -114,16 +115,17 @@ def main() -> None:
         "random": backbones.load("resnet18", "random"),
     }
     for name, network in networks.items():
-        eye = Eye(network, args.size)
+        embedder = Embedder(network, args.size)
         for folder in args.data:
-            image, pixel = of_class(eye, folder)
+            image, pixel = of_class(embedder, folder)
             print(
                 f"{name:14s} {folder.name:16s} image AUROC {100 * image:6.2f}  pixel AUROC {100 * pixel:6.2f}",
                 flush=True,
             )
         if args.textures:
-            folders = [args.textures / one for one in args.held_out]
-            print(f"{name:14s} textures         nearest of the same class {100 * of_textures(eye, folders):5.1f} %")
+            folders = [args.textures / texture for texture in args.held_out]
+            share = 100 * of_textures(embedder, folders)
+            print(f"{name:14s} textures         nearest neighbour of the same class {share:5.1f} %")
 
 
 if __name__ == "__main__":

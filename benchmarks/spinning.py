@@ -1,9 +1,10 @@
-"""What it costs that threads spin where they wait for each other: alone, and beside programs that want the same cores.
+"""The cost of threads that spin while they wait for each other: alone, and beside programs that use the same cores.
 
     .venv/bin/python benchmarks/spinning.py [--epochs 3 --repeats 1 --beside 2]
 
-Seconds of a training of the demo's plate through main.py, on the CPU, with libgomp's own GOMP_SPINCOUNT and with ours
-(see commands/program.py). --beside is the number of processes that compute without end; 0 leaves that half out.
+It measures the time of a training of the demo's plate with main.py on the CPU, with the default GOMP_SPINCOUNT of
+libgomp and with that of the project (see commands/program.py). --beside is the number of other processes that compute
+all the time; with 0, only the training alone is measured.
 """
 
 from __future__ import annotations
@@ -18,12 +19,12 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-OF_LIBGOMP = "300000"  # its own where there are no more threads than cores
+DEFAULT_SPIN = "300000"  # of libgomp if there are no more threads than cores
 BUSY = "while True: sum(range(100000))"
 
 
 def training(folder: Path, epochs: int, spin: str | None) -> float:
-    """Seconds of one run of main.py, its start included."""
+    """Seconds of one run of main.py, including its start."""
     results = tempfile.mkdtemp(dir=folder)
     network = f"-b resnet18_half --meta_epochs {epochs} --eval_epochs {epochs} --select last --dsc_hidden 256"
     images = "--resize 256 --imagesize 256 --distribution 2 --fg 0 --num_workers 2 -d plate"
@@ -36,26 +37,27 @@ def training(folder: Path, epochs: int, spin: str | None) -> float:
 
 
 def main() -> None:
-    """Measure in turns, print medians and ratios."""
+    """Measure both in turns, and print medians and ratios."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--beside", type=int, default=2)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        made = [sys.executable, str(ROOT / "main.py"), "demo", str(Path(name) / "data")]
-        subprocess.run(made, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+        demo = [sys.executable, str(ROOT / "main.py"), "demo", str(Path(name) / "data")]
+        subprocess.run(demo, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
         for count in dict.fromkeys((0, args.beside)):
             busy = [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in range(count)]
             try:
                 turns = [
-                    [training(Path(name), args.epochs, s) for s in (OF_LIBGOMP, None)] for _ in range(args.repeats)
+                    [training(Path(name), args.epochs, s) for s in (DEFAULT_SPIN, None)] for _ in range(args.repeats)
                 ]
             finally:
                 for process in busy:
                     process.kill()
-            theirs, ours = (statistics.median(column) for column in zip(*turns, strict=True))
-            print(f"beside {count} processes: libgomp's {theirs:.1f} s, ours {ours:.1f} s ({theirs / ours:.2f}×)")
+            default, project = (statistics.median(column) for column in zip(*turns, strict=True))
+            ratio = default / project
+            print(f"beside {count} processes: default {default:.1f} s, project {project:.1f} s ({ratio:.2f}×)")
 
 
 if __name__ == "__main__":

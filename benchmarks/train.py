@@ -1,16 +1,16 @@
-"""How fast training is, against the direct form of tests/reference.py, stage by stage, in the same run.
+"""Speed of the training compared with the direct form in tests/reference.py, stage by stage, in the same run.
 
     .venv/bin/python benchmarks/train.py [--backbone wideresnet50 --dimension 1536 --size 288] [--gpu 0] [--memory]
 
-Both forms get the same random weights and images and take turns. A stage is what a step (or an epoch) asks of it: f
-runs once a step here, as f(I) of training and test images is kept, and three times in the direct form, whose centre
-takes a pass over the data. The epoch is that of bottle (209 images, 83 test images), put together from the stages'
-medians; what only the first epoch does (f of all images, once) stands in a line of its own.
+Both forms use the same random weights and images and take turns. A stage is a part of a step or an epoch. f runs once
+per step in the product, since f(I) of training and test images is kept, and three times in the direct form, whose
+centre takes a pass over the data. The epoch is that of bottle (209 images, 83 test images), computed from the medians
+of the stages; work of the first epoch alone (f of all images, once) has a line of its own.
 
-The floor of a step is its arithmetic and its traffic, counted, over a matrix product and a copy that are timed on the
-spot. Medians, ratios and floors are printed and written to benchmarks/results/train_<backbone>.csv with the machine's
-name. --memory runs --steps steps of each form in a process of its own and prints the peak after some of them instead:
-it must not grow.
+The floor of a step is a lower bound of its time: its arithmetic operations and memory traffic, divided by the measured
+speed of a matrix product and of a copy. Medians, ratios and floors are printed and written to
+benchmarks/results/train_<backbone>.csv with the name of the machine. With --memory, --steps steps of each form run in a
+process of their own instead, and the peak memory after some of them is printed, which must not grow.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ FORMS = ("direct", "fp32", "bf16")
 
 
 class Bench:
-    """The forms' models, inputs and stages."""
+    """The models, inputs and stages of all forms."""
 
     def __init__(self, args: argparse.Namespace, folder: Path) -> None:
         self.args = args
@@ -95,7 +95,7 @@ class Bench:
     # ------------------------------------------------------------------------------------ stages
 
     def stages(self, form: str) -> dict[str, Callable[[], object]]:
-        """What each stage of one form does once."""
+        """The work of each stage of one form."""
         model = self.models[form]
         if form == "direct":
             return {
@@ -135,7 +135,7 @@ class Bench:
         return gas(model.discriminator, true, noise, model.c, **settings, dtype=model.dtype)
 
     def loaders(self) -> dict[str, Callable[[int], object]]:
-        """A training sample of the direct form, and of ours from the second epoch on."""
+        """The functions that build a training sample in the direct form and in the product."""
         images, textures = sources(self.folder, 900, None, None)
         settings = ImageSettings(resize=self.args.size, imagesize=self.args.size)
         cache, samples = ImageCache(GB), [Sample(path) for path in images]
@@ -157,7 +157,7 @@ class Bench:
         return {"direct": direct, "ours": lambda i: kept[i, i % 24]}
 
     def evaluation(self, form: str) -> Callable[[], object]:
-        """An evaluation of `TESTED` images, after the first one."""
+        """An evaluation of `TESTED` images that is not the first one."""
         model, size = self.models[form], (self.args.size, self.args.size)
         rng = np.random.default_rng(0)
         masks = PackedMasks(TESTED, size)
@@ -174,21 +174,21 @@ class Bench:
         kept = FeatureCache(TESTED, tuple(rows.shape[1:]), model.dtype, self.device, 1 << 62)
         for i in range(TESTED):
             kept.put([i], rows[i % len(rows)])
-        found = Predictions(np.zeros(0), np.zeros((0, *size), np.float32), labels, masks, [""] * TESTED)
-        memory = TestMemory(kept, found)
+        predictions = Predictions(np.zeros(0), np.zeros((0, *size), np.float32), labels, masks, [""] * TESTED)
+        memory = TestMemory(kept, predictions)
         return lambda: evaluate(score_set(model.scorer(), [], None, memory))
 
     @torch.no_grad()
     def _direct_evaluation(self, model: GLASS, masks: PackedMasks, labels: np.ndarray) -> object:
-        """Everything through the network, the metrics by scikit-learn and by the published PRO's loop."""
+        """All images pass the network; metrics by scikit-learn and by the loop of the published PRO."""
         model.set_mode(False)
         maps, scores = [], []
         for start in range(0, TESTED, self.args.batch):
             count = min(self.args.batch, TESTED - start)
-            found = model.discriminator(model.pre_projection(self.embed(self.image[:count])))
-            patch = found.reshape(count, *self.grid)
-            maps += [reference.segment(one, (self.args.size, self.args.size)) for one in patch.cpu()]
-            scores += patch.flatten(1).amax(1).tolist()
+            patch_scores = model.discriminator(model.pre_projection(self.embed(self.image[:count])))
+            patch_scores = patch_scores.reshape(count, *self.grid)
+            maps += [reference.segment(of_image, (self.args.size, self.args.size)) for of_image in patch_scores.cpu()]
+            scores += patch_scores.flatten(1).amax(1).tolist()
         truth, flat = np.stack(list(masks)), np.stack(maps)
         both = roc_auc_score(truth.ravel(), flat.ravel()), average_precision_score(truth.ravel(), flat.ravel())
         return both, roc_auc_score(labels, scores), reference.pro_published(truth, flat)
@@ -196,30 +196,30 @@ class Bench:
     # ------------------------------------------------------------------------------------- floor
 
     def floor(self, form: str) -> float:
-        """Seconds that a step's counted arithmetic and traffic take at this machine's own rates."""
+        """A lower bound of the seconds of a step: its operations and memory traffic at the machine's measured rates."""
         model, dtype = self.models[form], self.models[form].dtype
         rows, width, hidden = self.args.batch * math.prod(self.grid), self.width, model.dsc_hidden
         with FlopCounterMode(display=False) as counter:
             model.features.aggregator(self.aug)
         layer, square = 2 * rows * width * hidden, 2 * rows * width * width
-        # an update is one product with W·Wᵀ, or two with W where that is less
+        # an update is one product with W·Wᵀ, or two with W if that is less work
         update = min(2 * rows * hidden * hidden, 2 * layer)
         low = counter.get_total_flops() + model.step * update + 2 * square
-        # y of both halves (and t, on the hypersphere) stay in float32; backward: to W, to A and through the path
+        # y of both halves (and t on the hypersphere) is computed in float32; backward: to W, to A and through the path
         full = 2 * layer + (square if self.args.svd else 0)
         low += (5 if self.args.svd else 3) * layer + (square if self.args.svd else 0)
         traffic = 4 * rows * hidden * (5 * model.step + 40)
         return low / self._rate(dtype) + full / self._rate(torch.float32) + traffic / self._bandwidth()
 
     def _rate(self, dtype: torch.dtype) -> float:
-        """FLOP a second of a matrix product."""
+        """Floating-point operations per second of a matrix product."""
         n = 1024 if self.device.type == "cpu" else 8192
         a, b = torch.randn(2, n, n, device=self.device).to(dtype)
         seconds = min(self.time(lambda: a @ b) for _ in range(10))
         return 2 * n**3 / seconds
 
     def _bandwidth(self) -> float:
-        """Bytes a second, read and written, of a copy."""
+        """Bytes read and written per second by a copy."""
         a = torch.zeros(1 << 26, device=self.device)
         b = torch.empty_like(a)
         return 2 * 4 * len(a) / min(self.time(lambda: b.copy_(a)) for _ in range(5))
@@ -230,10 +230,10 @@ class Bench:
 
 
 def measure(bench: Bench) -> dict[str, dict[str, float]]:
-    """Median seconds by form and stage."""
+    """Median seconds of each form and stage."""
     args = bench.args
     spent: dict[str, dict[str, list[float]]] = {form: {} for form in args.forms}
-    for round_ in range(args.repeats + 1):  # the first is to warm up
+    for round_ in range(args.repeats + 1):  # the first round is a warm-up
         for form in args.forms:
             for name, work in bench.stages(form).items():
                 seconds = bench.time(work)
@@ -250,11 +250,11 @@ def measure(bench: Bench) -> dict[str, dict[str, float]]:
     return {form: {name: statistics.median(times) for name, times in stages.items()} for form, stages in spent.items()}
 
 
-def table(found: dict[str, dict[str, float]], floors: dict[str, float], batch: int) -> list[dict[str, object]]:
-    """What each stage costs a step or an epoch, in both forms."""
+def table(medians: dict[str, dict[str, float]], floors: dict[str, float], batch: int) -> list[dict[str, object]]:
+    """The time of each stage per step or epoch, in all forms."""
     rows = []
     steps = IMAGES / batch
-    for form, s in found.items():
+    for form, s in medians.items():
         direct = form == "direct"
         passes = 3 if direct else 1
         per_step = {
@@ -282,7 +282,7 @@ def table(found: dict[str, dict[str, float]], floors: dict[str, float], batch: i
 
 
 def write(rows: list[dict[str, object]], args: argparse.Namespace, machine: str) -> None:
-    """Print the table and write it."""
+    """Print the results and write them."""
     forms = {str(row["form"]) for row in rows}
     print(f"{'':42s}" + "".join(f"{form:>18s}" for form in FORMS if form in forms))
     for stage in dict.fromkeys(row["stage"] for row in rows):
@@ -294,7 +294,7 @@ def write(rows: list[dict[str, object]], args: argparse.Namespace, machine: str)
 
 
 def memory(args: argparse.Namespace) -> None:
-    """Print the peak of each form's process."""
+    """Print the peak memory of each form, in a process of its own."""
     for form in args.forms:
         command = [sys.executable, __file__, *sys.argv[1:], "--peak", form]
         done = subprocess.run([c for c in command if c != "--memory"], stdout=subprocess.PIPE, text=True, check=True)
@@ -302,7 +302,7 @@ def memory(args: argparse.Namespace) -> None:
 
 
 def peak(bench: Bench, form: str) -> None:
-    """Steps of training, and the peak of this process so far after some of them."""
+    """Do training steps, and print the peak memory after some of them."""
     cuda, step = bench.device.type == "cuda", bench.stages(form)["step"]
     for done in range(1, bench.args.steps + 1):
         step()
@@ -312,18 +312,18 @@ def peak(bench: Bench, form: str) -> None:
 
 
 def peak_of_process() -> int:
-    """Bytes."""
+    """The peak memory of this process in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def main() -> None:
-    """Measure, print, write."""
+    """Measure, print and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backbone", default="wideresnet50")
     parser.add_argument("--dimension", type=int, default=1536)
     parser.add_argument("--size", type=int, default=288)
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--svd", type=int, default=1, help="1 hypersphere, the dearer variant; 0 manifold")
+    parser.add_argument("--svd", type=int, default=1, help="1 hypersphere, the more expensive variant; 0 manifold")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--gpu", type=int, default=-1)
     parser.add_argument("--forms", nargs="+", choices=FORMS, default=list(FORMS))
@@ -341,11 +341,11 @@ def main() -> None:
         if args.peak:
             peak(bench, args.peak)
             return
-        found = measure(bench)
+        medians = measure(bench)
         floors = {form: bench.floor(form) for form in args.forms if form != "direct"}
     name = torch.cuda.get_device_name(bench.device) if bench.device.type == "cuda" else processor()
     machine = f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}"
-    write(table(found, floors, args.batch), args, machine)
+    write(table(medians, floors, args.batch), args, machine)
 
 
 if __name__ == "__main__":

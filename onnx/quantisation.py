@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from datasets.files import read_rgb
 from inference.inspector import Inspector
-from utils import WorkError, reason_of
+from utils import WorkError, evenly_chosen, reason_of
 
 CALIBRATION_IMAGES = 100  # at most
 SMOOTHING_PRODUCTS = 2  # matrix products at the end of the graph that smooth the map
@@ -37,8 +37,7 @@ def to_half(network: onnx.ModelProto) -> onnx.ModelProto:
 
 def calibration_sample(paths: Sequence[Path]) -> list[Path]:
     """At most `CALIBRATION_IMAGES` of the paths, evenly spread over them."""
-    count = min(CALIBRATION_IMAGES, len(paths))
-    return [paths[i] for i in np.unique(np.linspace(0, len(paths) - 1, count).astype(int))]
+    return [paths[i] for i in evenly_chosen(len(paths), CALIBRATION_IMAGES)]
 
 
 def to_int8(network: onnx.ModelProto, model: Inspector, good: Sequence[Path]) -> onnx.ModelProto:

@@ -43,7 +43,7 @@ def of_tested(
         "thresholds": tested.thresholds and tested.thresholds.plain(),
         "history": list(history),
         "images": _image_rows(tested),
-        "curves": curves(tested.found),
+        "curves": curves(tested.predictions),
         "gallery": gallery.cards(tested, dataset, seed),
     }
 
@@ -87,7 +87,7 @@ def of_examples(tested: Tested, dataset: Any, seed: int) -> dict[str, Any]:
 
 def _image_rows(tested: Tested) -> list[dict[str, Any]]:
     """Path, label, score, normalised score, decision and mask area (share of pixels above the threshold) per image."""
-    predictions, thresholds = tested.found, tested.thresholds
+    predictions, thresholds = tested.predictions, tested.thresholds
     scores = predictions.scores
     normalised = thresholds.normalise(scores) if thresholds else [None] * len(scores)
     rows = []

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import precision_recall_curve, roc_curve
 
 from training.evaluation import Predictions
+from utils import evenly_chosen
 
 POINTS = 400  # of a curve
 PIXEL_STEPS = 256  # score steps at which pixels are counted
@@ -37,7 +38,7 @@ def curves(predictions: Predictions) -> dict[str, Curve]:
 
 
 def _thin(x: NDArray, y: NDArray) -> Curve:
-    chosen = np.unique(np.linspace(0, len(x) - 1, POINTS).astype(int))
+    chosen = evenly_chosen(len(x), POINTS)
     return [np.round(x[chosen], 5).tolist(), np.round(y[chosen], 5).tolist()]
 
 

@@ -23,11 +23,11 @@ LABELS = {True: "defective", False: "good"}  # shown if the checkpoint has no th
 
 def outcomes(tested: Tested) -> list[str]:
     """The outcome of each image: its label compared with the threshold's decision, or its label alone."""
-    labels = tested.found.labels
+    labels = tested.predictions.labels
     if tested.thresholds is None:
         return [LABELS[bool(label)] for label in labels]
     names = {(True, True): HIT, (True, False): MISS, (False, True): FALSE_ALARM, (False, False): CORRECT}
-    flagged = tested.found.scores > tested.thresholds.image
+    flagged = tested.predictions.scores > tested.thresholds.image
     return [names[bool(label), bool(flag)] for label, flag in zip(labels, flagged, strict=True)]
 
 
@@ -38,7 +38,7 @@ def choose(tested: Tested, seed: int) -> list[int]:
         tested: the class.
         seed: of the sample.
     """
-    kinds, scores = np.array(outcomes(tested)), tested.found.scores
+    kinds, scores = np.array(outcomes(tested)), tested.predictions.scores
     misses = [i for i in np.argsort(scores, kind="stable") if kinds[i] == MISS][:WORST]
     alarms = [i for i in np.argsort(-scores, kind="stable") if kinds[i] == FALSE_ALARM][:WORST]
     others = [i for i in range(len(scores)) if i not in {*misses, *alarms}]
@@ -60,7 +60,7 @@ def cards(tested: Tested, dataset: Any, seed: int) -> list[dict[str, Any]]:
     kinds = outcomes(tested)
     shown = []
     for i in choose(tested, seed):
-        parts = panels(dataset[i]["image"].numpy(), tested.found.masks[i], _anomaly_map(tested, i), tested)
+        parts = panels(dataset[i]["image"].numpy(), tested.predictions.masks[i], _anomaly_map(tested, i), tested)
         shown.append({"index": i, "outcome": kinds[i], "panels": [_jpeg(part) for part in parts]})
     return shown
 
@@ -93,7 +93,7 @@ def panels(
 
 
 def _anomaly_map(tested: Tested, index: int) -> NDArray[np.float32]:
-    anomaly_map = tested.found.maps[index]
+    anomaly_map = tested.predictions.maps[index]
     return anomaly_map if isinstance(anomaly_map, np.ndarray) else anomaly_map.cpu().numpy()
 
 

@@ -33,6 +33,7 @@ from utils import (
     IMAGENET_STD,
     InputError,
     WorkError,
+    evenly_chosen,
     printable,
     row_name,
     write_bytes,
@@ -75,8 +76,7 @@ def preview_class(layout: Layout, name: str, options: dict[str, Any], samples: i
             by_path = None if masks is None else dict(zip((s.path for s in train), masks, strict=True))
             train, masks = tiles, by_path and [by_path[s.path] for s in tiles]
         data = TrainDataset(train, settings, textures, grid, masks, seed, defects=defects)
-        indices = np.unique(np.linspace(0, len(train) - 1, samples).astype(int))
-        rows = [_row(data, int(index)) for index in indices]
+        rows = [_row(data, index) for index in evenly_chosen(len(train), samples)]
     return _draw_sheet(row_name(options["name"], name), rows)
 
 

@@ -15,7 +15,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from reporting import drawing
 from training.evaluation import METRICS, Predictions
-from utils import WorkError, printable, reason_of
+from utils import WorkError, evenly_chosen, printable, reason_of
 
 EXAMPLES = 6  # images with their heatmaps
 
@@ -115,7 +115,7 @@ def write_evaluation(board: SummaryWriter, epoch: int, predictions: Predictions,
 def _examples(predictions: Predictions, dataset: Any) -> NDArray[np.uint8]:
     """Pictures (image, ground truth, heatmap) of images spread over the data set, stacked vertically, RGB."""
     maps, rows = predictions.maps, []
-    for i in np.unique(np.linspace(0, len(predictions.scores) - 1, EXAMPLES).astype(int)).tolist():
+    for i in evenly_chosen(len(predictions.scores), EXAMPLES):
         anomaly_map = maps[i].cpu().numpy() if isinstance(maps, Tensor) else maps[i]
         rows.append(drawing.picture(dataset[i]["image"].numpy(), predictions.masks[i], anomaly_map))
     return np.ascontiguousarray(np.vstack(rows)[..., ::-1])

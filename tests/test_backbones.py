@@ -315,7 +315,7 @@ def test_auto_keeps_what_a_training_was_begun_with_and_looks_at_no_other(tmp_pat
         assert of(name) == "chosen"
         assert of(name, "half") == "resnet18_half"
     assert of("whole", given="resnet18") == "resnet18"
-    with pytest.raises(InputError, match=r"--weights w\.pth: the network they belong to is not given"):
+    with pytest.raises(InputError, match=r"--weights w\.pth: the network that they belong to is not given"):
         preparing.name_of_auto("auto", "w.pth", [])
 
 

@@ -23,22 +23,25 @@ if TYPE_CHECKING:
 
 
 def calibrate(model: GLASS, loader: Iterable[Batch], name: str, source: str, data: str = "") -> Thresholds:
-    """Write thresholds into the chosen checkpoint, unless it has those of this `false_alarm` and these images already.
+    """Write thresholds into the chosen checkpoint, unless it has thresholds for these images and this `false_alarm`.
 
     Args:
         model: of the class; has the chosen weights afterwards.
-        loader: good images, and where there are any images with synthetic defects: batches as of a test set.
+        loader: batches as of a test set, with good images and, if available, images with synthetic defects.
         name: of the class, for messages.
-        source: what the good images are, `HELD_OUT` or `TRAINING`.
-        data: digest of the good images' files.
+        source: of the good images, `HELD_OUT` or `TRAINING`.
+        data: digest of the files of the good images.
+
+    Returns:
+        The thresholds.
     """
     saving.keep_latest(model.model_dir)
     path, _ = chosen_checkpoint(model, name)
     state = load_weights(model, path)
-    before, false_alarm = Thresholds.of(state.get("thresholds")), model.settings.false_alarm
-    if before is not None and (before.false_alarm, before.source, before.data) == (false_alarm, source, data):
-        return before
-    keep_maps = source == HELD_OUT and not model.extra_config.get("tile")  # there are no tiles with defects
+    existing, false_alarm = Thresholds.of(state.get("thresholds")), model.settings.false_alarm
+    if existing is not None and (existing.false_alarm, existing.source, existing.data) == (false_alarm, source, data):
+        return existing
+    keep_maps = source == HELD_OUT and not model.extra_config.get("tile")  # tiles have no synthetic defects here
     with model.scored_as_predicted() as scorer:
         thresholds = replace(_thresholds_from(scorer, loader, source, false_alarm, keep_maps), data=data)
     saving.save({**state, "thresholds": thresholds.plain()}, path)
@@ -50,12 +53,12 @@ def calibrate(model: GLASS, loader: Iterable[Batch], name: str, source: str, dat
 def _thresholds_from(
     scorer: Scorer, loader: Iterable[Batch], source: str, false_alarm: float, keep_maps: bool
 ) -> Thresholds:
-    """As `calibrate`. Maps are only kept of sets with synthetic defects, since good images may be many."""
+    """Thresholds from a set of images. Maps are only kept for sets with synthetic defects; there may be many images."""
     scores, peaks, labels, paths, maps, masks = [], [], [], [], [], []
     for batch in loader:
-        of_images, of_batch = scorer.finish(scorer.score_images(batch["image"]))
-        scores += finite_scores(of_images).tolist()
-        batch_maps = of_batch.cpu().numpy()
+        image_scores, anomaly_maps = scorer.finish(scorer.score_images(batch["image"]))  # (B,), (B, H, W)
+        scores += finite_scores(image_scores).tolist()
+        batch_maps = anomaly_maps.cpu().numpy()
         peaks += batch_maps.max((1, 2)).tolist()
         labels += np.asarray(batch["is_anomaly"], bool).tolist()
         paths += batch["image_path"]
@@ -63,8 +66,8 @@ def _thresholds_from(
             maps.append(batch_maps)
             masks.append(np.asarray(batch["mask_gt"])[:, 0])
     good = [i for i, label in enumerate(labels) if not label]
-    of_pictures = [_highest(values, paths, good) for values in (scores, peaks)]  # over the tiles of an image
-    thresholds = thresholds_of(*of_pictures, false_alarm, source)
+    highest = [_highest(values, paths, good) for values in (scores, peaks)]  # over the tiles of each image
+    thresholds = thresholds_of(*highest, false_alarm, source)
     if any(labels):
         pixels = all_pixel_metrics(np.concatenate(maps), np.concatenate(masks), ())
         thresholds = replace(thresholds, image_f1=best_f1(scores, labels), pixel_f1=pixels["f1_max_threshold"])
@@ -72,7 +75,7 @@ def _thresholds_from(
 
 
 def _highest(values: Sequence[float], paths: Sequence[str], chosen: Sequence[int]) -> list[float]:
-    """The highest value of each image, of those chosen."""
+    """The highest of the chosen values of each image."""
     highest: dict[str, float] = {}
     for i in chosen:
         highest[paths[i]] = max(values[i], highest.get(paths[i], values[i]))

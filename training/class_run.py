@@ -1,4 +1,4 @@
-"""One class with one backbone: its model, its training, its test, and what the report keeps of it."""
+"""One class with one backbone: its model, its training, its test, and its record for the report."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from reporting import class_record, tensorboard
 from training import distribution
 from training.calibration import calibrate
 from training.distribution import Decision
-from training.evaluation import METRICS
+from training.evaluation import METRICS, metrics_line
 from training.job import ClassData, Net, Run
 from training.preparing import DIMENSIONS
 from training.record import Record
@@ -34,12 +34,12 @@ from training.testing import last_figures, score_chosen, test
 from training.trainer import Loaders, Trainer
 from utils import LOGGER, evenly_chosen, printable
 
-VALIDATED_TILES = 400  # that choose an epoch
-EXAMPLES = 60  # images that the report shows of a class without a test set
+VALIDATED_TILES = 400  # most tiles that an evaluation for the choice of the epoch uses
+EXAMPLES = 60  # images that are scored for the report of a class without a test set
 
 
 def build(run: Run, net: Net, svd: int) -> GLASS:
-    """The model of a backbone, with fresh heads."""
+    """A model with a backbone of the run and untrained heads."""
     default = backbones.default_dimension(backbones.split_seed(net.name)[0])
     values = {option.name: run.net[option.name] for option, _ in Settings.options()}
     values |= {name: default for name in DIMENSIONS if run.net[name] is None}
@@ -53,14 +53,14 @@ def build(run: Run, net: Net, svd: int) -> GLASS:
 
 
 def describe(run: Run, data: ClassData, model: GLASS, folder: Path, decision: Decision | None) -> None:
-    """Give a model everything that belongs to a class but its weights, so that its checkpoints can tell it.
+    """Give a model the variant, the folders and the settings of a class, which its checkpoints will contain.
 
     Args:
         run: with the options.
         data: the class.
-        model: of one of the backbones.
+        model: with one of the backbones.
         folder: of the checkpoints of all classes with this backbone.
-        decision: the variant; None of a test alone.
+        decision: the variant; None for a test without training.
     """
     model.svd = decision.svd if decision else 0
     model.set_model_dir(folder, data.row)
@@ -81,20 +81,20 @@ def describe(run: Run, data: ClassData, model: GLASS, folder: Path, decision: De
         model.extra_config["verdict"] = decision.verdict
     if run.textures is not None:
         model.extra_config["textures"] = run.textures.digest()
-    if data.held_out:  # another choice would test on images of the training
+    if data.held_out:  # with other values a test would use images of the training
         model.extra_config |= {"split_seed": run.dataset["split_seed"], "test_share": run.dataset["test_share"]}
 
 
 class ClassRun:
-    """Trains one class with one backbone where that is asked for, and tests it.
+    """Trains one class with one backbone, unless only a test is requested, and tests it.
 
     Args:
         run: with the options.
         data: the class.
         index: of the backbone.
-        decision: the variant; None of a test alone.
-        masks: foreground masks of the training images; None where anomalies may lie anywhere.
-        cache: what is kept of the images.
+        decision: the variant; None for a test without training.
+        masks: foreground masks of the training images; None allows anomalies anywhere.
+        cache: of the images.
     """
 
     def __init__(
@@ -105,14 +105,14 @@ class ClassRun:
         self.row, self.masks, self.cache, self.decision = run.row_of(data, self.net), masks, cache, decision
         self.model = build(run, self.net, decision.svd if decision else 0)
         describe(run, data, self.model, self.folder, decision)
-        self.config: dict[str, Any] = self.model.config  # of the chosen checkpoint, once there is one
+        self.config: dict[str, Any] = self.model.config  # replaced by that of the chosen checkpoint
 
     def work(self) -> dict[str, Any] | None:
-        """Train and test; the class's row of results, None where there is nothing to test."""
+        """Train and test the class; returns its row of results, None if there is nothing to test."""
         test_loader = self._test_loader()
         record, examples = None, None
         if self.decision is not None:
-            self._warn_of_idle_options()
+            self._warn_of_unused_options()
             record, examples = self._start_and_train(test_loader)
         best = checkpoint.find_chosen(self.model.model_dir)
         state = checkpoint.read_plain(best[0]) if best else {}
@@ -120,10 +120,10 @@ class ClassRun:
         before = {} if record else class_record.read_existing(self.run.results, self.row) or {}
         history = record.history if record else before.get("history", [])
         if test_loader is None:
-            kept = " of the last epoch" if self.run.training and self.run.net["select"] == "best" else ""
-            place = best[0] if best else self.folder
-            LOGGER.info("%s: no test images, nothing to test; the model%s is %s", self.data.row, kept, place)
-            shown = before.get("looked_at") if examples is None else self._look_at(examples)
+            which = " of the last epoch" if self.run.training and self.run.net["select"] == "best" else ""
+            path = best[0] if best else self.folder
+            LOGGER.info("%s: no test images, nothing to test; the model%s is %s", self.data.row, which, path)
+            shown = before.get("looked_at") if examples is None else self._score_examples(examples)
             class_record.save(
                 self.run.results, self.row, class_record.of_untested(state, history, best[1] if best else None, shown)
             )
@@ -136,9 +136,9 @@ class ClassRun:
         last = last_figures(self.model, test_loader, record) if record and record.epoch else {}
         if last:
             figures |= {"last_epoch": record.epoch - 1, **{f"last_{name}": last[name] for name in METRICS}}
-        percent = "  ".join(f"{name} {100 * figures[name]:.2f}" for name in METRICS)
-        LOGGER.info("%s: the kept epoch, %d, on the test set: %s", self.data.row, figures["best_epoch"], percent)
-        # images are shown whole, though they may have been tested in tiles
+        best_epoch, line = figures["best_epoch"], metrics_line(figures)
+        LOGGER.info("%s: the kept epoch, %d, on the test set: %s", self.data.row, best_epoch, line)
+        # whole images are shown even if they were tested in tiles
         shown = getattr(test_loader.dataset, "whole", test_loader.dataset)
         select = self.config.get("select", "best")
         class_record.save(
@@ -146,16 +146,16 @@ class ClassRun:
         )
         return figures
 
-    def _look_at(self, examples: Dataset) -> dict[str, Any]:
-        """What the model makes of the images that its thresholds come from, for a class without test images."""
-        some = Subset(examples, evenly_chosen(len(examples), EXAMPLES))
-        tested = score_chosen(self.model, self._in_order(some), self.data.row)
-        return class_record.of_examples(tested, some, self.run.main["seed"])
+    def _score_examples(self, examples: Dataset) -> dict[str, Any]:
+        """A record of images that the thresholds come from, for a class without test images."""
+        chosen = Subset(examples, evenly_chosen(len(examples), EXAMPLES))
+        tested = score_chosen(self.model, self._in_order(chosen), self.data.row)
+        return class_record.of_examples(tested, chosen, self.run.main["seed"])
 
     # ------------------------------------------------------------------------------------- training
 
     def _start_and_train(self, test_loader: DataLoader | None) -> tuple[Record, Dataset]:
-        """Train on all good images but those held out, then find thresholds.
+        """Train on all good images except those held out, then determine thresholds.
 
         Returns:
             The record, and the images that the thresholds come from.
@@ -163,7 +163,7 @@ class ClassRun:
         state = TrainingState(self.model, self.data.row)
         decision, dataset = self.decision, self.run.dataset
         if decision.verdict is not None and decision.fresh:
-            state.start()  # from here on the training knows its variant by itself, whatever a file says
+            state.start()  # stores the variant in the state, so that the file written next cannot change it
             distribution.keep_verdict(
                 self.run.results, dataset["name"], self.data.row, decision.verdict, dataset["distribution"]
             )
@@ -182,7 +182,7 @@ class ClassRun:
         for loader in (loaders.train, loaders.test, loaders.val):
             end_workers(loader)
         self.run.trained |= record.epoch > started.epoch
-        # a checkpoint that lay there without its training's state may have been trained on any of the images
+        # a checkpoint that was there without its training's state may have been trained on any of the images
         best = checkpoint.find_best(self.model.model_dir)
         config = checkpoint.read_plain(best[0]).get("config", {})
         is_held_out = bool(held_out) and config.get("val_share") == dataset["val_share"]
@@ -196,14 +196,14 @@ class ClassRun:
     ) -> DataLoader:
         if not is_held_out:
             return self._in_order(GoodImages(train_set))
-        # of tiles all good ones count, and none with defects, since their maps would be many
+        # of tiles, all good ones are used, and none with defects, since there would be too many maps
         return loaders.val if self.data.tiling is None else self._in_order(GoodImages(val_set))
 
     def _good_images(self, indices: Sequence[int], defects: Defects | None) -> TrainDataset:
-        """Some of the class's training images as a training set."""
+        """A training set of some of the class's training images."""
         run, data = self.run, self.data
         samples, masks = data.seen([data.train[i] for i in indices]), None
-        if self.masks:  # the mask of a tile is a part of its image's
+        if self.masks:  # the mask of a tile is cut from the mask of its image
             by_path = {data.train[i].path: self.masks[i] for i in indices}
             masks = [by_path[sample.path] for sample in samples]
         return TrainDataset(
@@ -221,9 +221,9 @@ class ClassRun:
         sampler = EpochSampler(len(train_set), self.net.seed, (self.run.net["limit"] // batch + 1) * batch)
         pin = self.run.device.type == "cuda"
         loader = make_loader(train_set, batch, workers, sampler, pin_memory=pin)
-        everything = EpochSampler(len(train_set), self.net.seed, shuffle=False)
+        in_order = EpochSampler(len(train_set), self.net.seed, shuffle=False)
         centre_loader = make_loader(
-            CentreDataset(train_set), batch, workers, everything, keep_workers=False, pin_memory=pin
+            CentreDataset(train_set), batch, workers, in_order, keep_workers=False, pin_memory=pin
         )
         return Loaders(loader, test_loader, centre_loader, val_loader)
 
@@ -256,38 +256,38 @@ class ClassRun:
         return self._in_order(self.data.test_set(self.cache), keep_workers=True)
 
     def _in_order(self, dataset: Dataset, keep_workers: bool = False) -> DataLoader:
-        """A loader of images to be scored; `keep_workers` where it is read more than once."""
+        """A loader of images to score; `keep_workers` if it is read more than once."""
         batch, workers = self.run.dataset["batch_size"], self.run.dataset["num_workers"]
         pin = self.run.device.type == "cuda"
         return make_loader(dataset, batch, workers, keep_workers=keep_workers, pin_memory=pin)
 
-    def _warn_of_idle_options(self) -> None:
-        """Options that have no effect on this class."""
+    def _warn_of_unused_options(self) -> None:
+        """Warn of options that have no effect on this class."""
         row, net, pictures = self.data.row, self.run.net, self.run.main["pictures"]
         if net["patience"] and net["select"] == "best" and not self.data.test:
             LOGGER.warning("%s: --patience has no effect without test images; --select val needs none", row)
         if pictures == "every_eval" and net["select"] == "val":
             LOGGER.warning(
-                "%s: --pictures every_eval shows images of the validation set in TensorBoard alone: no test image is "
-                "looked at in the training", row,
+                "%s: --pictures every_eval shows images of the validation set, only in TensorBoard: the training uses "
+                "no test image", row,
             )  # fmt: skip
         elif pictures == "every_eval" and not self.data.test:
-            LOGGER.warning("%s: --pictures every_eval has no effect: no test image is looked at in the training", row)
+            LOGGER.warning("%s: --pictures every_eval has no effect: the training uses no test image", row)
 
 
 def _thinned(val_set: TrainDataset) -> TrainDataset:
-    """At most `VALIDATED_TILES` tiles, evenly chosen: there may be thousands, and each keeps its map."""
+    """At most `VALIDATED_TILES` tiles, evenly chosen: there may be thousands, and an evaluation keeps all maps."""
     if len(val_set) <= VALIDATED_TILES or val_set.samples[0].box is None:
         return val_set
     chosen = evenly_chosen(len(val_set), VALIDATED_TILES)
-    thin = copy.copy(val_set)
-    thin.samples = [val_set.samples[i] for i in chosen]
-    thin.masks = val_set.masks and [val_set.masks[i] for i in chosen]
-    return thin
+    thinned = copy.copy(val_set)
+    thinned.samples = [val_set.samples[i] for i in chosen]
+    thinned.masks = val_set.masks and [val_set.masks[i] for i in chosen]
+    return thinned
 
 
 def _log_missing_truth(data: ClassData) -> None:
-    """Say which metrics the test set does not allow."""
+    """Log which metrics the test set does not allow."""
     kinds = {sample.is_anomaly for sample in data.test}
     if len(kinds) == 1:
         kind = "defective" if kinds == {True} else "good"

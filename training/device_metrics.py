@@ -1,4 +1,4 @@
-"""Pixel AUROC, AP and PRO by one sort on the device that made the maps; what `metrics` computes on the host."""
+"""Pixel AUROC, AP and PRO from one sort on the device that computed the maps; `metrics` is the same on the host."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from torch import Tensor
 import metrics
 from training.feature_cache import free_on
 
-# of what is there at once while pixels of which no two score alike are ranked, maps and truth included
+# memory at the peak of the ranking if all scores are different, including the maps and the ground truth
 BYTES_A_PIXEL = 92
 
 
 class DeviceTruth:
-    """The ground truth of a test set on a device, made once.
+    """The ground truth of a test set on a device, computed once.
 
     Args:
-        masks: n × (H, W); > 0 is anomalous, < 0 is not known and left out.
+        masks: n masks (H, W); > 0 is anomalous, < 0 is unknown and does not count.
         size: (H, W).
-        device: where the maps are.
+        device: of the maps.
     """
 
     def __init__(self, masks: Sequence, size: tuple[int, int], device: torch.device) -> None:
@@ -47,40 +47,40 @@ class DeviceTruth:
 
     @staticmethod
     def fits(count: int, size: tuple[int, int], device: torch.device) -> bool:
-        """Whether the device has the memory to rank so many maps."""
+        """Whether the device is a GPU with enough memory to rank `count` maps."""
         needed = BYTES_A_PIXEL * count * size[0] * size[1]
         return device.type == "cuda" and needed < free_on(device) // 2
 
 
 def pixel_metrics(maps: Tensor, truth: DeviceTruth, limit: float = metrics.PRO_LIMIT) -> dict[str, float]:
-    """`auroc`, `ap` and `pro` (to `limit` of the false positive rate), nan where the known pixels are all of one kind.
+    """`auroc`, `ap` and `pro` in [0, 1]; nan if all known pixels are of one kind.
 
     Args:
         maps: (n, H, W) float32.
         truth: of the same images.
-        limit: in (0, 1].
+        limit: the highest false positive rate of the PRO, in (0, 1].
     """
     if not truth.positives or not truth.negatives:
         return dict.fromkeys(("auroc", "ap", "pro"), metrics.NAN)
     scores, order = maps[truth.images].flatten().sort(descending=True)
-    last = torch.ones_like(scores, dtype=torch.bool)  # of the pixels of one score
+    last = torch.ones_like(scores, dtype=torch.bool)  # whether a pixel is the last one with its score
     torch.ne(scores[1:], scores[:-1], out=last[:-1])
     del scores
     ends = last.nonzero()[:, 0]
-    found = truth.positive[order].cumsum(0)[ends]
+    true_positives = truth.positive[order].cumsum(0)[ends]
     overlap = truth.shares[order].cumsum(0, dtype=torch.float64)[ends] / truth.regions
     del order
-    false = ends + 1 - found
-    recall, rate = found.double() / truth.positives, false.double() / truth.negatives
+    false_positives = ends + 1 - true_positives
+    recall, rate = true_positives.double() / truth.positives, false_positives.double() / truth.negatives
     zero = recall.new_zeros(1)
     recall, rate, overlap = (torch.cat([zero, x]) for x in (recall, rate, overlap))
-    precision = found.double() / (ends + 1)
+    precision = true_positives.double() / (ends + 1)
     values = torch.trapezoid(recall, rate), (recall.diff() * precision).sum(), _area_up_to(rate, overlap, limit)
     return dict(zip(("auroc", "ap", "pro"), torch.stack(values).tolist(), strict=True))
 
 
 def _area_up_to(x: Tensor, y: Tensor, limit: float) -> Tensor:
-    """Area under the curve from 0 to `limit`, over `limit`; x ascends from 0 to 1."""
+    """Area under the curve from 0 to `limit`, divided by `limit`; x ascends from 0 to 1."""
     at = torch.searchsorted(x, torch.tensor([limit], dtype=x.dtype, device=x.device), right=True).clamp(max=len(x) - 1)
     before = at - 1
     width = (x[at] - x[before]).clamp(min=1e-300)
@@ -88,4 +88,4 @@ def _area_up_to(x: Tensor, y: Tensor, limit: float) -> Tensor:
     inside = x <= limit
     steps = (x.diff() * (y[1:] + y[:-1]) / 2 * inside[1:]).sum()
     rest = (limit - x[before]) * (y[before] + height) / 2
-    return (steps + torch.where(x[at] > limit, rest, 0.0)[0]) / limit  # up to the end there is no rest
+    return (steps + torch.where(x[at] > limit, rest, 0.0)[0]) / limit  # with a limit at the end of x there is no rest

@@ -1,9 +1,9 @@
 """Manifold or hypersphere: the judge (paper section 3.2 and appendix) and the Excel files of its verdicts.
 
-The files that come with the project hold the published verdicts and are only read. What a run judges it writes under
-its results, and into the folder that `GLASS_EXCEL_DIR` names, where that is given: such a folder takes the place of the
-published files. The file under the results is never read again: the judge says the same of the same images, and
-`--distribution 4` would turn round a verdict that is read back.
+The files in the project contain the published verdicts and are only read. A run writes its own verdicts under its
+results and, if `GLASS_EXCEL_DIR` names a folder, into that folder, which replaces the published files. The file under
+the results is never read: the judge gives the same verdict for the same images, and `--distribution 4` would reverse a
+verdict that it had reversed before.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from utils import LOGGER, ROOT, InputError, WorkError, write_bytes
 MANIFOLD, HYPERSPHERE = 0, 1
 NAMES = {MANIFOLD: "manifold", HYPERSPHERE: "hypersphere"}
 PUBLISHED_DIR = ROOT / "datasets" / "excel"
-EXCEL_DIR = Path(os.environ.get("GLASS_EXCEL_DIR") or PUBLISHED_DIR)  # read, and written to if it is another one
-VERDICTS = "distribution"  # folder below the results
-OPPOSITE = 4  # --distribution
+EXCEL_DIR = Path(os.environ.get("GLASS_EXCEL_DIR") or PUBLISHED_DIR)  # only written to if it is not PUBLISHED_DIR
+VERDICTS = "distribution"  # folder in the results
+OPPOSITE = 4  # value of --distribution
 COLUMNS = ["Class", "Distribution", "Foreground"]
 
 SIZE = 289
@@ -52,7 +52,7 @@ def judge(image: NDArray[np.uint8]) -> int:
 
 
 def spectrum(image: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """Where the Fourier spectrum of the (H, W, 3) BGR image is strong: (289, 289), lowest frequency in the middle."""
+    """Where the Fourier spectrum of a (H, W, 3) BGR image is strong, (289, 289) with frequency 0 at the centre."""
     gray = cv2.cvtColor(cv2.resize(image, (SIZE, SIZE)), cv2.COLOR_BGR2GRAY)
     blurred = cv2.blur(gray, (BLUR, BLUR))
     magnitude = np.abs(np.fft.fftshift(np.fft.fft2(blurred.astype(np.float64))))
@@ -61,7 +61,7 @@ def spectrum(image: NDArray[np.uint8]) -> NDArray[np.bool_]:
 
 
 def _verdict(strong: NDArray[np.bool_]) -> int:
-    """Dense and large in the spectrum means hypersphere."""
+    """The verdict from the strong part of a spectrum, (289, 289): hypersphere if it is dense and large."""
     rows, columns = np.nonzero(strong)
     count = len(rows)
     if not count:
@@ -76,13 +76,17 @@ def _verdict(strong: NDArray[np.bool_]) -> int:
 
 
 def mean_image(images: Iterable[NDArray[np.uint8]]) -> NDArray[np.uint8]:
-    """Mean of (H, W, 3) RGB images, truncated to uint8, as BGR."""
+    """The mean of (H, W, 3) RGB images, truncated to uint8, as BGR.
+
+    Raises:
+        InputError: there is no image.
+    """
     total, count = 0.0, 0
     for image in images:
         total = total + image.astype(np.float64)
         count += 1
     if not count:
-        raise InputError("no image to judge the distribution by")
+        raise InputError("judging the distribution needs at least one training image")
     return np.ascontiguousarray((total / count).astype(np.uint8)[..., ::-1])
 
 
@@ -90,7 +94,7 @@ def mean_image(images: Iterable[NDArray[np.uint8]]) -> NDArray[np.uint8]:
 
 
 def excel_path(dataset: str, folder: Path | None = None) -> Path:
-    """The data set's file of verdicts in a folder, by default where verdicts are read from."""
+    """The data set's file of verdicts in a folder; by default in the folder that verdicts are read from."""
     return (EXCEL_DIR if folder is None else folder) / f"{dataset}_distribution.xlsx"
 
 
@@ -100,31 +104,39 @@ def _read_table(path: Path) -> pd.DataFrame:
     try:
         table = pd.read_excel(path)
     except Exception as error:  # openpyxl, zip and XML errors of a damaged file
-        raise WorkError(f"cannot read {path}: {error}; mend or delete it") from error
+        raise WorkError(f"cannot read {path}: {error}; repair or delete it") from error
     if not set(COLUMNS) <= set(table.columns):
-        raise WorkError(f"{path}: columns are {', '.join(map(str, table.columns))}, must be {', '.join(COLUMNS)}")
+        raise WorkError(
+            f"{path}: the columns are {', '.join(map(str, table.columns))}, but must include {', '.join(COLUMNS)}"
+        )
     return table
 
 
 def read_flags(dataset: str, row: str) -> tuple[int, int] | None:
-    """(Distribution, Foreground) of a row `<dataset>_<class>`; None where it has none."""
+    """(Distribution, Foreground) of a row `<dataset>_<class>`; None if the file does not have this row.
+
+    Raises:
+        WorkError: the file is damaged, or a value is neither 0 nor 1.
+    """
     table = _read_table(excel_path(dataset))
-    found = table[table["Class"] == row]
-    if found.empty:
+    matching = table[table["Class"] == row]
+    if matching.empty:
         return None
-    flags = found["Distribution"].iloc[-1], found["Foreground"].iloc[-1]
+    flags = matching["Distribution"].iloc[-1], matching["Foreground"].iloc[-1]
     if not all(flag in (0, 1) for flag in flags):
-        raise WorkError(f"{excel_path(dataset)}: {row} has {flags[0]}, {flags[1]}, must be 0 or 1 each")
+        raise WorkError(f"{excel_path(dataset)}: {row} has the values {flags[0]} and {flags[1]}; each must be 0 or 1")
     return int(flags[0]), int(flags[1])
 
 
 def keep_verdict(results: Path, dataset: str, row: str, flag: int, mode: int) -> None:
-    """Write a verdict under the results, and into the folder that the user named; a warning where that fails.
+    """Write a verdict under the results and into the folder that the user named; a failure is only a warning.
 
     Args:
-        results: the run's results folder.
-        flag: the verdict.
-        mode: `--distribution`. What 4 judges stays out of the user's folder, or the next run would turn it round.
+        results: the results folder.
+        dataset: name of the data set.
+        row: `<dataset>_<class>`.
+        flag: the verdict, 0 or 1.
+        mode: value of `--distribution`. With 4 the user's folder does not get it: the next run would reverse it.
     """
     folders = [results / VERDICTS]
     if EXCEL_DIR.resolve() != PUBLISHED_DIR and mode != OPPOSITE:
@@ -133,17 +145,17 @@ def keep_verdict(results: Path, dataset: str, row: str, flag: int, mode: int) ->
         try:
             write_flag(dataset, row, flag, folder)
         except WorkError as error:
-            LOGGER.warning("%s: the verdict (%s) is not kept: %s", row, NAMES[flag], error)
+            LOGGER.warning("%s: the verdict (%s) is not saved: %s", row, NAMES[flag], error)
 
 
 def write_flag(dataset: str, row: str, flag: int, folder: Path) -> None:
-    """Put a verdict into a folder's file beside the other rows; Foreground = Distribution, as published.
+    """Write a verdict into the file of a folder and keep its other rows; Foreground = Distribution, as published.
 
     Raises:
         WorkError: the file is damaged, or cannot be written.
     """
     path = excel_path(dataset, folder)
-    with _alone(path):
+    with _locked(path):
         table = _read_table(path)
         table = table[table["Class"] != row][COLUMNS]
         new = pd.DataFrame([[row, flag, flag]], columns=COLUMNS)
@@ -152,8 +164,8 @@ def write_flag(dataset: str, row: str, flag: int, folder: Path) -> None:
 
 
 @contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Other processes that want to change the file wait outside: between reading and writing, a row would be lost."""
+def _locked(path: Path) -> Iterator[None]:
+    """A context that one process at a time can enter for a file, so that no row is lost between reading and writing."""
     try:
         import fcntl
     except ImportError:  # not a Unix
@@ -161,7 +173,7 @@ def _alone(path: Path) -> Iterator[None]:
         return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(path.parent, os.O_RDONLY)  # the folder itself: a file for the lock would have to stay there
+        handle = os.open(path.parent, os.O_RDONLY)  # locks the folder: a lock file would have to stay there
     except OSError as error:
         raise WorkError(f"cannot write {path}: {error}") from error
     try:
@@ -177,9 +189,14 @@ def _alone(path: Path) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Decision:
-    """Variant, whether there are foreground masks, and why; the verdict where the class was judged for it.
+    """The variant of a class.
 
-    fresh: whether it is decided by this run, and not by an earlier one that is gone on with.
+    Attributes:
+        svd: 0 manifold, 1 hypersphere.
+        foreground: whether foreground masks are used.
+        reason: for the variant, for the log.
+        verdict: of the judge, if the class was judged.
+        fresh: whether this run decided, and not an earlier one that it resumes.
     """
 
     svd: int
@@ -200,13 +217,13 @@ def decide(
     """Turn `--distribution`, `--fg` and `--svd` into the variant of a class.
 
     Args:
-        mode: 0 the file's flag, judged where there is none; 1 judge; 2 manifold; 3 hypersphere; 4 the opposite of
-            the file's flag, judged where there is none.
-        fg: 0 no foreground masks; 1 with; 2 as the file says, with where there is no row.
-        svd: a given `--svd`, which wins over everything.
-        flags: the file's row.
-        judge_class: judges the class; called only where it is needed.
-        file: what the reason calls the file.
+        mode: 0 the file's flag; 1 judge; 2 manifold; 3 hypersphere; 4 the opposite of the file's flag. With 0 and 4 the
+            class is judged if the file does not have it.
+        fg: 0 without foreground masks; 1 with them; 2 as the file says, with them if the file does not have the class.
+        svd: the value of `--svd`, which overrides everything.
+        flags: of the class in the file.
+        judge_class: judges the class; only called if necessary.
+        file: name of the file for the reason.
     """
     verdict = None
     if svd is not None:
@@ -223,5 +240,5 @@ def decide(
 
 
 def wants_foreground(fg: int, flags: tuple[int, int] | None) -> bool:
-    """Whether `--fg` asks for foreground masks, given the file's row."""
+    """Whether foreground masks are used, from `--fg` and the flags of the class in the file."""
     return bool(fg == 1 or (fg == 2 and (flags is None or flags[1])))

@@ -1,6 +1,6 @@
-"""What earlier runs left, looked at before anything is trained.
+"""Checks of the files that earlier runs left, before anything is trained.
 
-What is damaged, or does not go together with what is given now, stops a run at once.
+A damaged file, or one that does not match the present options and images, stops a run at once.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ FOLDERS = ("models", "training", "eval", class_record.FOLDER, "judge", "foregrou
 
 
 class EarlierTrainings:
-    """What the folders of a run's classes hold from earlier trainings."""
+    """The earlier trainings in the folders of a run's classes."""
 
     def __init__(self, run: Run) -> None:
         self.run = run
 
     def refuse_other_data(self, classes: Sequence[ClassData]) -> list[ClassData]:
-        """Stop before the first class is trained where one of them was trained, or begun, with other files.
+        """Stop before anything is trained if the training of a class was started with other files.
 
         Returns:
-            The classes, without files that cannot be read and that their trainings had left out (`--skip_bad`).
+            The classes, without unreadable files that their trainings had left out as well (`--skip_bad`).
 
         Raises:
-            InputError: names the class, both sets of files, and what can be done.
+            InputError: the message names the class, both sets of files, and what the user can do.
         """
         if not self.run.training:
             return list(classes)
@@ -55,29 +55,29 @@ class EarlierTrainings:
         return kept
 
     def refuse_other_splits(self, data: ClassData) -> None:
-        """Stop where a class's training kept other good images for the test than this run would.
+        """Stop if the training of a class kept other good images for the test than this run would.
 
         Raises:
-            InputError: says which options to give.
+            InputError: the message says which options to give.
         """
-        own = {"split_seed": self.run.dataset["split_seed"], "test_share": self.run.dataset["test_share"]}
+        split = {"split_seed": self.run.dataset["split_seed"], "test_share": self.run.dataset["test_share"]}
         for folder in self._folders(data) if data.held_out else ():
-            refuse_other_split(checkpoint.config_of(folder, self.run.training) or {}, own, folder)
+            refuse_other_split(checkpoint.config_of(folder, self.run.training) or {}, split, folder)
 
     def _folders(self, data: ClassData) -> list[Path]:
         return [self.run.folder(index) / data.row for index in range(len(self.run.nets))]
 
     def _compare(self, data: ClassData) -> tuple[ClassData, str]:
-        """The class, and what is wrong with its files; "" where nothing is."""
-        other = {}
+        """The class, and a message about what is wrong with its files; "" if nothing is."""
+        differences = {}
         for folder in self._folders(data):
             config = checkpoint.config_of(folder)
             if config is None:
                 continue
             if "data" not in config:
                 LOGGER.info(
-                    "%s: the checkpoint in %s, of an earlier version, does not say which images it was trained on; "
-                    "assumed to be the present ones", data.row, folder,
+                    "%s: the checkpoint in %s, of an earlier version, does not say which images it was trained on; the "
+                    "present ones are assumed", data.row, folder,
                 )  # fmt: skip
                 continue
             before = inventory.load(folder, config["data"])
@@ -86,21 +86,21 @@ class EarlierTrainings:
                 data = self._without_unreadable(data, before)
                 now = self.run.inventory_of(data, config["foreground"])
             if now.digest != config["data"]:
-                other[folder] = _both_sides(config, before, now)
-        if not other:
+                differences[folder] = _describe_difference(config, before, now)
+        if not differences:
             return data, ""
-        place = "--models_path" if self.run.main["models_path"] else "--results_path"
-        folder, sides = next(iter(other.items()))
+        option = "--models_path" if self.run.main["models_path"] else "--results_path"
+        folder, difference = next(iter(differences.items()))
         return data, (
-            f"class {data.row}: its training in {folder} was begun with other images: {sides}; give another {place}, "
-            f"put the images back as they were, or delete {' and '.join(map(str, other))} to train again"
+            f"class {data.row}: its training in {folder} was started with other images: {difference}; give another "
+            f"{option}, restore the images, or delete {' and '.join(map(str, differences))} to train again"
         )
 
     def _without_unreadable(self, data: ClassData, before: Inventory | None) -> ClassData:
-        """The class without the images that are new and cannot be read: its training may have left them out.
+        """The class without new images that cannot be read, since its training may have left them out.
 
         Raises:
-            WorkError: there are such images, the training goes on, and they are not to be left out.
+            WorkError: there are such images, the training is not over, and `--skip_bad` is not given.
         """
         paths = [sample.path for sample in (*data.train, *data.held_out)]
         new = [p for p in paths if before is None or inventory.below(p, self.run.layout.root) not in before.files]
@@ -114,23 +114,23 @@ class EarlierTrainings:
         return data.without(problems)
 
 
-def _both_sides(config: dict[str, Any], before: Inventory | None, now: Inventory) -> str:
-    then = f"{config['data_images']} then in {config['data_path']}, {now.images} now in {printable(now.root)}"
-    return then if before is None else f"{then}, {before.differences(now)}"
+def _describe_difference(config: dict[str, Any], before: Inventory | None, now: Inventory) -> str:
+    counts = f"{config['data_images']} then in {config['data_path']}, {now.images} now in {printable(now.root)}"
+    return counts if before is None else f"{counts}, {before.differences(now)}"
 
 
-def check_results(results: Path, own: Collection[str] = ()) -> page.Page:
-    """Look at the tables, the settings and what is kept for the report.
+def check_results(results: Path, rewritten: Collection[str] = ()) -> page.Page:
+    """Check the tables, the settings and the records for the report.
 
     Args:
         results: the results folder.
-        own: rows that the run writes anew before they are read.
+        rewritten: rows whose records the run replaces before they are read.
 
     Returns:
-        The page, with what earlier runs kept.
+        The page, with the records of earlier runs.
 
     Raises:
-        WorkError: a file is damaged, or cannot be written; says which, and what to do.
+        WorkError: a file is damaged or cannot be written; the message says which, and what to do.
     """
     for name in FILES:
         if (results / name).is_dir():
@@ -142,9 +142,9 @@ def check_results(results: Path, own: Collection[str] = ()) -> page.Page:
         _refuse_read_only(folder, "--results_path")
     report.read_rows(results / "results.csv")
     report.read_settings(results)
-    made = page.Page(results)
-    made.check(own)
-    return made
+    report_page = page.Page(results)
+    report_page.check(rewritten)
+    return report_page
 
 
 def _refuse_read_only(folder: Path, option: str) -> None:
@@ -153,14 +153,14 @@ def _refuse_read_only(folder: Path, option: str) -> None:
 
 
 def check_checkpoints(folder: Path, trained: bool) -> None:
-    """Read the checkpoints in the folder of a class that are going to be used.
+    """Verify the checkpoint in the folder of a class that the run will use.
 
     Args:
         folder: of the class's checkpoints.
         trained: whether there is nothing left to train.
 
     Raises:
-        WorkError: one is damaged; says which, and what to do.
+        WorkError: it is damaged; the message says what to do.
     """
     if not folder.is_dir():
         return
@@ -172,17 +172,17 @@ def check_checkpoints(folder: Path, trained: bool) -> None:
 
 
 def check_seed(results: Path, models: Path, seed: int, dataset: Options) -> None:
-    """Look at what an earlier run with one of several seeds left, before the first of them trains.
+    """Check the files of an earlier run with one of several seeds, before the first of them is trained.
 
     Args:
-        results: folder of the seed.
-        models: folder of the seed, or of its results, below which the checkpoints lie.
+        results: results folder of the seed.
+        models: folder that contains the checkpoints of the seed.
         seed: the seed.
         dataset: options of the command.
 
     Raises:
-        InputError: other good images were kept for the test.
-        WorkError: something is damaged.
+        InputError: the earlier run kept other good images for the test.
+        WorkError: a file is damaged.
     """
     if not results.is_dir():
         return
@@ -193,13 +193,13 @@ def check_seed(results: Path, models: Path, seed: int, dataset: Options) -> None
         if config.get("split_seed", dataset["split_seed"]) != dataset["split_seed"]:
             before = config["split_seed"]
             raise InputError(
-                f"{folder} was trained with split_seed {before}, given is {dataset['split_seed']}; go on with one "
+                f"{folder} was trained with split_seed {before}, but {dataset['split_seed']} is given; continue one "
                 f"seed at a time: --seed {seed} --results_path {results} … dataset --split_seed {before}"
             )
 
 
 def check_place(folder: Path) -> None:
-    """Whether a training can write to the folder of its class.
+    """Check that a training can write to the folder of its class.
 
     Raises:
         WorkError: it cannot.

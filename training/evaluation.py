@@ -1,4 +1,4 @@
-"""What a test set says of a model, and which epoch it makes the one to keep."""
+"""The evaluation of a model on a test set: predictions, the metrics that choose the epoch, and all other metrics."""
 
 from __future__ import annotations
 
@@ -25,8 +25,13 @@ RESAMPLES = 1000  # of the bootstrap
 class Predictions:
     """Scores and maps of a test set, with its ground truth.
 
-    scores (n,) and maps (n, H, W) float32, the maps on the device where they are ranked there. labels (n,) bool.
-    masks n × (H, W) int8, below 0 where not known; `truth` the same on the device.
+    Attributes:
+        scores: (n,) float32.
+        maps: (n, H, W) float32; a tensor if the device ranks the pixels.
+        labels: (n,), True is anomalous.
+        masks: n masks (H, W) int8; a value below 0 is unknown.
+        paths: of the images.
+        truth: the masks on the device, if the device ranks the pixels.
     """
 
     scores: NDArray[np.float32]
@@ -37,46 +42,47 @@ class Predictions:
     truth: device_metrics.DeviceTruth | None = None
 
     def without_scores(self) -> Predictions:
-        """What does not depend on the model alone. No view of the maps, which would keep the whole of them alive."""
+        """A copy without scores and maps; it has no view of the maps either, which would keep them in memory."""
         return replace(self, maps=np.empty((0, *self.maps.shape[1:]), np.float32), scores=np.empty(0, np.float32))
 
     def on_host(self) -> Predictions:
-        """The same with the maps in an array."""
+        """The same with the maps as an array."""
         return replace(self, maps=self.maps.cpu().numpy(), truth=None) if isinstance(self.maps, Tensor) else self
 
 
 @dataclass
 class Tested:
-    """What testing a class gave: its figures, what they are made of, and the thresholds of the checkpoint."""
+    """The result of testing a class: its figures, the predictions behind them, and the checkpoint's thresholds."""
 
-    __test__ = False  # pytest takes a name that begins so for a test
+    __test__ = False  # pytest would collect a class of this name
 
     figures: dict[str, Any]
-    found: Predictions
+    predictions: Predictions
     thresholds: Thresholds | None
 
 
-def evaluate(found: Predictions) -> dict[str, float]:
-    """The metrics named in `METRICS`, in [0, 1]; nan where the test set does not allow one."""
-    image = metrics.compute_imagewise_retrieval_metrics(found.scores, found.labels)
-    if isinstance(found.maps, Tensor):
-        pixel = device_metrics.pixel_metrics(found.maps, found.truth)
+def evaluate(predictions: Predictions) -> dict[str, float]:
+    """The metrics named in `METRICS`, in [0, 1]; nan if the test set does not allow one."""
+    image = metrics.compute_imagewise_retrieval_metrics(predictions.scores, predictions.labels)
+    if isinstance(predictions.maps, Tensor):
+        pixel = device_metrics.pixel_metrics(predictions.maps, predictions.truth)
     else:
-        pixel = metrics.pixel_metrics(found.maps, found.masks)
+        pixel = metrics.pixel_metrics(predictions.maps, predictions.masks)
     values = (image["auroc"], image["ap"], pixel["auroc"], pixel["ap"], pixel["pro"])
     return dict(zip(METRICS, values, strict=True))
 
 
 def metrics_line(figures: Mapping[str, float]) -> str:
-    """Those of `METRICS` that there are, in percent."""
+    """Those of `METRICS` that `figures` contains, in percent, for the log."""
     return "  ".join(f"{name} {100 * figures[name]:.2f}" for name in METRICS if name in figures)
 
 
 def why_nan(figures: Mapping[str, float], masks: Sequence[NDArray[np.int8]] = ()) -> list[str]:
-    """What the test set lacks for those of `METRICS` that could not be computed.
+    """The reasons why some of `METRICS` could not be computed.
 
     Args:
-        masks: n × (H, W) as in `Predictions`, by which the reason is told more exactly.
+        figures: with the metrics.
+        masks: as in `Predictions`, for a more exact reason.
     """
     reasons = []
     if math.isnan(figures["image_auroc"]):
@@ -89,28 +95,28 @@ def why_nan(figures: Mapping[str, float], masks: Sequence[NDArray[np.int8]] = ()
     return reasons
 
 
-def judge(found: Predictions, thresholds: Thresholds | None) -> dict[str, float]:
-    """Every metric of a test set: `METRICS`, then the further ones, in the order of the report's columns.
+def judge(predictions: Predictions, thresholds: Thresholds | None) -> dict[str, float]:
+    """All metrics of a test set: first `METRICS`, then the others, in the order of the report's columns.
 
-    `*_f1`, `*_precision`, `*_recall` and `false_alarms` are at the checkpoint's thresholds, nan where it has none;
-    `*_f1_max` is the best that any threshold gives, known only to who sees the test set.
+    `*_f1`, `*_precision`, `*_recall` and `false_alarms` use the checkpoint's thresholds, and are nan without them;
+    `*_f1_max` is the best F1 over all thresholds, which can only be known with the test set.
     """
-    labels, maps = found.labels, found.on_host().maps
-    image = metrics.compute_imagewise_retrieval_metrics(found.scores, labels)
-    pixel = metrics.all_pixel_metrics(maps, found.masks, (metrics.PRO_LIMIT, metrics.STRICT_PRO_LIMIT))
+    labels, maps = predictions.labels, predictions.on_host().maps
+    image = metrics.compute_imagewise_retrieval_metrics(predictions.scores, labels)
+    pixel = metrics.all_pixel_metrics(maps, predictions.masks, (metrics.PRO_LIMIT, metrics.STRICT_PRO_LIMIT))
     values = (image["auroc"], image["ap"], pixel["auroc"], pixel["ap"], pixel["pro"][0])
-    low, high = bootstrap_auroc(found.scores, labels)
-    of_image, of_pixel = (thresholds.image, thresholds.pixel) if thresholds else (math.nan, math.nan)
-    images = at_threshold(found.scores, labels, of_image)
-    pixels = pixels_at_threshold(maps, found.masks, of_pixel)
+    low, high = bootstrap_auroc(predictions.scores, labels)
+    image_threshold, pixel_threshold = (thresholds.image, thresholds.pixel) if thresholds else (math.nan, math.nan)
+    images = at_threshold(predictions.scores, labels, image_threshold)
+    pixels = pixels_at_threshold(maps, predictions.masks, pixel_threshold)
     return {
         **dict(zip(METRICS, values, strict=True)),
-        "image_auroc_low": low, "image_auroc_high": high, "image_f1_max": metrics.f1_max(found.scores, labels)[0],
+        "image_auroc_low": low, "image_auroc_high": high, "image_f1_max": metrics.f1_max(predictions.scores, labels)[0],
         "pixel_f1_max": pixel["f1_max"], "pixel_pro_5": pixel["pro"][1],
-        "pixel_pro_published": metrics.compute_pro_published(found.masks, maps),
-        "image_threshold": of_image, "image_f1": images["f1"], "image_precision": images["precision"],
+        "pixel_pro_published": metrics.compute_pro_published(predictions.masks, maps),
+        "image_threshold": image_threshold, "image_f1": images["f1"], "image_precision": images["precision"],
         "image_recall": images["recall"], "false_alarms": images["false_alarms"],
-        "pixel_threshold": of_pixel, "pixel_f1": pixels["f1"], "pixel_precision": pixels["precision"],
+        "pixel_threshold": pixel_threshold, "pixel_f1": pixels["f1"], "pixel_precision": pixels["precision"],
         "pixel_recall": pixels["recall"],
     }  # fmt: skip
 

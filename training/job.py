@@ -1,4 +1,4 @@
-"""What the parts of a run share: its settings, its backbones, its classes."""
+"""The data that the parts of a run share: its options, its backbones, its classes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Options = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Net:
-    """A backbone with the layers used and the seed of what is trained on it. `name` is as given after -b."""
+    """A backbone with the layers used and the seed of the model trained on it; `name` is the value of -b."""
 
     name: str
     backbone: nn.Module
@@ -37,9 +37,16 @@ class Net:
 
 @dataclass(frozen=True)
 class ClassData:
-    """One class: its samples and how its images are prepared. `image_sizes` are (width, height) in pixels.
+    """One class: its samples and the preparation of its images.
 
-    tiling: how its pictures are cut; None takes them whole. `settings` are then those of a tile.
+    Attributes:
+        name: of the class in the data set.
+        row: name of the class in tables, folders and checkpoints.
+        train, test: its samples.
+        settings: of its images; with `tiling` those of a tile.
+        held_out: good samples among `test` that the layout keeps for the test.
+        image_sizes: (width, height) of the images in pixels.
+        tiling: how images are cut into tiles; None uses whole images.
     """
 
     name: str
@@ -52,7 +59,7 @@ class ClassData:
     tiling: Tiling | None = None
 
     def seen(self, samples: Sequence[Sample]) -> list[Sample]:
-        """What the model sees of samples: themselves, or their tiles."""
+        """The samples that the model sees: the given ones, or their tiles."""
         return list(samples) if self.tiling is None else tiles_of(samples, self.tiling, self.image_sizes)
 
     def test_set(self, cache: ImageCache) -> TestDataset:
@@ -63,7 +70,7 @@ class ClassData:
 
     @property
     def median_size(self) -> tuple[int, int]:
-        """(width, height) of the training pictures, of the test's where there are none."""
+        """Median (width, height) of the training images; of the test images if there are none."""
         sizes = [self.image_sizes[sample.path] for sample in self.train or self.test]
         return tuple(np.median(sizes, axis=0).round().astype(int).tolist())
 
@@ -75,7 +82,7 @@ class ClassData:
 
 @dataclass(frozen=True)
 class KeptTextures:
-    """The first `count` textures, kept in memory as they are after resizing to `resize`."""
+    """The first `count` textures in memory, resized to `resize`."""
 
     resize: Size | None
     cache: ImageCache
@@ -84,9 +91,23 @@ class KeptTextures:
 
 @dataclass
 class Run:
-    """All that the classes of a run have in common.
+    """Everything that the classes of a run have in common.
 
-    budget: bytes for what is kept in memory, of which `texture_room` may be textures.
+    Attributes:
+        main, net, dataset: options of the three commands, by name.
+        device: of the computation.
+        results: the results folder.
+        models: folder of the checkpoints.
+        layout: of the data set.
+        nets: the backbones.
+        textures: None without training.
+        defects: known defects of all classes.
+        budget: memory for images and textures in bytes; at most `texture_room` of it is for textures.
+        rows: figures of the classes, by the name of their row.
+        configs: settings of the chosen checkpoints.
+        fingerprints: digests of the files read so far.
+        trained: whether this run trained anything.
+        noted: time at which this run was noted in settings.json.
     """
 
     main: Options
@@ -104,13 +125,13 @@ class Run:
     kept_textures: KeptTextures | None = None
     rows: dict[str, dict[str, Any]] = field(default_factory=dict)
     configs: dict[str, dict[str, Any]] = field(default_factory=dict)
-    fingerprints: dict[Path, str] = field(default_factory=dict)  # of files' contents, as far as they were read
-    trained: bool = False  # whether this run trained anything
-    noted: str = ""  # when this call was noted in the settings
+    fingerprints: dict[Path, str] = field(default_factory=dict)
+    trained: bool = False
+    noted: str = ""
 
     @property
     def training(self) -> bool:
-        """Whether classes are trained, not only tested."""
+        """Whether classes are trained and not only tested."""
         return self.main["test"] == "ckpt"
 
     def defects_of(self, name: str) -> list[Pair]:
@@ -118,11 +139,11 @@ class Run:
         return of_class(self.defects, self.dataset["defects"], name, self.layout.classes()) if self.defects else []
 
     def finished(self, data: ClassData) -> bool:
-        """Whether a class is trained already, with every backbone."""
+        """Whether the training of a class is over with every backbone."""
         return all(self.is_trained(self.folder(i) / data.row) for i in range(len(self.nets)))
 
     def is_trained(self, folder: Path) -> bool:
-        """Whether the training of a class's folder is over."""
+        """Whether the training in the folder of a class is over."""
         latest = checkpoint.read_latest(folder)
         if latest is None:
             return checkpoint.find_best(folder) is not None
@@ -130,9 +151,9 @@ class Run:
         return isinstance(record, dict) and Record.of(record).is_over(self.net["meta_epochs"], self.net["patience"])
 
     def inventory_of(self, data: ClassData, foreground: bool) -> Inventory:
-        """The files that a class's training comes from; with the user's foreground masks where `foreground`.
+        """The files that the training of a class depends on; with `foreground`, also the user's foreground masks.
 
-        Good images that a layout keeps for the test count as well: which ones these are depends on what there is.
+        They include good images that a layout keeps for the test, since their choice depends on all good images.
         """
         parts = {inventory.TRAIN: [s.path for s in data.train], inventory.TEST: [s.path for s in data.held_out]}
         if foreground:
@@ -140,13 +161,13 @@ class Run:
         return Inventory.of(self.layout.root, parts, self.fingerprints)
 
     def folder(self, index: int) -> Path:
-        """The checkpoints of all classes with one of several backbones."""
+        """The folder of the checkpoints of all classes with one backbone."""
         return self.models / f"backbone_{index}"
 
     def row_of(self, data: ClassData, net: Net) -> str:
-        """What a class is called in the results, with one of several backbones."""
+        """The name of a class in the results, with the name of the backbone if there are several."""
         return data.row if len(self.nets) == 1 else f"{data.row} {net.name}"
 
     def trains(self, data: ClassData) -> bool:
-        """Whether there is anything left to train of a class."""
+        """Whether this run still has to train a class."""
         return self.training and not self.finished(data)

@@ -1,4 +1,4 @@
-"""From the options of the command line to a run: everything that can be checked before a file of a class is read."""
+"""From the options of the command line to a run, with all checks that need no file of a class."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ DIMENSIONS = ("pretrain_embed_dimension", "target_embed_dimension")
 
 
 def folder_of_results(main: Options) -> Path:
-    """The folder of --results_path, created where it does not exist."""
-    where_models_go = "models_path" if main["models_path"] else "results_path"
-    if main["test"] == "ckpt" and any("\ud800" <= character <= "\udfff" for character in main[where_models_go]):
+    """The folder of --results_path, created if it does not exist."""
+    option = "models_path" if main["models_path"] else "results_path"
+    if main["test"] == "ckpt" and any("\ud800" <= character <= "\udfff" for character in main[option]):
         raise InputError(
-            f"--{where_models_go} {printable(main[where_models_go])}: the name is not UTF-8, and TensorBoard cannot "
-            "write there; give another"
+            f"--{option} {printable(main[option])}: the name is not UTF-8, and TensorBoard cannot write there; give "
+            "another"
         )
     return make_folder(Path(main["results_path"]), "--results_path")
 
 
 def prepare(main: Options, net: Options, dataset: Options) -> Run:
-    """A run, with its backbones loaded.
+    """Check the options and load the backbones of a run.
 
     Args:
         main, net, dataset: options of the three commands, by name.
 
     Raises:
-        InputError: something that was given cannot work.
+        InputError: an option cannot work.
         WorkError: weights are not available.
     """
     if dataset["name"] not in DATASETS:
@@ -64,7 +64,7 @@ def prepare(main: Options, net: Options, dataset: Options) -> Run:
 
 
 def _nets(main: Options, net: Options, models: Path, rows: Sequence[str]) -> tuple[list[str], list[Net]]:
-    """The names of the backbones, without `auto`, and the networks."""
+    """The names of the backbones, with `auto` replaced by its choice, and the networks."""
     weights = _weights_of(net)
     loaded: dict[str, nn.Module] = {}
     chosen = [
@@ -80,25 +80,25 @@ def _nets(main: Options, net: Options, models: Path, rows: Sequence[str]) -> tup
     nets = []
     for full_name, (name, seed), used, source in zip(chosen, names, layers, weights, strict=True):
         seed = main["seed"] if seed is None else seed
-        # random weights alone depend on the seed
-        known = loaded.get(name) if source == "pretrained" else None
-        nets.append(Net(full_name, backbones.load(name, source, seed) if known is None else known, used, seed))
+        # only random weights depend on the seed, so a pretrained network is loaded once
+        network = loaded.get(name) if source == "pretrained" else None
+        nets.append(Net(full_name, backbones.load(name, source, seed) if network is None else network, used, seed))
     return chosen, nets
 
 
 def _rows_of(dataset: str, classes: Sequence[str]) -> list[str]:
-    """What tables and folders call the classes."""
+    """The names of the classes in tables and folders."""
     rows = [row_name(dataset, name) for name in classes]
-    twice = [row for row in rows if rows.count(row) > 1]
-    if twice:
+    duplicates = [row for row in rows if rows.count(row) > 1]
+    if duplicates:
         raise InputError(
-            f"two classes would both be called {twice[0]} in the results; rename the folder of one of them"
+            f"two classes would both be called {duplicates[0]} in the results; rename the folder of one of them"
         )
     return rows
 
 
 def _weights_of(net: Options) -> list[str]:
-    """--weights of each backbone."""
+    """The value of --weights for each backbone."""
     weights, count = list(net["weights"]), len(net["backbone_names"])
     weights = weights if len(weights) > 1 else weights * count
     if len(weights) != count:
@@ -109,26 +109,33 @@ def _weights_of(net: Options) -> list[str]:
 def name_of_auto(
     backbone: str, weights: str, folders: Sequence[Path], loaded: dict[str, nn.Module] | None = None
 ) -> str:
-    """The backbone that `auto` stands for, with the reason in the log; a training in `folders` keeps the one it has.
+    """The backbone that `auto` stands for; the reason goes to the log. Other names are returned as they are.
 
-    A network that had to be loaded to decide stays in `loaded`.
+    Args:
+        backbone: the value of -b.
+        weights: the value of --weights for it.
+        folders: of the classes; a training in one of them keeps its backbone.
+        loaded: networks by name; a network that had to be loaded for the decision is added.
+
+    Raises:
+        InputError: weights are given, but no backbone.
     """
     name, seed = backbones.split_seed(backbone)
     if name != backbones.AUTO:
         return backbone
     if weights != "pretrained":
-        raise InputError(f"--weights {weights}: the network they belong to is not given; name it with -b")
+        raise InputError(f"--weights {weights}: the network that they belong to is not given; name it with -b")
     chosen, reason = _started_with(folders) or (backbones.choose() if loaded is None else backbones.choose(loaded))
     LOGGER.info("backbone %s: %s", chosen, reason)
     return chosen if seed is None else f"{chosen}.seed-{seed}"
 
 
 def _started_with(folders: Sequence[Path]) -> tuple[str, str] | None:
-    """The backbone of a training in one of the folders that `auto` could stand for, and the reason."""
+    """The backbone of a training in one of the folders, if `auto` could stand for it, and the reason."""
     for path in (path for folder in folders for path in sorted(folder.glob("ckpt*.pth"))):
         try:
             config = checkpoint.read_plain(path).get("config")
-        except WorkError:  # a damaged checkpoint is reported where it is to be used
+        except WorkError:  # a damaged checkpoint is reported when it is used
             continue
         name = config.get("backbone") if isinstance(config, dict) else None
         if name in (backbones.PREFERRED, backbones.EMBEDDED):
@@ -137,22 +144,22 @@ def _started_with(folders: Sequence[Path]) -> tuple[str, str] | None:
 
 
 def _val_share(net: Options, dataset: Options) -> float:
-    """--val_share, or its default."""
+    """The value of --val_share, or its default."""
     share = dataset["val_share"]
     if net["select"] == "val" and share == 0:
-        raise InputError("--select val needs images held out, --val_share is 0; leave it out for 0.1")
+        raise InputError("--select val needs images held out, but --val_share is 0; omit it for the default, 0.1")
     return (0.1 if net["select"] == "val" else 0.0) if share is None else share
 
 
 def _layers_of(layers: Sequence[str], count: int) -> list[list[str]]:
-    """Layers of each backbone; with several, `N.LAYER` is for the N-th alone."""
+    """The layers of each backbone; with several backbones, `N.LAYER` is only for the N-th."""
     if count == 1:
         return [list(layers)]
-    of_backbones: list[list[str]] = [[] for _ in range(count)]
+    by_backbone: list[list[str]] = [[] for _ in range(count)]
     for layer in layers:
         match = re.fullmatch(r"(\d+)\.(.+)", layer)
         if match and int(match[1]) >= count:
-            raise InputError(f"-le {layer}: there are only backbones 0 to {count - 1}")
+            raise InputError(f"-le {layer}: the backbones have numbers from 0 to {count - 1}; give one of them")
         for i in [int(match[1])] if match else range(count):
-            of_backbones[i].append(match[2] if match else layer)
-    return of_backbones
+            by_backbone[i].append(match[2] if match else layer)
+    return by_backbone

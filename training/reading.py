@@ -1,4 +1,4 @@
-"""Everything a run reads, read before it begins: what is damaged is found, and what there is room for is kept."""
+"""Reading all files of a run before it trains: damaged files are found, and images are kept as far as memory allows."""
 
 from __future__ import annotations
 
@@ -28,27 +28,30 @@ from training import distribution
 from training.job import ClassData, KeptTextures, Run
 from utils import LOGGER, InputError, WorkError, write_text
 
-# drawn so often that reading each beforehand costs less than reading it when it is first drawn
+# draws per built-in texture from which computing all of them beforehand takes less time than on demand
 WORTH_READING = 2
 
 
 class Reader:
-    """Reads what a run needs, class by class, and stops at what is damaged."""
+    """Reads the files of a run, class by class, and stops at damaged ones."""
 
     def __init__(self, run: Run) -> None:
         self.run = run
 
     def glance(self, data: ClassData) -> ClassData:
-        """Look at the headers of all files of a class; the class without what --skip_bad leaves out.
+        """Check the headers of all files of a class.
+
+        Returns:
+            The class without the files that --skip_bad leaves out.
 
         Raises:
-            WorkError: what would stop the work or spoil its figures.
+            WorkError: a problem would stop the run or falsify its results.
         """
         self._forget_skipped(data.row)
         problems, headers = quick_look(data.name, data.train, data.test, data.settings.reading)
         sizes = {path: header.size for path, header in headers.items()}
         for problem in (p for p in problems if p.kind == "train_and_test"):
-            LOGGER.warning("%s: %s: the figures will be too good", data.row, problem)
+            LOGGER.warning("%s: %s: the metrics will be too good", data.row, problem)
         problems = [p for p in problems if p.kind != "train_and_test"]
         for note in self.run.layout.notes(data.name):
             LOGGER.warning("%s: %s", data.row, note)
@@ -57,9 +60,9 @@ class Reader:
         data = self._with_depth(data, headers)
         if pages := describe_pages(headers):
             LOGGER.warning("%s: %s", data.row, pages)
-        named = self.run.layout.annotations(data.name)  # by the notes of the layout
-        if left := scan_folder(self.run.layout.root / data.name, recursive=True).describe(named):
-            LOGGER.info("%s: %s", data.row, left)
+        noted = self.run.layout.annotations(data.name)  # the layout's notes name these already
+        if unused := scan_folder(self.run.layout.root / data.name, recursive=True).describe(noted):
+            LOGGER.info("%s: %s", data.row, unused)
         if data.tiling is not None:
             refuse_small(data.train, data.tiling, sizes)
             tiles = len(data.seen(data.train or data.test))
@@ -69,43 +72,43 @@ class Reader:
         return data
 
     def _with_depth(self, data: ClassData, headers: Mapping[Path, Header]) -> ClassData:
-        """The class with the depth of its images: given, as its training was begun with, or found.
+        """The class with the depth of its images: as given, as in its earlier training, or detected.
 
         Raises:
-            InputError: another one is given than that of the class's model.
+            InputError: the given depth differs from that of the class's model.
         """
-        given = self.run.dataset.get("bits", FULL_BITS)
+        bits = self.run.dataset.get("bits", FULL_BITS)
         if not any(is_deep(header) for header in headers.values()):
             return data
-        before = self._bits_begun_with(data.row)
-        if before is not None and given == AUTO:
-            given = before
-            LOGGER.info("%s: %d bits of 16-bit files are in use, as the model was trained", data.row, before)
-        elif before not in (None, given):
+        trained_bits = self._bits_of_training(data.row)
+        if trained_bits is not None and bits == AUTO:
+            bits = trained_bits
+            LOGGER.info("%s: %d bits of 16-bit files are in use, as the model was trained", data.row, trained_bits)
+        elif trained_bits not in (None, bits):
             raise InputError(
-                f"--bits {given}: class {data.name} was trained with {before}; leave the option out, or give another "
+                f"--bits {bits}: class {data.name} was trained with {trained_bits}; omit the option, or give another "
                 "--results_path"
             )
         deciding, test = ([sample.path for sample in part] for part in (data.train or data.test, data.test))
-        depth = find_depth(given, deciding, test, headers, data.settings.reading)
+        depth = find_depth(bits, deciding, test, headers, data.settings.reading)
         log_depth(data.row, depth)
         return replace(data, settings=replace(data.settings, bits=depth.bits))
 
-    def _bits_begun_with(self, row: str) -> int | None:
-        """The depth of a class's checkpoints; of those made before there was a choice, 16. None without any."""
+    def _bits_of_training(self, row: str) -> int | None:
+        """The depth that a class was trained with, 16 if an earlier version trained it; None without checkpoints."""
         for index in range(len(self.run.nets)):
             folder = self.run.folder(index) / row
             for training in (True, False):
                 try:
                     config = checkpoint.config_of(folder, training)
-                except WorkError:  # a damaged one is spoken of where it is to be gone on with
+                except WorkError:  # a damaged checkpoint is reported when it is used
                     continue
                 if config is not None:
                     return int(config.get("bits", FULL_BITS))
         return None
 
     def glance_at_textures(self) -> None:
-        """Look at the headers of all textures; those that cannot be read are left out with --skip_bad."""
+        """Check the headers of all textures; --skip_bad leaves out those that cannot be read."""
         self._forget_skipped("textures")
         self._forget_skipped("defects")
         if isinstance(self.run.textures, FileTextures):
@@ -118,34 +121,34 @@ class Reader:
             )
 
     def read_everything(self, classes: Sequence[ClassData]) -> tuple[list[ClassData], ImageCache]:
-        """Read every file that the run will need once.
+        """Read every file that the run will need.
 
         Returns:
-            The classes without what --skip_bad leaves out, and what is kept of the first one's images.
+            The classes without the files that --skip_bad leaves out, and the cache of the first class.
 
         Raises:
-            InputError: a known defect is shown by a test image.
-            WorkError: a file is damaged, or a foreground mask does not fit.
+            InputError: a test image shows a known defect.
+            WorkError: a file is damaged, or a foreground mask does not fit its image.
         """
         trains = [self.run.trains(data) for data in classes]
         if any(trains):
-            self._read_textures([data for data, one in zip(classes, trains, strict=True) if one])
+            self._read_textures([data for data, is_trained in zip(classes, trains, strict=True) if is_trained])
             self._read_defects()
         first = self.plan_cache(classes[0])
         kept = []
-        for data, one in zip(classes, trains, strict=True):
-            data = self._read_class(data, one, first if data is classes[0] else ImageCache(0))
-            if one:
+        for data, is_trained in zip(classes, trains, strict=True):
+            data = self._read_class(data, is_trained, first if data is classes[0] else ImageCache(0))
+            if is_trained:
                 self._check_foreground(data)
                 refuse_test_images(self.run.defects_of(data.name), data.test, data.settings.reading)
             kept.append(data)
         return kept, first
 
     def plan_cache(self, data: ClassData) -> ImageCache:
-        """Room for what is read of a class. The one of the class before it must be gone by then."""
+        """A cache for the images of a class. The caller must have released the cache of the class before."""
         textures = self._kept_textures(data) if self.run.trains(data) else None
-        beneath = None if textures is None else textures.cache
-        cache = ImageCache(self.run.budget - (0 if beneath is None else beneath.used), beneath)
+        texture_cache = None if textures is None else textures.cache
+        cache = ImageCache(self.run.budget - (0 if texture_cache is None else texture_cache.used), texture_cache)
         line = self._plan_images(cache, data, textures is not None)
         used = cache.used
         if textures is not None:
@@ -158,23 +161,33 @@ class Reader:
         return cache
 
     def stop_or_skip(self, what: str, problems: Sequence[Problem], may_skip: bool = True) -> None:
-        """Stop at problems, but for unreadable files with --skip_bad, which are listed."""
+        """Stop if there are problems; with --skip_bad, unreadable files are only listed.
+
+        Args:
+            what: the files belong to, for messages: `class ROW`, `textures` or `defects`.
+            problems: of the files.
+            may_skip: whether --skip_bad applies to these files.
+
+        Raises:
+            WorkError: there is a problem that stops the run.
+        """
         skip_bad = may_skip and self.run.dataset["skip_bad"]
-        bad = [p for p in problems if p.kind == "unreadable"]
-        stops = [p for p in problems if not (p.kind == "unreadable" and skip_bad)]
-        if stops:
-            more = f" (and {len(stops) - 1} more; python main.py check lists all)" if len(stops) > 1 else ""
-            hint = "; --skip_bad leaves unreadable images out" if may_skip and bad and len(bad) == len(stops) else ""
-            raise WorkError(f"{what}: {stops[0]}{more}{hint}")
-        if bad:
-            listed = self.run.results / "skipped" / f"{what.removeprefix('class ')}.txt"
-            before = listed.read_text(encoding="utf-8", errors="replace").splitlines() if listed.exists() else []
-            lines = list(dict.fromkeys([*before, *(click.format_filename(str(problem)) for problem in bad)]))
-            write_text(listed, "".join(f"{line}\n" for line in lines))
-            LOGGER.warning("%s: %d unreadable files left out, listed in %s", what, len(bad), listed)
+        unreadable = [p for p in problems if p.kind == "unreadable"]
+        fatal = [p for p in problems if not (p.kind == "unreadable" and skip_bad)]
+        if fatal:
+            more = f" (and {len(fatal) - 1} more; python main.py check lists all)" if len(fatal) > 1 else ""
+            skippable = may_skip and unreadable and len(unreadable) == len(fatal)
+            hint = "; --skip_bad leaves unreadable images out" if skippable else ""
+            raise WorkError(f"{what}: {fatal[0]}{more}{hint}")
+        if unreadable:
+            path = self.run.results / "skipped" / f"{what.removeprefix('class ')}.txt"
+            before = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+            lines = list(dict.fromkeys([*before, *(click.format_filename(str(problem)) for problem in unreadable)]))
+            write_text(path, "".join(f"{line}\n" for line in lines))
+            LOGGER.warning("%s: %d unreadable files left out, listed in %s", what, len(unreadable), path)
 
     def _forget_skipped(self, what: str) -> None:
-        """Take away an earlier run's list of what was left out."""
+        """Remove the list of files that an earlier run left out."""
         if self.run.training:
             (self.run.results / "skipped" / f"{what}.txt").unlink(missing_ok=True)
 
@@ -195,12 +208,13 @@ class Reader:
             sets.append(tested.whole)
         if trains:
             sets.insert(0, TrainDataset(train, data.settings, self.run.textures, (1, 1), cache=cache))
-        samples, problems, strange = [sample for one in sets for sample in one.samples], {}, {}
-        for index, error in read_all(sets, self.run.dataset["num_workers"], data.row, strange).items():
+        samples = [sample for readable in sets for sample in readable.samples]
+        problems, mask_remarks = {}, {}
+        for index, error in read_all(sets, self.run.dataset["num_workers"], data.row, mask_remarks).items():
             path = samples[index].path
             problems[path] = Problem(path, error.removeprefix(f"cannot read image {path}: "), "unreadable")
         problems = list(problems.values())
-        _say_of_masks(data, {samples[index].mask: remarks for index, remarks in strange.items()})
+        _warn_of_masks(data, {samples[index].mask: remarks for index, remarks in mask_remarks.items()})
         self.stop_or_skip(f"class {data.row}", problems)
         return self._not_empty(data.without(problems))
 
@@ -212,7 +226,7 @@ class Reader:
         return data
 
     def _check_foreground(self, data: ClassData) -> None:
-        """The user's foreground masks, where they will be used."""
+        """Check the user's foreground masks if they will be used."""
         flags = distribution.read_flags(self.run.dataset["name"], data.row)
         masks = self.run.layout.foreground(data.name, data.train)
         if masks and distribution.wants_foreground(self.run.dataset["fg"], flags):
@@ -223,10 +237,10 @@ class Reader:
             self.stop_or_skip(f"class {data.row}", problems, may_skip=False)
 
     def _kept_textures(self, data: ClassData) -> KeptTextures:
-        """What is kept of the textures at the size of a class."""
+        """The textures in memory, at the size of a class."""
         resize = data.settings.resize
         if self.run.kept_textures is None or self.run.kept_textures.resize != resize:
-            self.run.kept_textures = None  # its memory is needed for the new one
+            self.run.kept_textures = None  # releases the memory that the new cache needs
             cache = ImageCache(self.run.texture_room)
             count = plan_textures(cache, data.settings, self.run.textures)
             cache.allocate()
@@ -234,13 +248,13 @@ class Reader:
         return self.run.kept_textures
 
     def _read_textures(self, unfinished: Sequence[ClassData]) -> None:
-        """Files all, as one may be damaged; built-in ones where they are drawn so often that it pays."""
+        """Read all textures that are files, since one may be damaged; compute built-in ones if that saves time."""
         room = []
         for data in unfinished:
             images = ImageCache(self.run.budget)
             self._plan_images(images, data, True)
             room.append(self.run.budget - images.used)
-        self.run.texture_room = min(room)  # the images of the largest class come first
+        self.run.texture_room = min(room)  # the images of the largest class have priority
         kept = self._kept_textures(unfinished[0])
         draws = sum(min(len(data.train), self.run.net["limit"]) for data in unfinished) * self.run.net["meta_epochs"]
         if isinstance(self.run.textures, FileTextures):
@@ -265,7 +279,7 @@ class Reader:
             self.run.textures = FileTextures(kept, self.run.textures.reading)
 
     def _read_defects(self) -> None:
-        """Known defects: readable, with masks that fit."""
+        """Check that known defects can be read and that their masks fit."""
         if not self.run.defects:
             return
         problems = check_defects(self.run.defects, ReadOptions(max_pixels=self.run.dataset["max_pixels"]))
@@ -273,15 +287,15 @@ class Reader:
         bad = {problem.path for problem in problems}
         kept = [pair for pair in self.run.defects if bad.isdisjoint(pair)]
         if not kept:
-            raise InputError(f"--defects {self.run.dataset['defects']}: no picture is left")
+            raise InputError(f"--defects {self.run.dataset['defects']}: no image is left")
         self.run.defects = kept
 
 
-def _say_of_masks(data: ClassData, strange: Mapping[Path, Sequence[str]]) -> None:
-    """What is strange about the masks of the test images."""
-    by_kind: dict[str, list[Path]] = {}
-    for path, remarks in sorted(strange.items()):
+def _warn_of_masks(data: ClassData, mask_remarks: Mapping[Path, Sequence[str]]) -> None:
+    """Warn of masks of test images that look wrong."""
+    by_remark: dict[str, list[Path]] = {}
+    for path, remarks in sorted(mask_remarks.items()):
         for remark in remarks:
-            by_kind.setdefault(remark, []).append(path)
-    for line in describe_masks(by_kind):
+            by_remark.setdefault(remark, []).append(path)
+    for line in describe_masks(by_remark):
         LOGGER.warning("%s: a mask %s", data.row, line)

@@ -1,4 +1,4 @@
-"""The record of a training: how many epochs are done, what they gave, and which of them is the best."""
+"""The record of a training: the number of epochs done, their figures, and the best of them."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 Figures = dict[str, Any]
-STEP_FIGURES = ("loss", "p_true", "p_fake", "r_t", "r_g", "r_f")  # of a training step, see `GLASS.train_step`
+STEP_FIGURES = ("loss", "p_true", "p_fake", "r_t", "r_g", "r_f")  # see `GLASS.train_step`
 
 
 @dataclass
 class Record:
-    """What a training knows of its epochs; checkpoints keep it as plain values.
+    """The progress and results of a training; checkpoints store it as plain values.
 
     Attributes:
-        epoch: how many epochs are done.
+        epoch: number of epochs done.
         best: `epoch` (from 0) and metrics of the epoch to keep; None as long as there is none.
         last: likewise of the last evaluation.
-        history: the figures of each epoch.
-        stale: evaluations since the best one.
+        history: figures of each epoch.
+        stale: number of evaluations since the best one.
     """
 
     epoch: int = 0
@@ -31,28 +31,28 @@ class Record:
 
     @classmethod
     def of(cls, saved: Mapping[str, Any]) -> Record:
-        """The record in a checkpoint; earlier versions did not have all of its values."""
+        """The record in a checkpoint, which may lack values if an earlier version wrote it."""
         return cls(**{name: saved[name] for name in cls.__dataclass_fields__ if name in saved})
 
     def plain(self) -> dict[str, Any]:
-        """The record as a checkpoint keeps it."""
+        """The record as a checkpoint stores it."""
         return asdict(self)
 
     def is_over(self, meta_epochs: int, patience: int) -> bool:
-        """Whether all epochs are done, or none was better in `patience` evaluations."""
+        """Whether all epochs are done, or no evaluation was better for `patience` evaluations (0: no limit)."""
         return self.epoch >= meta_epochs or bool(patience and self.stale >= patience)
 
     def add(self, figures: Mapping[str, float]) -> None:
-        """Add an epoch to the history: its figures, with the metrics where it was evaluated."""
+        """Add the epoch that has just ended to the history, with its metrics if it was evaluated."""
         epoch = self.epoch - 1
         evaluated = self.last if self.last and self.last["epoch"] == epoch else {}
         self.history = [*self.history, {**figures, **evaluated, "epoch": epoch}]
 
     def compare_last(self) -> bool | None:
-        """Compare the last evaluation with the best one, and count in `stale` how many were not better.
+        """Compare the last evaluation with the best one, and update `stale`.
 
         Returns:
-            Whether it is better; None where neither of its two AUROCs could be computed.
+            Whether it is better; None if neither of its two AUROCs could be computed.
         """
         value = selection_value(self.last) if self.last else None
         if value is None:
@@ -73,7 +73,7 @@ class Record:
 
 
 def selection_value(figures: Mapping[str, Any]) -> float | None:
-    """Image AUROC + pixel AUROC, of which one may be missing; None where both are."""
+    """Image AUROC + pixel AUROC, the value that chooses the epoch; one may be missing, and None if both are."""
     values = [figures.get(key, math.nan) for key in ("image_auroc", "pixel_auroc")]
     values = [value for value in values if not math.isnan(value)]
     return sum(values) if values else None

@@ -1,4 +1,4 @@
-"""One run: from the command line's options to results, class by class."""
+"""One run: from the options of the command line to results, class by class."""
 
 from __future__ import annotations
 
@@ -40,27 +40,35 @@ PACKAGES = ("torch", "torchvision", "timm", "numpy", "scipy", "scikit-learn", "o
 
 
 def run_seeds(main: Options, net: Options, dataset: Options) -> None:
-    """As `run`; with several seeds one run for each in a folder of its own, and mean and deviation above them."""
+    """Run once per seed; several seeds get a folder each, and mean and standard deviation are written above them.
+
+    Args:
+        main, net, dataset: options of the three commands, by name.
+
+    Raises:
+        InputError: an option cannot work.
+        WorkError: the run failed.
+    """
     seeds = list(main["seed"])
     if len(seeds) == 1:
         run({**main, "seed": seeds[0]}, net, dataset)
         return
-    twice = [seed for seed in seeds if seeds.count(seed) > 1]
-    if twice:
-        raise InputError(f"--seed {twice[0]} is given twice")
+    duplicates = [seed for seed in seeds if seeds.count(seed) > 1]
+    if duplicates:
+        raise InputError(f"--seed {duplicates[0]} is given twice; give each seed once")
     results = folder_of_results(main)
-    for seed in seeds:  # damage left by an earlier run of the last seed is reported before the first one trains
+    for seed in seeds:  # all seeds first: damage in the folder of the last one is reported before the first one trains
         models = Path(main["models_path"]) if main["models_path"] else results
         earlier.check_seed(results / f"seed_{seed}", models / f"seed_{seed}", seed, dataset)
     if (results / "models").exists():
-        raise InputError(f"{results} holds a run with a single seed; take another --results_path for several")
+        raise InputError(f"{results} holds a run with a single seed; give another --results_path for several seeds")
     for seed in seeds:
-        of_seed = {**main, "seed": seed, "results_path": str(results / f"seed_{seed}")}
+        seed_options = {**main, "seed": seed, "results_path": str(results / f"seed_{seed}")}
         if main["models_path"]:
-            of_seed["models_path"] = str(Path(main["models_path"]) / f"seed_{seed}")
+            seed_options["models_path"] = str(Path(main["models_path"]) / f"seed_{seed}")
         setup_logging()
         LOGGER.info("seed %d, run %d of %d", seed, seeds.index(seed) + 1, len(seeds))
-        run(of_seed, net, dataset)
+        run(seed_options, net, dataset)
     folders = [results / f"seed_{seed}" for seed in seeds]
     if any((folder / "results.csv").exists() for folder in folders):
         table = report.write_seeds(results, folders)
@@ -76,15 +84,15 @@ def run(main: Options, net: Options, dataset: Options) -> None:
         main, net, dataset: options of the three commands, by name.
 
     Raises:
-        InputError: something that was given cannot work.
-        WorkError: something failed on the way.
+        InputError: an option cannot work.
+        WorkError: the run failed.
     """
     setup_logging()
     started = time.monotonic()
     results = folder_of_results(main)
     if not (results / "models").exists() and any(results.glob("seed_*/models")):
         raise InputError(
-            f"{results} holds runs with several seeds, of which it has the mean; give the same seeds again, or another "
+            f"{results} holds runs with several seeds and their mean; give the same seeds again, or another "
             "--results_path"
         )
     with one_at_a_time(results):
@@ -92,11 +100,11 @@ def run(main: Options, net: Options, dataset: Options) -> None:
 
 
 class Classes:
-    """The classes of a run: checked, read, then trained and tested one after another.
+    """Checks and reads the classes of a run, then trains and tests them one after another.
 
     Args:
         run: with the options and the backbones.
-        started: when the run began, by `time.monotonic`.
+        started: time at which the run started, from `time.monotonic`.
     """
 
     def __init__(self, run: Run, started: float) -> None:
@@ -104,7 +112,7 @@ class Classes:
         self._table: pd.DataFrame | None = None  # results.csv as this run has written it
 
     def work(self) -> None:
-        """Everything, with tables, settings and report written after each class."""
+        """Do the whole run; tables, settings and report are written after each class."""
         run, reader = self.run, self.reader
         reader.glance_at_textures()
         names = run.layout.choose(run.dataset["subdatasets"])
@@ -114,11 +122,11 @@ class Classes:
         classes, cache = self._check_and_read(classes)
         for data in classes:
             self._write_split(data)
-        if not (run.results / report.SETTINGS).exists():  # an earlier run's stay until this one has results
+        if not (run.results / report.SETTINGS).exists():  # settings of an earlier run stay until there are new results
             self._write_settings()
         for position, data in enumerate(classes):
             if position:
-                cache = None  # or two caches would be in memory
+                cache = None  # otherwise there would be two caches in memory
                 cache = reader.plan_cache(data)
             decision = self._decide(data) if run.training else None
             masks = self._foreground(data, decision)
@@ -132,9 +140,9 @@ class Classes:
     ) -> None:
         """Train and test one class with one backbone; its model and its cache are let go of at the end."""
         run = self.run
-        of_class = ClassRun(run, data, index, decision, masks, cache)
-        figures = of_class.work()
-        run.configs[f"{run.folder(index).name}/{data.row}"] = of_class.config
+        class_run = ClassRun(run, data, index, decision, masks, cache)
+        figures = class_run.work()
+        run.configs[f"{run.folder(index).name}/{data.row}"] = class_run.config
         if figures is not None:
             run.rows[run.row_of(data, run.nets[index])] = figures
             self._table = report.write_results(run.results, run.rows)
@@ -152,10 +160,10 @@ class Classes:
     # ------------------------------------------------------------------------------------- checking
 
     def _check_and_read(self, classes: list[ClassData]) -> tuple[list[ClassData], ImageCache]:
-        """Find out before the first class what would stop the last; read every file once.
+        """Do all checks before the first class is trained, and read every file once.
 
         Returns:
-            The classes without what --skip_bad leaves out, and what is kept of the first one's images.
+            The classes without the files that --skip_bad leaves out, and the cache of the first class.
         """
         run, before = self.run, earlier.EarlierTrainings(self.run)
         for data in classes:
@@ -175,37 +183,37 @@ class Classes:
         run, layout = self.run, self.run.layout
         test = layout.test(name)
         if not run.training and not test:
-            raise InputError(f"class {name}: {layout.root} has no test image of it")
+            raise InputError(f"class {name}: {layout.root} has no test image of it, so there is nothing to test")
         train = layout.train(name) if run.training else []
         settings = ImageSettings.of(run.dataset).for_class(layout, name)
         row, held_out = row_name(run.dataset["name"], name), layout.held_out(name)
         if held_out and not run.training and not self._trained_with_split(row):
-            # what the layout would hold out here was trained on, or nobody asked for it to be tested
-            held = {sample.path for sample in held_out}
-            test, held_out = [sample for sample in test if sample.path not in held], []
+            # the training may have used the images that the layout would hold out now
+            held_out_paths = {sample.path for sample in held_out}
+            test, held_out = [sample for sample in test if sample.path not in held_out_paths], []
         tile = run.dataset["tile"]
         tiling = None if tile is None else Tiling.of(settings, tile, run.dataset["overlap"])
         return ClassData(name, row, train, test, settings, held_out, tiling=tiling)
 
     def _trained_with_split(self, row: str) -> bool:
-        """Whether the checkpoint to be tested is of a training that held out good images."""
+        """Whether the training of the checkpoint to be tested held out good images."""
         chosen = checkpoint.find_chosen(self.run.folder(0) / row)
         return bool(chosen) and "split_seed" in checkpoint.read_plain(chosen[0]).get("config", {})
 
     def _check_folder(self, folder: Path) -> None:
-        """Find out whether a class's checkpoints can be read and written."""
+        """Check that the checkpoints of a class can be read and written."""
         if self.run.training:
             earlier.check_place(folder)
         elif checkpoint.find_chosen(folder) is None:
             raise InputError(f"no ckpt_best_*.pth in {folder}: train the class first, or give --models_path")
         try:
             trained = not self.run.training or self.run.is_trained(folder)
-        except WorkError:  # its message is given where the checkpoint is verified
+        except WorkError:  # reported when the checkpoint is verified
             trained = False
         earlier.check_checkpoints(folder, trained)
 
     def _check_net(self, net: Net) -> GLASS:
-        """Build the model once before the first class, so that what cannot work is reported at once."""
+        """Build the model once before the first class, so that settings that cannot work are reported at once."""
         run, model = self.run, build(self.run, net, svd=0)
         size, stride = ImageSettings.of(run.dataset).size, run.dataset["downsampling"]
         sides = zip(size, model.grid, strict=True)
@@ -213,24 +221,24 @@ class Classes:
             raise InputError(
                 f"--downsampling {stride} contradicts backbone {net.name!r}, whose layer {net.layers[0]} has a grid of "
                 f"{model.grid[0]}x{model.grid[1]} at --imagesize {show_size(run.dataset['imagesize'])}; "
-                "leave the option out"
+                "omit the option"
             )
         return model
 
     def _check_settings_of_before(self, data: ClassData, models: Sequence[GLASS]) -> None:
-        """Refuse to continue, or to test, what was trained with other settings, before the first class is begun."""
+        """Check that trainings can be resumed, or checkpoints tested, with the present settings."""
         run = self.run
         for index, model in enumerate(models):
             folder = run.folder(index)
-            # a test takes what was chosen, whatever became of the state beside it
+            # a test uses the chosen checkpoint, even if the state beside it is damaged
             latest = checkpoint.read_latest(folder / data.row) if run.training else None
             saved = (latest or {}).get("config", {})
-            svd = saved.get("svd", 0) if run.net["svd"] is None else run.net["svd"]  # else as decided at its start
+            svd = saved.get("svd", 0) if run.net["svd"] is None else run.net["svd"]
             describe(run, data, model, folder, Decision(svd, bool(saved.get("foreground")), ""))
             check_settings_of_before(model, data.row, test=not run.training)
 
     def _write_split(self, data: ClassData) -> None:
-        """List which good images are kept out of the training, where nobody but this run decided that."""
+        """List the good images that this run keeps out of the training."""
         run = self.run
         if not run.training:
             return
@@ -242,20 +250,20 @@ class Classes:
         validation = [data.train[i] for i in val]
         parts = (("test", data.held_out), ("validation", validation), ("train", train))
         rows = [(path_as_cell(str(sample.path)), part) for part, samples in parts for sample in samples]
-        listed = run.results / "splits" / f"{data.row}.csv"
+        path = run.results / "splits" / f"{data.row}.csv"
         # the list of a finished class stays: checkpoints of earlier versions do not tell whether the images changed
-        if not (listed.exists() and run.finished(data)):
-            # a file name need not be text: its bytes are written as they are
-            write_bytes(listed, csv_text([("path", "part"), *rows]).encode("utf-8", "surrogateescape"))
+        if not (path.exists() and run.finished(data)):
+            # a file name may not be UTF-8: its bytes are written unchanged
+            write_bytes(path, csv_text([("path", "part"), *rows]).encode("utf-8", "surrogateescape"))
         if data.held_out:
             LOGGER.info(
                 "%s: no good test image is given: %d of the good images are kept out of the training for the test "
-                "(--split_seed %d), listed in %s", data.row, len(data.held_out), run.dataset["split_seed"], listed,
+                "(--split_seed %d), listed in %s", data.row, len(data.held_out), run.dataset["split_seed"], path,
             )  # fmt: skip
         if val:
             LOGGER.info(
                 "%s: %d of %d good images are held out of the training for thresholds%s, listed in %s", data.row,
-                len(val), len(data.train), " and the choice of the epoch" if run.net["select"] == "val" else "", listed,
+                len(val), len(data.train), " and the choice of the epoch" if run.net["select"] == "val" else "", path,
             )  # fmt: skip
 
     # ---------------------------------------------------------------------------------- the variant
@@ -263,8 +271,8 @@ class Classes:
     def _decide(self, data: ClassData) -> Decision:
         """The variant of a class.
 
-        A training under way with the same --distribution and --fg keeps the variant it was started with: a file that
-        GLASS_EXCEL_DIR names may hold the verdict that was written then, which `--fg 2` would follow.
+        A training that was started with the same --distribution and --fg keeps its variant: a file in GLASS_EXCEL_DIR
+        may contain the verdict that was written at its start, and `--fg 2` would follow it.
         """
         run, dataset = self.run, self.run.dataset
         started = self._started_with(run.folder(0) / data.row)
@@ -290,15 +298,15 @@ class Classes:
         return decision
 
     def _started_with(self, model_dir: Path) -> dict[str, Any] | None:
-        """The settings of the training in a class's folder, where it was started with the same options."""
+        """The settings of the training in the folder of a class; None if it was started with other options."""
         config = (checkpoint.read_latest(model_dir) or {}).get("config", {})
-        asked = {key: self.run.dataset[key] for key in ("distribution", "fg")}
-        same = {key: config.get(key) for key in asked} == asked and self.run.net["svd"] in (None, config["svd"])
+        options = {key: self.run.dataset[key] for key in ("distribution", "fg")}
+        same = {key: config.get(key) for key in options} == options and self.run.net["svd"] in (None, config["svd"])
         return config if same else None
 
     def _judge(self, data: ClassData) -> int:
-        """Judge the class by its mean training image, resized without a crop; pictures of it are kept."""
-        # the special size of some classes does not count here
+        """Judge the class by its mean training image, resized without a crop; saves the image and its spectrum."""
+        # the size from the options, even for classes with a size of their own
         settings, reading = ImageSettings.of(self.run.dataset), data.settings.reading
         mean = distribution.mean_image(settings.straight(sample.read(reading)) for sample in data.seen(data.train))
         flag = distribution.judge(mean)
@@ -308,9 +316,9 @@ class Classes:
         return flag
 
     def _foreground(self, data: ClassData, decision: Decision | None) -> list[Path | None] | None:
-        """The foreground mask of each training image: the user's, else masks made and kept under the results.
+        """The foreground mask of each training image: the user's, or masks computed and saved under the results.
 
-        None stands for a mask of which the crop leaves nothing: anomalies may lie anywhere on that image.
+        An entry is None if the crop leaves nothing of the mask: then anomalies may be anywhere in that image.
         """
         run = self.run
         if decision is None or not decision.foreground or (run.finished(data) and not run.dataset["val_share"]):
@@ -332,16 +340,16 @@ class Classes:
     # ------------------------------------------------------------------------------------- settings
 
     def _write_settings(self) -> None:
-        """settings.json: effective arguments, versions, device, duration so far.
+        """Write settings.json: effective arguments, versions, device, duration so far.
 
-        A call that trained nothing leaves those of the training, and is noted beside them.
+        A run that trained nothing keeps the settings of the training and adds a note of itself.
         """
         run = self.run
         written = datetime.now(timezone.utc).isoformat(timespec="seconds")
         before = report.read_settings(run.results)
         if before and not run.trained:
             call = {"command": sys.argv, "written": written}
-            calls = [one for one in before.get("later_calls", []) if one["written"] != run.noted]
+            calls = [later for later in before.get("later_calls", []) if later["written"] != run.noted]
             run.noted = written
             report.write_settings(run.results, {**before, "later_calls": [*calls, call]})
             return

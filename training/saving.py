@@ -1,4 +1,4 @@
-"""Checkpoints are written atomically, and often enough that a killed training loses little."""
+"""Writing checkpoints, atomically and often enough that a killed training loses little."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ import torch
 from inference import checkpoint
 from utils import WorkError, reason_of, temporary_beside, write_text
 
-SAVE_EVERY = 30.0  # seconds of training, or one epoch where it takes longer: what a killed process loses at most
+SAVE_EVERY = 30.0  # seconds of training that a killed process loses at most; one epoch if that takes longer
 
 
 def save(state: dict[str, Any], path: Path) -> None:
-    """Write beside, then rename: whoever reads `path` finds the old file or the new one, never half of one.
+    """Write a checkpoint atomically: `path` is the old file or the new one, never half of one.
 
     Raises:
-        WorkError: the disk is full, or the folder cannot be written to.
+        WorkError: it cannot be written.
     """
     temporary = temporary_beside(path)
     try:
@@ -41,15 +41,15 @@ def save(state: dict[str, Any], path: Path) -> None:
         raise WorkError(f"cannot write {path}: {reason_of(error)}") from error
 
 
-class _Remembering:
-    """A file that keeps the error of a failed write, which torch replaces by one of its own about positions."""
+class _ErrorKeepingFile:
+    """A file that keeps the error of a failed write, which torch replaces with one of its own."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self.error: OSError | None = None
 
     def write(self, data: bytes) -> int:
-        """As the file's."""
+        """Write to the file, and keep an error."""
         try:
             return self._file.write(data)
         except OSError as error:
@@ -57,53 +57,57 @@ class _Remembering:
             raise
 
     def flush(self) -> None:
-        """As the file's."""
+        """Flush the file."""
         self._file.flush()
 
 
 def _serialise(state: dict[str, Any], file: BinaryIO) -> None:
-    remembering = _Remembering(file)
+    error_keeping = _ErrorKeepingFile(file)
     try:
-        torch.save(state, remembering)
+        torch.save(state, error_keeping)
     except Exception as error:
-        raise (remembering.error or error) from None
+        raise (error_keeping.error or error) from None
 
 
 def save_latest(state: dict[str, Any], folder: Path) -> None:
-    """Write a training's state, and its record beside.
+    """Write the state of a training, and its plain values beside it.
 
     Raises:
-        WorkError: as `save`.
+        WorkError: as for `save`.
     """
     path = folder / checkpoint.LATEST
     save(state, path)
-    small = {
+    plain = {
         "checkpoint": checkpoint.fingerprint(path),
         **{key: state[key] for key in checkpoint.PLAIN if key in state},
     }
-    write_text(folder / checkpoint.RECORD, json.dumps(small) + "\n")
+    write_text(folder / checkpoint.RECORD, json.dumps(plain) + "\n")
 
 
 class Saver:
-    """Writes a training's state so often that `SAVE_EVERY` seconds are at stake; what is not due waits in memory."""
+    """Writes the state of a training about every `SAVE_EVERY` seconds; in between, it keeps a copy in memory.
+
+    Args:
+        folder: of the checkpoints.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._written, self._put = -math.inf, math.nan
+        self._written, self._put = -math.inf, math.nan  # times of the last write and of the last `put`
         self._waiting: tuple[dict[str, Any], dict[str, Any] | None] | None = None
 
     def put(self, latest: dict[str, Any], best: dict[str, Any] | None = None) -> None:
-        """Write the state at the end of an epoch, or keep a copy of it until that is due.
+        """Write the state at the end of an epoch, or keep a copy of it until a write is due.
 
         Args:
-            latest: everything that a resume needs; its `record` names the epoch of `best`.
-            best: the checkpoint to be kept, where this epoch is the best so far.
+            latest: everything that is needed to resume; its `record` names the epoch of `best`.
+            best: the checkpoint to keep, if this epoch is the best so far.
 
         Raises:
-            WorkError: as `save`.
+            WorkError: as for `save`.
         """
         now = time.monotonic()
-        # the next chance comes an epoch later; before the second one, its length is not known
+        # the next call comes one epoch later; the length of an epoch is known from the second call on
         epoch = 0.0 if math.isnan(self._put) else now - self._put
         due, self._put = now - self._written + epoch >= SAVE_EVERY, now
         if best is None and self._waiting is not None:
@@ -116,10 +120,10 @@ class Saver:
             self._waiting = _copied(latest), best
 
     def flush(self) -> None:
-        """Write what waits.
+        """Write the state that is waiting in memory, if there is one.
 
         Raises:
-            WorkError: as `save`.
+            WorkError: as for `save`.
         """
         if self._waiting is not None:
             self._write(*self._waiting)
@@ -130,29 +134,29 @@ class Saver:
             save(best, checkpoint.best_path(self.folder, chosen["epoch"]))
         save_latest(latest, self.folder)
         self._waiting, self._written = None, time.monotonic()
-        # the older best goes last: a run killed before this line still has the one its record names
+        # older best checkpoints are removed last: a run that is killed before still has the one that its record names
         remove_other_bests(self.folder, chosen["epoch"] if chosen else None)
 
 
 def _copied(value: Any) -> Any:
-    """The same with tensors of its own, in the computer's memory."""
+    """A copy of the value with copies of all tensors on the CPU."""
     if isinstance(value, torch.Tensor):
         return value.detach().to("cpu", copy=True)
     if isinstance(value, dict):
-        made = copy.copy(value)  # a state dict has its version beside its keys
-        made.update((key, _copied(one)) for key, one in value.items())
-        return made
-    return [_copied(one) for one in value] if isinstance(value, list) else value
+        copied = copy.copy(value)  # keeps the attributes of a state dict
+        copied.update((key, _copied(item)) for key, item in value.items())
+        return copied
+    return [_copied(item) for item in value] if isinstance(value, list) else value
 
 
 def keep_latest(folder: Path) -> tuple[Path, int] | None:
-    """Make a chosen checkpoint of the latest state, where a training ended before it had one.
+    """Keep the latest state as the chosen checkpoint, if a training ended before it had one.
 
     Returns:
-        It and its epoch; None where there was nothing to be done.
+        The chosen checkpoint and its epoch; None if there was nothing to do.
 
     Raises:
-        WorkError: as `save` and `checkpoint.load`.
+        WorkError: as for `save` and `checkpoint.load`.
     """
     if not checkpoint.without_choice(checkpoint.read_latest(folder), checkpoint.find_best(folder)):
         return None
@@ -165,7 +169,7 @@ def keep_latest(folder: Path) -> tuple[Path, int] | None:
 
 
 def remove_other_bests(folder: Path, keep: int | None) -> None:
-    """Remove every chosen checkpoint but that of epoch `keep`, and what a killed run left half-written."""
+    """Remove all chosen checkpoints except that of epoch `keep`, and files that a killed run left half-written."""
     half_written = (*folder.glob("ckpt*.tmp"), *folder.glob(".????????.pth"))
     for path in (*folder.glob("ckpt_best_*.pth"), *half_written):
         if keep is None or path != checkpoint.best_path(folder, keep):

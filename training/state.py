@@ -1,4 +1,4 @@
-"""The state of a training in its folder: saved, resumed, and refused where it does not fit the present settings."""
+"""The state of a training in its folder: saved, resumed, and refused if it does not fit the present settings."""
 
 from __future__ import annotations
 
@@ -18,8 +18,7 @@ from utils import LOGGER, InputError, WorkError
 if TYPE_CHECKING:
     from glass import GLASS
 
-# settings that may change between the start of a training and its resumption; `weights` is a path, and what it holds
-# is compared by `backbone_hash`
+# settings that may change before a training is resumed; `weights` is a path, and `backbone_hash` compares its content
 FREE_ON_RESUME = frozenset(
     {
         "max_pixels",
@@ -37,9 +36,9 @@ FREE_ON_RESUME = frozenset(
         "verdict",
     }
 )
-# settings that choose the good images kept for the test: with other values a test would use images of the training
+# settings that choose the good images for the test: with other values, a test would use images of the training
 OF_SPLIT = ("split_seed", "test_share")
-# settings that a test must share with the training, or its scores would mean nothing
+# settings that must be the same in the training and in the test, or the scores would be meaningless
 NEEDED_ALIKE = (
     *OF_SPLIT,
     "backbone",
@@ -57,11 +56,15 @@ NEEDED_ALIKE = (
     "tile",
     "overlap",
 )
-EPOCHS_APART = 1_000_003  # seeds of epochs are this far apart from those of other seeds
+EPOCHS_APART = 1_000_003  # distance between the seeds of the epochs of two runs with consecutive seeds
 
 
 class TrainingState:
-    """A model's training as its folder, `model.model_dir`, holds it.
+    """The training of a model, as stored in its folder `model.model_dir`.
+
+    Args:
+        model: of the class, with its folder.
+        name: of the class, for messages.
 
     Raises:
         InputError: the model has no folder yet.
@@ -69,14 +72,14 @@ class TrainingState:
 
     def __init__(self, model: GLASS, name: str) -> None:
         if model.model_dir is None:
-            raise InputError("set_model_dir comes before trainer")
+            raise InputError("the model has no folder for checkpoints; call set_model_dir before trainer")
         self.model, self.name, self.folder = model, name, model.model_dir
         self.saver = saving.Saver(self.folder)
         self._started: Record | None = None  # the record of the training whose state the model holds
 
     @property
     def latest(self) -> Path:
-        """Where the state lies from which a training goes on."""
+        """The path of the state from which a training is resumed."""
         return self.folder / checkpoint.LATEST
 
     def is_over(self, record: Record) -> bool:
@@ -84,7 +87,7 @@ class TrainingState:
         return record.is_over(self.model.settings.meta_epochs, self.model.settings.patience)
 
     def start(self) -> Record:
-        """Load the state of an unfinished training, or save that of a new one: from then on its settings are fixed."""
+        """Load the state of an unfinished training, or save that of a new one, which fixes its settings."""
         if self._started is None:
             record = self._resume()
             if not self.latest.exists() and not self.is_over(record):
@@ -93,20 +96,20 @@ class TrainingState:
         return Record.of(self._started.plain())
 
     def leave(self) -> None:
-        """The model's weights move away from the state that `start` loaded."""
+        """Note that the model's weights will no longer be those that `start` loaded."""
         self._started = None
 
     def save_epoch(self, record: Record, is_best: bool) -> None:
-        """Keep the best epoch, and save what a resumption needs, as soon as it is due (see `saving.Saver`)."""
+        """Save the state, and with `is_best` the chosen checkpoint, as soon as a write is due (see `saving.Saver`)."""
         best = weights_of(self.model, record.best) if is_best else None
         self.saver.put({**weights_of(self.model, record.last or {}), **self._training_state(record)}, best)
 
     def conclude(self) -> None:
-        """Save what is waiting; where no epoch has been chosen, keep the latest."""
+        """Write the state that waits in memory; if no epoch has been chosen, keep the latest."""
         self.saver.flush()
         kept = saving.keep_latest(self.folder)
         if kept is not None and self.model.settings.select != "last":
-            LOGGER.info("%s: no checkpoint of a chosen epoch exists: the latest, %d, is kept", self.name, kept[1])
+            LOGGER.info("%s: no epoch has been chosen, so the latest, %d, is kept", self.name, kept[1])
 
     def _training_state(self, record: Record) -> dict[str, Any]:
         return {
@@ -116,28 +119,28 @@ class TrainingState:
         }
 
     def _resume(self) -> Record:
-        """The record of the training, with its state loaded into the model where it is not over."""
+        """The record of the training, with its state loaded into the model if it is not over."""
         best = checkpoint.find_best(self.folder)
-        anew = _train_anew(self.folder)
+        hint = _train_again(self.folder)
         if not self.latest.exists():
             if best is None:
                 return Record()
-            LOGGER.info("%s: %s is already trained (without a %s); %s", self.name, best[0], checkpoint.LATEST, anew)
+            LOGGER.info("%s: %s is already trained (no %s beside it); %s", self.name, best[0], checkpoint.LATEST, hint)
             return Record(epoch=self.model.settings.meta_epochs, best={"epoch": best[1]})
         saved = checkpoint.read_latest(self.folder)
         if not isinstance(saved.get("record"), dict):
-            raise WorkError(f"{self.latest} cannot be resumed, since it holds weights alone; {anew}")
+            raise WorkError(f"{self.latest} cannot be resumed, since it only holds weights; {hint}")
         refuse_other_settings(saved.get("config", {}), self.model)
         record = Record.of(saved["record"])
         if self.is_over(record):
-            LOGGER.info("%s: training was finished before (epochs: %d), skipped; %s", self.name, record.epoch, anew)
+            LOGGER.info("%s: training finished before (epochs: %d), skipped; %s", self.name, record.epoch, hint)
             self.conclude()
             return record
         return self._load()
 
     def _load(self) -> Record:
-        # to the CPU: the optimisers move to the device what belongs there and leave their counts of steps where they
-        # are; on the device, each step would wait for them once per parameter
+        # to the CPU: the optimisers move their state to the device except for the step counts, for which every step
+        # would have to wait if they were on the device
         state = load_weights(self.model, self.latest, checkpoint.load(self.latest))
         record = Record.of(state["record"])
         for key, optimiser in self.model.optimisers.items():
@@ -150,7 +153,7 @@ class TrainingState:
         return record
 
     def _resume_noise(self, saved: Tensor, epoch: int) -> None:
-        """Continue the generator's sequence; a state saved on another kind of device cannot be continued."""
+        """Restore the generator of the noise; the state from another kind of device cannot be restored."""
         generator = self.model.generator
         if saved.numel() == generator.get_state().numel():
             generator.set_state(saved.cpu())
@@ -158,12 +161,12 @@ class TrainingState:
         generator.manual_seed(self.model.settings.seed * EPOCHS_APART + epoch)
         LOGGER.info(
             "%s: the training was started on another kind of device than %s, which draws other random numbers: the "
-            "figures of further epochs differ from those of a training on one device", self.name, self.model.device,
+            "results of further epochs differ from those of a training on one device", self.name, self.model.device,
         )  # fmt: skip
 
 
 def weights_of(model: GLASS, figures: Mapping[str, Any]) -> dict[str, Any]:
-    """What a checkpoint of the model holds, with the metrics of its epoch."""
+    """The content of a checkpoint of the model, with the metrics of its epoch."""
     state = {"discriminator": model.discriminator.state_dict(), "config": model.config, "metrics": dict(figures)}
     if model.pre_projection is not None:
         state["pre_projection"] = model.pre_projection.state_dict()
@@ -173,18 +176,19 @@ def weights_of(model: GLASS, figures: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def load_weights(model: GLASS, path: Path, state: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Load A and D (and a trained backbone) from a checkpoint of ours or of the published code.
+    """Load A and D, and a trained backbone, from a checkpoint of this project or of the published code.
 
     Args:
-        model: gets the weights.
-        path: the checkpoint.
-        state: its content, where it has been read already.
+        model: receives the weights.
+        path: of the checkpoint.
+        state: its content, if it has already been read.
 
     Returns:
         The content of the checkpoint.
 
     Raises:
-        WorkError: no checkpoint, or one of a model of another shape.
+        InputError: there is no such file.
+        WorkError: it is not a checkpoint, or belongs to a model of another shape.
     """
     state = checkpoint.load(path, model.device) if state is None else state
     backbone = model.features.aggregator.backbone if model.settings.train_backbone else None
@@ -192,18 +196,23 @@ def load_weights(model: GLASS, path: Path, state: dict[str, Any] | None = None) 
     return state
 
 
-# ------------------------------------------------------------------------------- settings of before
+# ------------------------------------------------------------------------------- earlier settings
 
 
-def _train_anew(folder: Path) -> str:
+def _train_again(folder: Path) -> str:
     return f"delete {folder} to train again"
 
 
 def check_settings_of_before(model: GLASS, name: str, test: bool) -> None:
-    """Whether a training in the model's folder can be continued, or its checkpoint tested, with these settings.
+    """Check that the training in the model's folder can be resumed, or its checkpoint tested, with these settings.
+
+    Args:
+        model: with the present settings and the folder.
+        name: of the class, for messages.
+        test: whether the checkpoint is to be tested.
 
     Raises:
-        InputError: they are not those of the training.
+        InputError: the training had other settings.
         WorkError: a checkpoint is damaged.
     """
     if test:
@@ -226,52 +235,59 @@ def chosen_checkpoint(model: GLASS, name: str) -> tuple[Path, int]:
 
 
 def refuse_other_settings(saved: Mapping[str, Any], model: GLASS) -> None:
-    """Stop where a training was started with other settings.
+    """Stop if a training was started with other settings.
 
     Args:
         saved: the settings that it was started with.
-        model: has the present ones, and the folder.
+        model: with the present settings and the folder.
 
     Raises:
-        InputError: names the settings.
+        InputError: the message names the settings.
     """
     config = model.config
-    other = [
+    changed = [
         f"{key} was {saved[key]}, is {config.get(key)}{_hint(key, saved)}"
         for key in saved
         if key not in FREE_ON_RESUME and as_json_has_it(config.get(key)) != as_json_has_it(saved[key])
     ]
-    if other:
-        latest = model.model_dir / checkpoint.LATEST
-        raise InputError(f"{latest} was made with other settings ({'; '.join(other)}); {_train_anew(model.model_dir)}")
+    if changed:
+        latest, hint = model.model_dir / checkpoint.LATEST, _train_again(model.model_dir)
+        raise InputError(f"{latest} was made with other settings ({'; '.join(changed)}); {hint}")
 
 
 def refuse_other_scores(
     saved: Mapping[str, Any], config: Mapping[str, Any], path: Path, keys: Sequence[str] = NEEDED_ALIKE
 ) -> None:
-    """Stop where a checkpoint was trained with other settings than a test needs.
+    """Stop if a checkpoint was trained with settings other than those of the test.
 
-    Some of these settings would spoil a test without a sign; the others would only give a message about shapes.
+    Some of these settings would falsify the scores silently; the others would cause errors about shapes.
+
+    Args:
+        saved: settings of the checkpoint.
+        config: the present settings.
+        path: of the checkpoint, for the message.
+        keys: of the settings to compare.
 
     Raises:
-        InputError: names the setting.
+        InputError: the message names the setting.
     """
     for key in keys:
         if key in saved and as_json_has_it(saved[key]) != as_json_has_it(config.get(key)):
             raise InputError(
-                f"{path} was trained with {key} {saved[key]}, given is {config.get(key)}{_hint(key, saved)}"
+                f"{path} was trained with {key} {saved[key]}, but {config.get(key)} is given{_hint(key, saved)}"
             )
 
 
 def refuse_other_split(saved: Mapping[str, Any], config: Mapping[str, Any], path: Path) -> None:
-    """Stop where a checkpoint's training kept other good images for the test.
+    """Stop if the training of a checkpoint kept other good images for the test.
 
     Args:
-        saved: settings of the checkpoint at `path`.
-        config: the present ones, with the keys of `OF_SPLIT`.
+        saved: settings of the checkpoint.
+        config: the present settings, with the keys of `OF_SPLIT`.
+        path: of the checkpoint, for the message.
 
     Raises:
-        InputError: says which option to give.
+        InputError: the message says which option to give.
     """
     refuse_other_scores(saved, config, path, OF_SPLIT)
 

@@ -1,4 +1,4 @@
-"""Testing a class: its test set scored, whole or in tiles, and evaluated with the chosen checkpoint."""
+"""Scoring a test set, whole or in tiles, and testing the chosen checkpoint of a class with it."""
 
 from __future__ import annotations
 
@@ -36,21 +36,21 @@ SCORED_AT_ONCE = 8  # images
 
 @dataclass
 class TestMemory:
-    """What stays the same about a test set from one evaluation to the next.
+    """The parts of a test set that stay the same from one evaluation to the next.
 
     Attributes:
-        features: of each image.
-        predictions: labels and masks, without maps; None before the first evaluation.
+        features: of the images, or of the tiles.
+        predictions: labels and masks, without scores and maps; None before the first evaluation.
     """
 
-    __test__ = False  # pytest takes a class whose name begins so for a test
+    __test__ = False  # pytest would collect a class of this name
 
     features: FeatureCache
     predictions: Predictions | None = None
 
     @property
     def complete(self) -> bool:
-        """Whether an evaluation needs no image any more."""
+        """Whether further evaluations need no images."""
         return self.predictions is not None and self.features.complete
 
 
@@ -61,14 +61,17 @@ class TestMemory:
 def score_set(
     scorer: Scorer, loader: Iterable[Batch] | Tensor, pictures: Path | None = None, memory: TestMemory | None = None
 ) -> Predictions:
-    """Score a test set. Besides the maps, an image takes only the bits of its mask and a few bytes.
+    """Score a test set. Besides its map, an image needs only the bits of its mask and a few bytes of memory.
 
     Args:
-        scorer: with the weights to be tested.
-        loader: batches with `image`, `mask_gt`, `is_anomaly`, `image_path`; or a single (B, 3, H, W) tensor; or tiles
-            of a `TiledTestDataset`, of which the whole images are scored.
-        pictures: folder for image | truth | heatmap of each image; None writes none.
-        memory: of the same test set, so that the next evaluation only needs the heads.
+        scorer: with the weights to test.
+        loader: batches with `image`, `mask_gt`, `is_anomaly`, `image_path`; or a single (B, 3, H, W) tensor; or the
+            tiles of a `TiledTestDataset`, for scores and maps of its whole images.
+        pictures: folder for a picture (image | ground truth | heatmap) of each image; None writes none.
+        memory: of the same test set, so that further evaluations only need the heads.
+
+    Returns:
+        Scores, maps and ground truth.
 
     Raises:
         WorkError: a score is not finite.
@@ -80,7 +83,7 @@ def score_set(
     if isinstance(loader, Tensor):
         loader = [{"image": loader}]
     if not hasattr(loader, "dataset"):
-        loader = list(loader)  # counted first, then read
+        loader = list(loader)  # the images are counted before they are read
     collected = _Collected(_count_images(loader), scorer, pictures)
     for batch in loader:
         patch_scores = _score_batch(scorer, batch, memory.features if memory else None)
@@ -94,12 +97,12 @@ def score_set(
 
 
 class _Collected:
-    """Scores, maps and ground truth of a test set, batch by batch."""
+    """Collects scores, maps and ground truth of a test set, batch by batch."""
 
     def __init__(self, count: int, scorer: Scorer, pictures: Path | None) -> None:
         size, device = scorer.image_size, scorer.features.device
         self._on_device = DeviceTruth.fits(count, size, device)
-        # an array, since NumPy leaves memory that is not written to with the system
+        # a NumPy array, since the system only provides its memory as it is written to
         host = np.empty((0 if self._on_device else count, *size), np.float32)
         self._maps = torch.empty(count, *size, device=device) if self._on_device else torch.from_numpy(host)
         self._predictions = Predictions(
@@ -111,7 +114,7 @@ class _Collected:
         self._end = 0
 
     def add(self, batch: Batch, scores: Tensor, maps: Tensor) -> None:
-        """The next images: their scores (B,) and maps (B, H, W)."""
+        """Add the next images with their scores (B,) and maps (B, H, W)."""
         start, self._end = self._end, self._end + len(scores)
         predictions, count = self._predictions, len(scores)
         predictions.scores[start : self._end], self._maps[start : self._end] = finite_scores(scores), maps
@@ -131,14 +134,14 @@ class _Collected:
         drawing.save_picture(file, image.cpu().numpy(), self._predictions.masks[index], anomaly_map)
 
     def predictions(self) -> Predictions:
-        """Everything, after the last batch."""
+        """All predictions, after the last batch."""
         if self._on_device:
             self._predictions.truth = DeviceTruth(self._predictions.masks, self._size, self._device)
         return self._predictions
 
 
 def _score_remembered(scorer: Scorer, memory: TestMemory) -> Predictions:
-    """Score a test set whose features are all kept, with the heads alone."""
+    """Score a test set whose features are all in memory, which only needs the heads."""
     count, size, device = memory.features.count, scorer.image_size, scorer.features.device
     on_device = DeviceTruth.fits(count, size, device)
     maps = torch.empty(count, *size, device=device if on_device else "cpu")
@@ -153,29 +156,29 @@ def _score_remembered(scorer: Scorer, memory: TestMemory) -> Predictions:
 
 
 def _score_tiles(scorer: Scorer, loader: DataLoader, pictures: Path | None, memory: TestMemory | None) -> Predictions:
-    """As `score_set`, for images that are scored tile by tile: the highest score, and the maps blended."""
+    """`score_set` for images that are scored tile by tile: the highest score of the tiles, and their maps blended."""
     dataset, whole, names = loader.dataset, loader.dataset.whole, set()
     count, size = len(whole), whole.settings.size
-    known = memory.predictions if memory else None
-    truth = (known.labels, known.masks, known.paths) if known else (
+    earlier = memory.predictions if memory else None
+    truth = (earlier.labels, earlier.masks, earlier.paths) if earlier else (
         np.zeros(count, bool), PackedMasks(count, size), [],
     )  # fmt: skip
     predictions = Predictions(np.zeros(count, np.float32), np.empty((count, *size), np.float32), *truth)
     blend = None
     for index, score, tile_map in _scored_tiles(scorer, loader, memory):
-        at, box = dataset.picture_of(index), dataset.box(index)
-        blend = Blend(dataset.tiling, *dataset.sizes[at]) if blend is None else blend
+        i, box = dataset.picture_of(index), dataset.box(index)
+        blend = Blend(dataset.tiling, *dataset.sizes[i]) if blend is None else blend
         blend.add(box, tile_map)
-        predictions.scores[at] = max(predictions.scores[at], score)
-        if index + 1 < len(dataset) and dataset.picture_of(index + 1) == at:
+        predictions.scores[i] = max(predictions.scores[i], score)
+        if index + 1 < len(dataset) and dataset.picture_of(index + 1) == i:
             continue
-        predictions.maps[at] = cv2.resize(blend.finish(), size[::-1], interpolation=cv2.INTER_AREA)
-        if known is None:
-            predictions.masks[at], predictions.labels[at], path = whole.truth(at)
+        predictions.maps[i] = cv2.resize(blend.finish(), size[::-1], interpolation=cv2.INTER_AREA)
+        if earlier is None:
+            predictions.masks[i], predictions.labels[i], path = whole.truth(i)
             predictions.paths.append(path)
         if pictures is not None:
-            file = pictures / drawing.picture_name(predictions.paths[at], names)
-            drawing.save_picture(file, whole[at]["image"].numpy(), predictions.masks[at], predictions.maps[at])
+            file = pictures / drawing.picture_name(predictions.paths[i], names)
+            drawing.save_picture(file, whole[i]["image"].numpy(), predictions.masks[i], predictions.maps[i])
         blend = None
     if memory is not None:
         memory.predictions = predictions.without_scores()
@@ -187,7 +190,7 @@ def _score_tiles(scorer: Scorer, loader: DataLoader, pictures: Path | None, memo
 def _scored_tiles(
     scorer: Scorer, loader: DataLoader, memory: TestMemory | None
 ) -> Iterator[tuple[int, float, NDArray[np.float32]]]:
-    """Index, score and map of each tile in order; where all features are kept, no tile is read."""
+    """Index, score and map (H, W) of each tile in order; no tile is read if all features are in memory."""
     cache = memory.features if memory else None
     known, count = cache is not None and cache.complete, len(loader.dataset)
     ranges = [range(i, min(i + SCORED_AT_ONCE, count)) for i in range(0, count, SCORED_AT_ONCE)]
@@ -201,7 +204,7 @@ def _scored_tiles(
 
 
 def _score_batch(scorer: Scorer, batch: Batch, cache: FeatureCache | None) -> Tensor:
-    """Patch scores of a batch's images, (B, H', W'); their features are kept as far as `cache` has room."""
+    """Patch scores of a batch, (B, H', W'); its features are kept as far as `cache` has room."""
     if cache is None:
         return scorer.score_images(batch["image"])
     features = kept_features(scorer.features, batch, cache)
@@ -221,30 +224,31 @@ def _count_images(loader: Iterable[Batch]) -> int:
 
 
 def test(model: GLASS, test_loader: Iterable[Batch], name: str) -> Tested:
-    """Evaluate the class's chosen checkpoint and write its pictures.
+    """Test the chosen checkpoint of a class, and write pictures of the test images.
 
     Returns:
-        The metrics and `best_epoch`, with what they were computed from.
+        All metrics and `best_epoch`, with the predictions that they were computed from.
 
     Raises:
-        WorkError: there is no checkpoint, or it does not fit.
+        InputError: the checkpoint was trained with other settings.
+        WorkError: there is no checkpoint, or it cannot be used.
     """
     pictures = model.results_path / "eval" / name if model.results_path else None
     tested = score_chosen(model, test_loader, name, pictures)
-    figures = judge(tested.found, tested.thresholds)
-    for reason in why_nan(figures, tested.found.masks):
+    figures = judge(tested.predictions, tested.thresholds)
+    for reason in why_nan(figures, tested.predictions.masks):
         LOGGER.info("%s: %s", name, reason)
-    return Tested({**figures, **tested.figures}, tested.found, tested.thresholds)
+    return Tested({**figures, **tested.figures}, tested.predictions, tested.thresholds)
 
 
-test.__test__ = False  # pytest takes a function of this name for a test
+test.__test__ = False  # pytest would collect a function of this name
 
 
 def score_chosen(model: GLASS, loader: Iterable[Batch], name: str, pictures: Path | None = None) -> Tested:
-    """Score any images with the chosen checkpoint; the figures only hold its epoch. `pictures` as for `score_set`."""
+    """Score images with the chosen checkpoint; the only figure is its epoch. `pictures` as for `score_set`."""
     path, epoch = chosen_checkpoint(model, name)
     if path.name == checkpoint.LATEST:
-        LOGGER.info("%s: no chosen checkpoint exists: the latest epoch, %d, is taken", name, epoch)
+        LOGGER.info("%s: no epoch has been chosen, so the latest, %d, is used", name, epoch)
     state = checkpoint.load(path, model.device)
     refuse_other_scores(state.get("config", {}), model.config, path)
     thresholds = Thresholds.of(load_weights(model, path, state).get("thresholds"))
@@ -254,8 +258,8 @@ def score_chosen(model: GLASS, loader: Iterable[Batch], name: str, pictures: Pat
 
 
 def last_figures(model: GLASS, test_loader: Iterable[Batch], record: Record) -> dict[str, Any]:
-    """The metrics of the test set in the last epoch, computed where the training did not; {} without its weights."""
-    exact = model.features.aggregator.dtype == torch.float32  # else those of the record are rounded, the others are not
+    """The metrics of the last epoch on the test set, computed if the training did not; {} without its weights."""
+    exact = model.features.aggregator.dtype == torch.float32  # otherwise the metrics in the record are less exact
     evaluated = record.last is not None and record.last["epoch"] + 1 == record.epoch
     if exact and model.settings.select != "val" and evaluated:
         return {name: record.last[name] for name in METRICS}

@@ -1,9 +1,8 @@
-"""The epochs of one training: centre, GAS/LAS epoch, evaluation, record, checkpoint."""
+"""The epochs of one training: centre, training steps, evaluation, record, checkpoint."""
 
 from __future__ import annotations
 
 import math
-import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -27,23 +26,23 @@ from training.feature_cache import feature_budget, step_bytes
 from training.record import STEP_FIGURES, Record
 from training.state import EPOCHS_APART, TrainingState
 from training.testing import SCORED_AT_ONCE, TestMemory, score_set
-from utils import LOGGER, InputError, WorkError
+from utils import LOGGER, InputError, WorkError, progress_bar
 
 if TYPE_CHECKING:
     from glass import GLASS
 
-SHOW_EVERY = 10  # evaluations: after so many without pictures, TensorBoard gets those of a new best epoch
+SHOW_EVERY = 10  # evaluations without pictures, after which TensorBoard gets pictures of the next best epoch
 
 
 @dataclass(frozen=True)
 class Loaders:
-    """What a training reads.
+    """The loaders of a training.
 
     Attributes:
         train: batches with `image`, `aug`, `mask_s`.
-        test: batches with `image`, `mask_gt`, `is_anomaly`, `image_path`; None evaluates nothing.
+        test: batches with `image`, `mask_gt`, `is_anomaly`, `image_path`; None without a test set.
         centre: all training images once, for the centre; `train` by default.
-        val: as `test`, of held-out images; with `select` `val` these are evaluated in place of the test set.
+        val: batches of held-out images as for `test`; evaluated instead of the test set with `select` `val`.
     """
 
     train: Iterable[Batch]
@@ -57,9 +56,9 @@ class Trainer:
 
     Args:
         model: of the class, with its folder.
-        loaders: what it reads.
+        loaders: of the training.
         name: of the class, for messages and pictures.
-        state: what `model.model_dir` holds, where the caller has started the training already.
+        state: of the training, if the caller has already started it.
     """
 
     def __init__(self, model: GLASS, loaders: Loaders, name: str, state: TrainingState | None = None) -> None:
@@ -69,27 +68,26 @@ class Trainer:
         self.record = Record()
         self._cache: FeatureCache | None = None
         self._memory: TestMemory | None = None
-        self._without_pictures = SHOW_EVERY  # evaluations since TensorBoard last got pictures
+        self._without_pictures = SHOW_EVERY  # number of evaluations since TensorBoard last got pictures
 
     @property
     def validates(self) -> bool:
-        """Whether held-out images choose the epoch, so that no test image is looked at."""
+        """Whether held-out images choose the epoch, so that the training uses no test image."""
         return self.settings.select == "val"
 
     @property
     def evaluated(self) -> Iterable[Batch] | None:
-        """The images that are evaluated in the training."""
+        """The images that the training evaluates."""
         return self.loaders.val if self.validates else self.loaders.test
 
     def train(self) -> dict[str, Any]:
-        """Train, or continue.
+        """Train, or resume the training.
 
         Returns:
-            The record as plain values: `epoch` (how many are done), `best` and `last` (each `epoch` and the metrics),
-            `history` (the figures of each epoch), `stale` (evaluations since the best one).
+            The record as plain values, see `Record`.
 
         Raises:
-            InputError: the folder holds a training with other settings, or there is no validation set to select by.
+            InputError: the folder holds a training with other settings, or `select` `val` has no validation set.
             WorkError: the training diverged, or a checkpoint cannot be read or written.
         """
         self.record = self.state.start()
@@ -97,7 +95,7 @@ class Trainer:
             return self.record.plain()
         self.state.leave()
         if self.validates and self.loaders.val is None:
-            raise InputError("select 'val' needs a validation set")
+            raise InputError("select 'val' needs a validation set; give a val_loader")
         bar, folder = self._progress(), self.model.model_dir / "tb"
         if not self._moving:
             self._allocate_memories()
@@ -115,9 +113,9 @@ class Trainer:
         return self.record.plain()
 
     def _train_epoch(self, epoch: int, mean_embedding: Tensor | None, bar: tqdm, board: SummaryWriter) -> Tensor:
-        """One epoch, from the centre to the checkpoint; the mean embedding that it used, (P, C)."""
+        """Do one epoch, from the centre to the checkpoint; returns the mean embedding that it used, (P, C)."""
         model, started, samples = self.model, time.monotonic(), bar.n
-        if self.settings.train_backbone:  # it may have dropout, which draws from the global generator alone
+        if self.settings.train_backbone:  # it may have dropout, which only draws from the global generator
             torch.manual_seed(self.settings.seed * EPOCHS_APART + epoch)
         bar.set_description(f"{self.name} epoch {epoch + 1}/{self.settings.meta_epochs}")
         if self._moving or mean_embedding is None:
@@ -129,7 +127,7 @@ class Trainer:
         figures["samples_per_second"] = (bar.n - samples) / (time.monotonic() - started)
         predictions = self._evaluate(epoch)
         is_best = self._choose(predictions is not None)
-        self.record.add({name: figures[name] for name in STEP_FIGURES})  # the speed is no result
+        self.record.add({name: figures[name] for name in STEP_FIGURES})  # without the speed, which is not a result
         with tensorboard.writing(model.model_dir / "tb"):
             self._write_board(board, figures, predictions, is_best)
         self.state.save_epoch(self.record, is_best)
@@ -140,14 +138,14 @@ class Trainer:
 
     @property
     def _moving(self) -> bool:
-        """Whether the images or f differ from epoch to epoch, so that no features can be kept."""
+        """Whether images or backbone change from epoch to epoch, so that no features can be kept."""
         dataset = getattr(self.loaders.train, "dataset", None)
         return self.settings.train_backbone or getattr(dataset, "randomly_augmented", False)
 
     # ----------------------------------------------------------------------------------- evaluation
 
     def _evaluate(self, epoch: int) -> Predictions | None:
-        """Evaluate where it is due; None where it is not."""
+        """Evaluate the model if an evaluation is due after this epoch; None if not."""
         last = epoch + 1 == self.settings.meta_epochs
         self.record.epoch = epoch + 1
         if self.evaluated is None or ((epoch + 1) % self.settings.eval_epochs and not last):
@@ -161,7 +159,7 @@ class Trainer:
         return predictions
 
     def _choose(self, was_evaluated: bool) -> bool:
-        """Whether the epoch that has just ended is the one to keep so far."""
+        """Whether the epoch that has just ended is the best so far; updates the record."""
         record, last = self.record, self.record.epoch == self.settings.meta_epochs
         better = record.compare_last() if was_evaluated else None
         without_figures = self.evaluated is None or (was_evaluated and better is None)
@@ -171,8 +169,8 @@ class Trainer:
         return True
 
     def _pictures_of(self, epoch: int, last: bool) -> Path | None:
-        """Where the pictures of an evaluation go; None where none are made."""
-        if self.model.results_path is None or self.validates:  # those would show the validation set
+        """The folder for the pictures of an evaluation; None if there are none."""
+        if self.model.results_path is None or self.validates:  # only pictures of the test set are wanted
             return None
         folder = self.model.results_path / "training" / self.name
         if last:
@@ -182,17 +180,15 @@ class Trainer:
     # ----------------------------------------------------------------------------- progress, memory
 
     def _progress(self) -> tqdm:
-        """A bar of the samples of all epochs, as far as the loader tells how many there are."""
+        """A progress bar of the samples of all epochs; it has no total if the loader does not tell their number."""
         samples = _samples_per_epoch(self.loaders.train, self.settings.limit)
-        return tqdm(
-            total=samples and samples * self.settings.meta_epochs, initial=(samples or 0) * self.record.epoch,
-            unit="img", desc=self.name, mininterval=0.5 if sys.stderr.isatty() else 30, dynamic_ncols=True,
-        )  # fmt: skip
+        total = samples and samples * self.settings.meta_epochs
+        return progress_bar(total, "img", self.name, (samples or 0) * self.record.epoch)
 
     def _write_board(
         self, board: SummaryWriter, figures: Mapping[str, float], predictions: Predictions | None, is_best: bool
     ) -> None:
-        """What TensorBoard shows of an epoch, and of its evaluation where there was one."""
+        """Write an epoch to TensorBoard, and its evaluation if there was one."""
         record, over = self.record.plain(), self._is_over()
         tensorboard.write_epoch(board, figures, record, "val" if self.validates else "test")
         if predictions is not None:
@@ -208,42 +204,42 @@ class Trainer:
         board.flush()
 
     def _allocate_memories(self) -> None:
-        """Memory for the features of the training images and of those that are evaluated, within `feature_cache`."""
+        """Allocate caches for the features of training and evaluated images, as `feature_cache` allows."""
         model, train = self.model, self.loaders.train if self.loaders.centre is None else self.loaders.centre
-        room = feature_budget(self.settings.feature_cache, model.device, step_bytes_of(model, train))
-        # an epoch takes `used` of the training images, an evaluation takes all of its own: the set that is read more
-        # often gets the memory first
+        budget = feature_budget(self.settings.feature_cache, model.device, step_bytes_of(model, train))
+        # an epoch uses `used` training images and an evaluation uses all of its images: the set whose images are used
+        # more often gets memory first
         used = _samples_per_epoch(train, self.settings.limit)
-        rarely = used is not None and used * self.settings.eval_epochs < _count(train)
+        evaluation_first = used is not None and used * self.settings.eval_epochs < _count(train)
         loaders, caches = (train, self.evaluated), [None, None]
-        for i in (1, 0) if rarely else (0, 1):
-            caches[i] = None if loaders[i] is None else allocate_cache(model, loaders[i], self.name, room)
-            room -= caches[i].bytes if caches[i] else 0
-        self._cache, of_evaluated = caches
-        self._memory = TestMemory(of_evaluated) if of_evaluated else None
+        for i in (1, 0) if evaluation_first else (0, 1):
+            caches[i] = None if loaders[i] is None else allocate_cache(model, loaders[i], self.name, budget)
+            budget -= caches[i].bytes if caches[i] else 0
+        self._cache, evaluation_cache = caches
+        self._memory = TestMemory(evaluation_cache) if evaluation_cache else None
         if self.settings.feature_cache != OFF:
-            self._log_memories(self._cache, of_evaluated, _count(train))
+            self._log_memories(self._cache, evaluation_cache, _count(train))
 
     def _log_memories(self, train: FeatureCache | None, evaluated: FeatureCache | None, images: int) -> None:
         kind = "validation (good, and with synthetic defects)" if self.validates else "test"
         count = _count(self.evaluated) if self.evaluated else 0
-        of_test = f", {evaluated.capacity if evaluated else 0} of {count} {kind}" if self.evaluated else ""
+        evaluation = f", {evaluated.capacity if evaluated else 0} of {count} {kind}" if self.evaluated else ""
         size = sum(cache.bytes for cache in (train, evaluated) if cache)
         LOGGER.info(
             "%s: keeping the embeddings of %d of %d training%s images in %s (%.2f GB; --feature_cache %s)", self.name,
-            train.capacity if train else 0, images, of_test, self.settings.precision, size / GB,
+            train.capacity if train else 0, images, evaluation, self.settings.precision, size / GB,
             self.settings.feature_cache,
         )  # fmt: skip
 
     @contextmanager
     def _ending(self) -> Iterator[None]:
-        """However the training inside ends: its last epoch is saved, and there is a checkpoint to be tested with."""
+        """A context that saves the last epoch and keeps a checkpoint for tests, however the training in it ends."""
         try:
             yield
         except BaseException:
             try:
                 self.state.conclude()
-            except (InputError, WorkError) as error:  # it must not hide what ended the training
+            except (InputError, WorkError) as error:  # must not hide the error that ended the training
                 LOGGER.warning("%s: %s", self.name, error)
             raise
         self.state.conclude()
@@ -253,7 +249,13 @@ class Trainer:
 def compute_mean_embedding(
     model: GLASS, loader: Iterable[Batch], cache: FeatureCache | None = None, epoch: int = 0
 ) -> Tensor:
-    """mean f(I) over all images of the loader, (P, C); each f(I) goes into `cache`.
+    """The mean of f(I) over all images of a loader, (P, C).
+
+    Args:
+        model: computes f.
+        loader: batches with `image`; with a cache also `index`.
+        cache: receives f(I) of each image.
+        epoch: for the loader's sampler and for messages.
 
     Raises:
         InputError: there is no image.
@@ -264,11 +266,11 @@ def compute_mean_embedding(
     model.set_mode(True)
     total, count = None, 0
     for batch in loader:
-        features = model._embed(batch["image"])[0]
+        features = model._embed(batch["image"])[0]  # (B·P, C)
         if cache is not None:
             cache.put(batch["index"].tolist(), features)
-        part = features.unflatten(0, (len(batch["image"]), -1)).sum(0, dtype=torch.float64)
-        total = part if total is None else total + part
+        batch_sum = features.unflatten(0, (len(batch["image"]), -1)).sum(0, dtype=torch.float64)  # (P, C)
+        total = batch_sum if total is None else total + batch_sum
         count += len(batch["image"])
     if total is None:
         raise InputError("the training set has no image")
@@ -277,19 +279,19 @@ def compute_mean_embedding(
         raise WorkError(
             f"the features of the training images are not finite (NaN or infinity) in epoch {epoch}: "
             + ("the training diverged; try a smaller --lr" if model.settings.train_backbone and epoch else
-               f"the weights of backbone {model.settings.backbone} are damaged, or too large")
+               f"the weights of backbone {model.settings.backbone} are damaged or too large")
         )  # fmt: skip
     return mean
 
 
 @torch.no_grad()
 def refuse_diverged(model: GLASS, epoch: int, features: Tensor) -> None:
-    """Stop before a model is evaluated or kept that has become useless in an epoch's last step.
+    """Stop before a model is evaluated or saved whose weights are not finite after the last step of an epoch.
 
     Args:
         model: after the epoch.
-        epoch: from 0.
-        features: of an image, (P, C), to be scored where the backbone is frozen.
+        epoch: counted from 0.
+        features: of an image, (P, C), which is scored if the backbone is frozen.
 
     Raises:
         WorkError: a weight, or the score of an image, is not finite.
@@ -311,18 +313,18 @@ def refuse_diverged(model: GLASS, epoch: int, features: Tensor) -> None:
 
 
 def allocate_cache(model: GLASS, loader: Iterable[Batch], name: str, room: int) -> FeatureCache | None:
-    """An empty cache for the features of a loader's images in `room` bytes; None where none of them would fit."""
+    """An empty cache of at most `room` bytes for the features of a loader's images; None if not even one fits."""
     count = _count(loader)
     try:
         cache = FeatureCache(count, model.features.shape, model.dtype, model.device, room)
-    except (RuntimeError, MemoryError):  # free memory may be fragmented, or taken by another program in the meantime
-        LOGGER.warning("%s: the embeddings of %d images did not fit into memory after all, none is kept", name, count)
+    except (RuntimeError, MemoryError):  # free memory may be fragmented, or used by another program in the meantime
+        LOGGER.warning("%s: the embeddings of %d images do not fit into memory, so none is kept", name, count)
         return None
     return cache if cache.capacity else None
 
 
 def step_bytes_of(model: GLASS, loader: Iterable[Batch]) -> int:
-    """About how many bytes a training step with the loader's batches needs."""
+    """An estimate of the memory of a training step with the loader's batches, in bytes."""
     settings = model.settings
     batch = getattr(loader, "batch_size", None) or model.extra_config.get("batch_size") or SCORED_AT_ONCE
     return step_bytes(
@@ -337,7 +339,7 @@ def _count(loader: Iterable[Batch]) -> int:
 
 
 def _samples_per_epoch(loader: Iterable[Batch], limit: int) -> int | None:
-    """How many samples an epoch will use; None where the loader does not tell."""
+    """The number of samples of an epoch; None if the loader does not tell."""
     size, batch = getattr(getattr(loader, "dataset", None), "__len__", None), getattr(loader, "batch_size", None)
     if size is None or not batch:
         return None

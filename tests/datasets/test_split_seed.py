@@ -34,7 +34,7 @@ def test_all_seeds_are_tested_on_the_same_images_and_judged_alike(tmp_path):
     for main in (("--seed", 3), ("--test", "test")):
         done = run(data, "builtin", tmp_path / "r/seed_3", *flags, main=main, net=("--meta_epochs", 1))
         assert done.exit_code == 2
-        assert "was trained with split_seed 3, given is 0 (give --split_seed 3)" in last_line(done)
+        assert "was trained with split_seed 3, but 0 is given (give --split_seed 3)" in last_line(done)
 
 
 def test_another_split_seed_takes_others(tmp_path):

@@ -49,7 +49,7 @@ def test_a_training_begun_before_goes_on_to_the_same_end_or_is_refused(tmp_path)
     done = cli("--gpu", -1, "--results_path", tmp_path / "r", *net, "--dsc_hidden", 16, *dataset, *paths)
     if "its training in" in done.stdout:  # another version of OpenCV writes other files
         assert done.returncode == 2
-        assert "was begun with other images" in done.stdout.strip().splitlines()[-1]
+        assert "was started with other images" in done.stdout.strip().splitlines()[-1]
         return
     assert done.returncode == 0, done.stdout
     assert "resumed after 1 of 2 epochs" in done.stdout

@@ -73,7 +73,7 @@ def test_a_threshold_is_to_the_digit_the_score_that_predict_gives(trained, tmp_p
     assert own.dtype == torch.bfloat16
     rounded = model._predict(good_batches(images)[0]["image"])[0]
     made = calibrate(model, good_batches(images), "disc", HELD_OUT)
-    found = score_chosen(model, good_batches(images), "disc").found
+    found = score_chosen(model, good_batches(images), "disc").predictions
     assert model.features.aggregator is own
     assert own.dtype == torch.bfloat16
     monkeypatch.undo()

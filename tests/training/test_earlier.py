@@ -97,7 +97,7 @@ def test_other_training_images_are_refused_and_nothing_is_changed(done, moved, h
     again = run(moved, textures, results, *SHARE, net=(*ONE, *net))
     assert again.exit_code == 2, again.output
     assert says.format(then=data, now=moved) in last_line(again)
-    assert "give another --results_path, put the images back as they were, or delete" in last_line(again)
+    assert "give another --results_path, restore the images, or delete" in last_line(again)
     assert snapshot(results) == before
 
 

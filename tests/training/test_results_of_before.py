@@ -154,7 +154,7 @@ def test_a_test_is_refused_before_the_first_class_too(two, tmp_path, monkeypatch
     main = ("--test", "test", "--models_path", before / "models")
     done = run(data, textures, tmp_path / "t", main=main, net=("--dsc_hidden", 16))
     assert done.exit_code == 2
-    assert "was trained with dsc_hidden 32, given is 16" in done.output
+    assert "was trained with dsc_hidden 32, but 16 is given" in done.output
     shutil.copytree(before / "models", tmp_path / "models")
     flip(tmp_path / "models/backbone_0/folder_disc/ckpt_best_0.pth")
     done = run(data, textures, tmp_path / "t", main=("--test", "test", "--models_path", tmp_path / "models"))

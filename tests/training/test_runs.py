@@ -85,7 +85,7 @@ def test_test_of_a_split_with_another_seed_is_refused(tmp_path, textures):
         main=("--test", "test", "--models_path", tmp_path / "r/models"),
     )
     assert done.exit_code == 2
-    assert "split_seed 0, given is 5 (give --split_seed 0)" in done.output
+    assert "split_seed 0, but 5 is given (give --split_seed 0)" in done.output
 
 
 def test_new_pictures_are_scored_without_images_of_the_training(tmp_path, textures):
@@ -204,7 +204,7 @@ def test_image_in_train_and_test_is_warned_of(tmp_path, textures):
     shutil.copy(data / "disc/train/good/000.png", data / "disc/test/good/copy.png")
     done = run(data, textures, tmp_path / "r")
     assert done.exit_code == 0, done.output
-    assert re.search(r"copy\.png: .*000\.png.*the figures will be too good", done.output), done.output
+    assert re.search(r"copy\.png: .*000\.png.*the metrics will be too good", done.output), done.output
 
 
 @pytest.mark.parametrize("value", ["8", "64x", "64x64x3", "=-64", "6x64", "²88"])

@@ -64,7 +64,7 @@ def test_other_bits_than_those_of_a_finished_class_are_refused(tmp_path):
     (tmp_path / "r/models/backbone_0/folder_disc/ckpt.pth").unlink()  # the chosen checkpoint alone is left
     again = run(data, textures, tmp_path / "r", "--bits", 16)
     assert again.exit_code == 2
-    assert "--bits 16: class disc was trained with 12; leave the option out" in again.output
+    assert "--bits 16: class disc was trained with 12; omit the option" in again.output
 
 
 def test_what_the_thresholds_come_from_is_no_other_model(trained):
@@ -139,7 +139,7 @@ def test_a_single_seed_does_not_mix_with_the_mean_of_several(tmp_path):
     (tmp_path / "r/seed_0/models").mkdir(parents=True)
     done = run(data, textures, tmp_path / "r")
     assert done.exit_code == 2
-    assert "holds runs with several seeds, of which it has the mean; give the same seeds again" in done.output
+    assert "holds runs with several seeds and their mean; give the same seeds again" in done.output
     assert not (tmp_path / "r/results.csv").exists()
 
 

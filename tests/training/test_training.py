@@ -175,7 +175,7 @@ def test_config_is_plain_and_rebuilds_the_model(tmp_path):
 def test_checkpoint_of_another_model(tmp_path, other, reason):
     model(tmp_path).trainer(batches(1), test_batches(), "class")
     (name,) = other
-    with pytest.raises(InputError, match=f"was trained with {name} .*, given is {other[name]}"):
+    with pytest.raises(InputError, match=f"was trained with {name} .*, but {other[name]} is given"):
         model(tmp_path, **other).tester(test_batches(), "class")
     # the published code's checkpoints tell no settings, only shapes
     path, _ = checkpoint.find_best(tmp_path / "class")
@@ -188,7 +188,7 @@ def test_checkpoint_of_another_model(tmp_path, other, reason):
 def test_pretrain_dimension_of_another_model_is_refused(tmp_path):
     """It changes no shape, so that nothing else would notice."""
     model(tmp_path).trainer(batches(1), test_batches(), "class")
-    with pytest.raises(InputError, match="pretrain_embed_dimension 96, given is 192"):
+    with pytest.raises(InputError, match="pretrain_embed_dimension 96, but 192 is given"):
         model(tmp_path, pretrain_embed_dimension=192).tester(test_batches(), "class")
 
 

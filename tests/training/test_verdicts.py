@@ -50,7 +50,7 @@ def test_a_folder_that_cannot_be_written_is_a_warning(tmp_path, monkeypatch, cap
     monkeypatch.setattr(distribution, "EXCEL_DIR", folder)
     distribution.LOGGER.propagate = True
     distribution.keep_verdict(tmp_path, "mine", "mine_a", 1, 1)
-    assert "mine_a: the verdict (hypersphere) is not kept: cannot" in caplog.text
+    assert "mine_a: the verdict (hypersphere) is not saved: cannot" in caplog.text
     assert verdicts(tmp_path / "distribution") == {"mine_a": (1, 1)}
 
 
