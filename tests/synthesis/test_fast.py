@@ -213,7 +213,9 @@ def test_cache_that_is_none(tmp_path, value):
     data, textures = make_mvtec(tmp_path)
     done = run(data, textures, tmp_path / "r", net=("--feature_cache", value))
     assert done.exit_code == 2
-    assert f"--feature_cache {value}: must be auto, off, or a number of gigabytes" in done.output.strip().splitlines()[-1]
+    assert (
+        f"--feature_cache {value}: must be auto, off, or a number of gigabytes" in done.output.strip().splitlines()[-1]
+    )
 
 
 def test_cache_larger_than_memory_is_said_and_left_out(tmp_path):
