@@ -71,7 +71,7 @@ def test_same_command_twice_gives_the_same(trained, tiny, tmp_path):
 def test_finished_run_is_not_trained_again(trained, tiny):
     done = train_cli(*tiny, trained[0], dataset=("-d", "disc"))
     assert done.returncode == 0
-    assert "training was finished before (epochs: 2), skipped; delete" in done.stdout
+    assert "training finished before (epochs: 2), skipped; delete" in done.stdout
 
 
 def test_scoring_with_another_runs_checkpoints(trained, tiny, tmp_path):

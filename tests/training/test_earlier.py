@@ -109,7 +109,7 @@ def test_the_same_images_elsewhere_and_other_test_images_go_on(done, moved, tmp_
     before = snapshot(folder)
     again = run(moved, textures, copy, *SHARE, net=ONE)
     assert again.exit_code == 0, again.output
-    assert "training was finished before (epochs: 1), skipped" in again.output
+    assert "training finished before (epochs: 1), skipped" in again.output
     assert snapshot(folder) == before  # its thresholds as well
     change(moved, "added")
     tested = run(
@@ -249,4 +249,4 @@ def test_a_damaged_state_beside_a_sound_model_says_what_to_do(done, moved, tmp_p
     latest.unlink()
     again = run(moved, textures, copy, *SHARE, net=ONE)
     assert again.exit_code == 0, again.output
-    assert "is already trained (without a ckpt.pth)" in again.output
+    assert "is already trained (no ckpt.pth beside it)" in again.output
