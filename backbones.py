@@ -11,9 +11,7 @@ import socket
 from dataclasses import dataclass
 from pathlib import Path
 
-import huggingface_hub
 import safetensors.torch
-import timm
 import torch
 import torchvision
 from torch import Tensor, nn
@@ -137,6 +135,8 @@ def resolve(name: str) -> tuple[str, str]:
         return "embedded", name
     library, _, model = name.partition(":")
     if model and library == "timm":
+        import timm  # slow, and needed for its own models alone
+
         if timm.is_model(model):
             return "timm", model
         close = ", ".join(timm.list_models(f"*{model.split('.')[0]}*")[:8]) or "see timm.list_models()"
@@ -222,6 +222,8 @@ def _build(library: str, model: str) -> nn.Module:
     if library == "embedded":
         return HalfResNet18()
     if library == "timm":
+        import timm  # slow, and needed for its own models alone
+
         return timm.create_model(model, pretrained=False)
     # without the auxiliary classifier, and with the scaling of the input that the ImageNet weights were trained with
     inception = model in ("googlenet", "inception_v3")
@@ -237,6 +239,9 @@ def _fetch(name: str, library: str, model: str, backbone: nn.Module) -> dict[str
         url = versions.get("IMAGENET1K_V1", next(iter(versions.values()))).url
         folder, file = Path(torch.hub.get_dir()) / "checkpoints", url.rsplit("/", 1)[1]
     else:
+        import huggingface_hub  # slow, and needed for the weights of timm alone
+        import timm
+
         repo, url = (backbone.pretrained_cfg.get(key) for key in ("hf_hub_id", "url"))
         if not repo and not url:
             raise InputError(f"timm has no weights for backbone {name!r}; give --weights PATH or another -b")

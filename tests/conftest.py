@@ -4,7 +4,7 @@ import logging
 
 import pytest
 import torch
-from helpers import REAL, cli_process, make_mvtec, train_cli
+from helpers import REAL, make_mvtec, train_cli
 from hypothesis import Phase, settings
 
 # no shrinking: an example that trains takes a second, and shrinking tries hundreds
@@ -75,7 +75,7 @@ def tiny(tmp_path_factory):
 def trained(tiny, tmp_path_factory):
     """Results of a whole command-line run on class disc, and what it printed."""
     results = tmp_path_factory.mktemp("trained")
-    done = train_cli(*tiny, results, dataset=("-d", "disc"), run=cli_process)
+    done = train_cli(*tiny, results, dataset=("-d", "disc"))
     assert done.returncode == 0, done.stdout
     return results, done.stdout
 

@@ -141,8 +141,17 @@ def test_judged_class_is_trained_in_the_same_run(tiny, tmp_path):
     assert (tmp_path / "r" / "models" / "backbone_0" / "custom_disc" / "ckpt.pth").is_file()
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tiny, tmp_path_factory):
+    """Results of a training of 15 epochs."""
+    results = tmp_path_factory.mktemp("undisturbed")
+    done = train_cli(*tiny, results, net=("--meta_epochs", 15), dataset=("-d", "disc"))
+    assert done.returncode == 0, done.stdout
+    return results
+
+
 @pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGINT])
-def test_killed_run_started_again_ends_with_the_same_weights(trained, tiny, tmp_path, kill):
+def test_killed_run_started_again_ends_with_the_same_weights(undisturbed, tiny, tmp_path, kill):
     arguments = ["--gpu", -1, "--results_path", tmp_path / "r", *NET, "--meta_epochs", 15, *DATASET, "-d", "disc"]
     # the state is written after every epoch, or so short a training would end before it is due
     code = "import main; from training import saving; saving.SAVE_EVERY = 0; main.main(prog_name='main.py')"
@@ -162,13 +171,12 @@ def test_killed_run_started_again_ends_with_the_same_weights(trained, tiny, tmp_
     if kill == signal.SIGINT:
         assert running.returncode == 130
         assert printed.strip().splitlines()[-1] == "Error: stopped; the same command goes on where it was"
-    done = subprocess.run(command_line, cwd=ROOT, env=env, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr
-    assert "skipped" not in done.stderr  # it was killed before its end
-    whole = train_cli(*tiny, tmp_path / "whole", net=("--meta_epochs", 15), dataset=("-d", "disc"))
-    assert whole.returncode == 0
+    done = cli(*arguments, "custom", *tiny)
+    assert done.returncode == 0, done.stdout
+    assert "skipped" not in done.stdout  # it was killed before its end
     states = [
-        torch.load(tmp_path / r / "models/backbone_0/custom_disc/ckpt.pth", weights_only=True) for r in ("r", "whole")
+        torch.load(results / "models/backbone_0/custom_disc/ckpt.pth", weights_only=True)
+        for results in (tmp_path / "r", undisturbed)
     ]
     for part in ("discriminator", "pre_projection"):
         for key, value in states[0][part].items():
