@@ -74,6 +74,13 @@ class GLASS:
             raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
         return getattr(settings, name)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """An attribute with the name of a setting replaces the setting; `svd` is the model's own."""
+        settings = self.__dict__.get("settings")
+        if name != "svd" and settings is not None and name in settings.__dataclass_fields__:
+            name, value = "settings", replace(settings, **{name: value})
+        object.__setattr__(self, name, value)
+
     # ------------------------------------------------------------------------------------- building
 
     def load(
@@ -82,6 +89,8 @@ class GLASS:
         layers_to_extract_from: Iterable[str],
         device: torch.device | str,
         input_shape: tuple[int, int, int],
+        pretrain_embed_dimension: int,
+        target_embed_dimension: int,
         **settings: Any,
     ) -> GLASS:
         """Build all parts of the model.
@@ -91,7 +100,7 @@ class GLASS:
             layers_to_extract_from: dotted names of its layers.
             device: of the model.
             input_shape: (3, H, W) of the images.
-            settings: the other fields of `Settings`; the two embedding dimensions are required.
+            pretrain_embed_dimension, target_embed_dimension, settings: the other fields of `Settings`.
 
         Raises:
             InputError: a layer, size or value cannot work.
@@ -99,8 +108,11 @@ class GLASS:
         """
         origin = getattr(backbone, "origin", None)
         name, weights = (origin.name, origin.weights) if origin else (type(backbone).__name__, "")
+        if unknown := settings.keys() - Settings.names_for_load():
+            raise TypeError(f"load() got an unexpected keyword argument {min(unknown)!r}")
+        dimensions = pretrain_embed_dimension, target_embed_dimension
         self.settings = Settings(
-            tuple(layers_to_extract_from), tuple(input_shape), **settings, backbone=name, weights=weights
+            tuple(layers_to_extract_from), tuple(input_shape), *dimensions, **settings, backbone=name, weights=weights
         )
         Settings.check(self.settings.plain())
         self.device = torch.device(device)
@@ -273,7 +285,7 @@ class GLASS:
         }
 
     @torch.no_grad()
-    def _set_centre(self, mean_embedding: Tensor) -> None:
+    def set_centre(self, mean_embedding: Tensor) -> None:
         """c = A(mean f(I)) (P, C), which equals the mean of A(f(I)) since A is affine."""
         self.c = self.pre_projection(mean_embedding) if self.pre_projection is not None else mean_embedding
 

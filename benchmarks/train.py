@@ -84,7 +84,7 @@ class Bench:
             features = model._embed(self.image)[0]
         self.features = {form: features.to(m.dtype) for form, m in self.models.items()}
         for m in self.models.values():
-            m._set_centre(features.unflatten(0, (args.batch, -1)).mean(0))
+            m.set_centre(features.unflatten(0, (args.batch, -1)).mean(0))
         self.folder = folder
 
     def embed(self, images: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""What every command does alike: its settings, its exit codes, its errors in one line, and how it is stopped."""
+"""Behaviour that all commands share: settings, exit codes, errors in one line, and how they are stopped."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def describe(error: Exception, less_memory: str = "") -> str:
 
 def fail(message: str, code: int) -> NoReturn:
     """Print one line on standard error and exit."""
-    # a file name need not be text; the bytes that are not are shown as �
+    # a file name may contain bytes that are not valid UTF-8; they are shown as �
     click.echo(f"Error: {click.format_filename(' '.join(message.split()))}", err=True)
     sys.exit(code)
 
@@ -115,7 +115,7 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 @contextmanager
 def _stopped_by_sigterm() -> Iterator[None]:
-    """A batch system's stop ends the command as Ctrl-C does."""
+    """SIGTERM, as batch systems send it, ends the command like Ctrl-C."""
     if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
         yield
         return

@@ -9,6 +9,7 @@ import click
 from commands.command import CONTEXT, Command
 from commands.parameters import FOLDER
 from commands.shared import bits_option, classes_option, max_pixels_option
+from utils import setup_logging
 
 
 @click.command("foreground", cls=Command, context_settings=CONTEXT)
@@ -31,7 +32,6 @@ def command(
     NAME and DATA_PATH are those of the command dataset. With --out DATA_PATH/fg_mask a training finds the masks there.
     """
     from datasets.foreground_report import write_masks  # slow to import
-    from utils import setup_logging
 
     setup_logging()
     for line in write_masks(name, data_path, Path(out), subdatasets, test, bits, max_pixels):

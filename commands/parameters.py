@@ -29,7 +29,7 @@ class SizeType(click.ParamType):
     name = "size"
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
-        """What --help shows."""
+        """The placeholder for the value in --help."""
         return "N|HxW"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | tuple[int, int]:
@@ -53,7 +53,7 @@ class TileType(click.ParamType):
         self.words = words
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
-        """What --help shows."""
+        """The placeholder for the value in --help."""
         return "|".join(("PIXELS", *self.words))
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
@@ -74,7 +74,7 @@ class BitsType(click.ParamType):
     name = "bits"
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
-        """What --help shows."""
+        """The placeholder for the value in --help."""
         return "auto|8≤x≤16"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
@@ -97,7 +97,6 @@ SHARE = Finite(0, 1)
 SHARE_BELOW_1 = Finite(0, 1, max_open=True)
 BETWEEN_0_AND_1 = Finite(0, 1, min_open=True, max_open=True)
 NOT_NEGATIVE = Finite(min=0)
-POSITIVE = Finite(min=0, min_open=True)
 OVERLAP = Finite(0, MOST_OVERLAP)
 SWITCH = click.IntRange(0, 1)
 FOLDER = click.Path(file_okay=False)

@@ -10,6 +10,7 @@ import click
 from commands.command import CONTEXT, DONE, FAILED, Command
 from commands.parameters import AT_LEAST_1, FOLDER, OVERLAP, TileType
 from commands.shared import GPU
+from utils import LOGGER, choose_device, setup_logging
 
 
 @click.command(
@@ -85,7 +86,6 @@ def command(inputs: tuple[str, ...], **options: Any) -> int:
     _check(options)
     from inference.inspector import load_checkpoint  # slow to import
     from inference.predict import FILE, PredictionOptions, find_pictures, paths_from_stdin, predict
-    from utils import LOGGER, choose_device, setup_logging
 
     setup_logging()
     out = Path(options["out"]) if options["out"] else None

@@ -11,6 +11,7 @@ from commands import dataset
 from commands.command import CONTEXT, Command
 from commands.parameters import FOLDER
 from commands.shared import ONE_SEED
+from utils import printable, setup_logging
 
 OWN_OPTIONS = [
     click.Option(["--out"], default="preview", type=FOLDER, help="Folder of the sheets, one for each class."),
@@ -24,7 +25,6 @@ def _preview(context: click.Context, out: str, samples: int, seed: int, **option
     """Show what a training will make of the images; options and arguments are those of the command dataset."""
     settled = dataset.settle(context, options)
     from reporting.preview import write_sheets  # slow to import
-    from utils import printable, setup_logging
 
     setup_logging()
     for path in write_sheets(settled, Path(out), samples, seed):

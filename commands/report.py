@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from commands.command import CONTEXT, Command
+from utils import printable
 
 
 @click.command("report", cls=Command, context_settings=CONTEXT)
@@ -20,7 +21,6 @@ from commands.command import CONTEXT, Command
 def command(results: tuple[Path, ...], out: Path | None) -> None:
     """Compare runs, the folders RESULTS, with the first of them; of a single run, write its report again."""
     from reporting.compare import compare  # slow to import
-    from utils import printable
 
     text, written = compare(results, out)
     click.echo(text)

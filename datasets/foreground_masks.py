@@ -21,7 +21,7 @@ from datasets.foreground import EXAMINED, Foreground
 from datasets.limits import FULL_BITS
 from utils import LOGGER, InputError, WorkError, progress_bar, write_bytes, write_text
 
-VERSION = 1  # of the method: masks of another version are made anew
+VERSION = 1  # of the method: masks of another version are computed again
 RECORD, SHEET, TEST_SHEET = "foreground.json", "contact_sheet.png", "contact_sheet_test.png"
 
 
@@ -37,7 +37,7 @@ def make_masks(
     A mask is a PNG of 0 and 255 (everything above 0 is object) of the same size as its image. It is named by the stem
     of the image, preceded by the image's folder where several images have the same stem. `foreground.json` beside the
     masks records which image each was made from, by content: for another image, or by another version of the method,
-    it is made anew. If this changes the verdict on the class, all masks are made anew.
+    it is computed again. If this changes the verdict on the class, all masks are computed again.
 
     Args:
         samples: good images.

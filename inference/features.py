@@ -68,6 +68,10 @@ class PatchFeatures:
         pooling = [shape[0] for shape in shapes], settings.patchsize, *dimensions
         self.fused_pooling = FusedPooling(*pooling) if FusedPooling.applies(*pooling) else None
 
+    def drop_original(self) -> None:
+        """Let go of the original network, which only `in_float32` needs."""
+        self._unrounded_backbone = None
+
     @property
     def shape(self) -> tuple[int, int]:
         """(P, C): the number of patches of an image, and the length of their features."""

@@ -153,6 +153,7 @@ def _build_scorer(
         frozen = replace(settings, train_backbone=False)
         features = PatchFeatures(features.aggregator.backbone, frozen, device, dtype)
     features.aggregator.train(False)
+    features.drop_original()
     return Scorer(
         features, ScoringHead(projection, discriminator, dtype), RescaleSegmentor(device, settings.image_size)
     )

@@ -176,6 +176,11 @@ class Settings:
         pairs = [(setting, setting.metadata.get("option")) for setting in fields(cls)]
         return [(setting, option) for setting, option in pairs if option is not None and option.from_command_line]
 
+    @classmethod
+    def names_for_load(cls) -> set[str]:
+        """The settings that a caller of `GLASS.load` may give; what describes the backbone comes from the backbone."""
+        return {setting.name for setting in fields(cls)} - {"backbone", "weights", "backbone_hash"}
+
     @staticmethod
     def check(values: Mapping[str, Any]) -> None:
         """Check values that do not depend on the backbone.

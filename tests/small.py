@@ -41,5 +41,5 @@ def small_batch(model, images=2, seed=0):
     masks = torch.zeros(images, *model.grid)
     masks[:, 1:3, 1:3] = 1
     with torch.no_grad():
-        model._set_centre(model._embed(pictures[0])[0].unflatten(0, (images, -1)).mean(0))
+        model.set_centre(model._embed(pictures[0])[0].unflatten(0, (images, -1)).mean(0))
     return (*pictures, masks)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 Figures = dict[str, Any]
@@ -36,7 +36,7 @@ class Record:
 
     def plain(self) -> dict[str, Any]:
         """The record as a checkpoint stores it."""
-        return asdict(self)
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}  # `add` makes a new history
 
     def is_over(self, meta_epochs: int, patience: int) -> bool:
         """Whether all epochs are done, or no evaluation was better for `patience` evaluations (0: no limit)."""

@@ -121,7 +121,7 @@ class Trainer:
         if self._moving or mean_embedding is None:
             centre = self.loaders.train if self.loaders.centre is None else self.loaders.centre
             mean_embedding = compute_mean_embedding(model, centre, self._cache, epoch)
-        model._set_centre(mean_embedding)
+        model.set_centre(mean_embedding)
         figures = model._train_discriminator(self.loaders.train, epoch, bar, self.record.in_short(), self._cache)
         refuse_diverged(model, epoch, mean_embedding)
         figures["samples_per_second"] = (bar.n - samples) / (time.monotonic() - started)

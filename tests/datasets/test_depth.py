@@ -124,7 +124,7 @@ def test_everything_that_reads_takes_the_depth(tmp_path, log):
     written = os.stat(first[0]).st_mtime_ns
     make_masks(samples, tmp_path / "masks", show_progress=False, reading=reading)
     assert os.stat(first[0]).st_mtime_ns == written
-    make_masks(samples, tmp_path / "masks", show_progress=False)  # of another depth it is made anew
+    make_masks(samples, tmp_path / "masks", show_progress=False)  # of another depth it is computed again
     assert os.stat(first[0]).st_mtime_ns != written
     result = cli("check", "folder", tmp_path / "d", tmp_path / "d")
     assert "note: cap: 1 files with more than 8 bits a channel: 12 bits are in use" in result.stdout

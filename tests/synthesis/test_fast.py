@@ -42,7 +42,7 @@ def inputs(seed, batch=3):
 def centred(**kwargs):
     model = make_glass(**kwargs)
     with torch.no_grad():
-        model._set_centre(model._embed(inputs(0)[0])[0].unflatten(0, (3, -1)).mean(0))
+        model.set_centre(model._embed(inputs(0)[0])[0].unflatten(0, (3, -1)).mean(0))
     return model
 
 

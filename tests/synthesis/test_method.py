@@ -252,7 +252,7 @@ def test_centre_of_the_mean_is_the_mean_of_the_centres():
     model = make_glass()
     fill(model.pre_projection, 5)
     batches = [{"image": torch.randn(n, 3, 64, 64)} for n in (3, 1)]
-    model._set_centre(compute_mean_embedding(model, batches))
+    model.set_centre(compute_mean_embedding(model, batches))
     images = torch.cat([batch["image"] for batch in batches])
     expected = model._features(images).unflatten(0, (4, -1)).mean(0).detach()
     torch.testing.assert_close(model.c, expected, rtol=1e-4, atol=1e-5)

@@ -319,3 +319,38 @@ def test_results_keep_rows_of_earlier_runs(tmp_path):
     assert lines[2].split(",")[1] == "nan"
     assert table.loc["Mean", "pixel_pro"] == pytest.approx(0.6)
     assert table.loc["Mean", "image_auroc"] == pytest.approx(0.5)
+
+
+# ---------------------------------------------------------------------------------------- settings
+
+
+def test_a_setting_is_an_attribute_that_can_be_replaced():
+    glass = make_glass(limit=8)
+    assert glass.limit == glass.settings.limit == 8
+    glass.limit = 1
+    assert glass.settings.limit == 1
+    assert glass.config["limit"] == 1
+    glass.svd = 1
+    assert glass.config["svd"] == 1
+    with pytest.raises(AttributeError, match="no attribute 'lmit'"):
+        glass.lmit  # noqa: B018
+
+
+@pytest.mark.parametrize("name", ["lmit", "backbone_hash", "weights"])
+def test_settings_that_do_not_exist_are_errors(name):
+    with pytest.raises(TypeError, match=f"unexpected keyword argument '{name}'"):
+        make_glass(**{name: 1})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"noise": -1.0}, "noise -1"),
+        ({"radius": 1.5}, "radius 1.5"),
+        ({"lr": math.nan}, "lr nan"),
+        ({"svd": 2}, "svd 2"),
+    ],
+)
+def test_values_out_of_range_are_refused(settings, message):
+    with pytest.raises(InputError, match=message):
+        make_glass(**settings)

@@ -105,7 +105,7 @@ def test_each_class_is_rendered_once(tmp_path, monkeypatch):
     assert "Choice of the epoch" not in text
     page.write(tmp_path)
     assert (tmp_path / "report.html").read_text() == text
-    # what changes is made anew
+    # what changes is computed again
     rendered.clear()
     rows["b"] |= {"last_epoch": 7.0, "last_image_auroc": 0.3, "last_pixel_auroc": 0.4}
     report.write_results(tmp_path, rows)
