@@ -211,7 +211,7 @@ def test_testing_with_other_settings_than_the_checkpoints(trained, tiny, tmp_pat
     flags = ("--test", "test", "--models_path", trained[0] / "models")
     done = train_cli(*tiny, tmp_path, main=flags, dataset=("-d", "disc", "--resize", 70))
     assert done.returncode == 2
-    assert "was trained with resize 64, given is 70" in done.stdout
+    assert "was trained with resize 64, but 70 is given" in done.stdout
 
 
 def test_without_network_or_weights(tiny, tmp_path, monkeypatch):

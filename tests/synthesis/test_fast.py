@@ -247,7 +247,7 @@ def test_precision_by_device(monkeypatch, caplog):
     assert utils.choose_precision("auto", cuda) == "fp32"
     utils.LOGGER.propagate = True
     assert utils.choose_precision("bf16", cuda) == "fp32"
-    assert "compute capability 7.5, 8.0 or more has it" in caplog.text
+    assert "compute capability 7.5, it needs 8.0 or higher" in caplog.text
     assert CliRunner().invoke(command.main, ["net", "--precision", "fp8"]).exit_code == 2
     with pytest.raises(InputError, match="--feature_cache x"):
         check_feature_cache("x")
