@@ -175,7 +175,11 @@ def test_an_interrupted_run_leaves_whole_rows(folder, tmp_path):
         image.save(tmp_path / "p" / f"{i:03d}.png")
     command = [sys.executable, str(ROOT / "main.py"), "predict", str(tmp_path / "p"), "--checkpoint", str(folder)]
     command += ["--out", str(tmp_path / "o"), "--batch_size", "1"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        # a shell starts background jobs with SIGINT ignored, which a child would inherit
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
     rows = tmp_path / "o" / "predictions.csv"
     for _ in range(600):
         if rows.exists() and rows.read_text().count("\n") > 3:
