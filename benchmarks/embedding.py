@@ -27,6 +27,8 @@ from measuring import write_rows  # noqa: E402
 import backbones  # noqa: E402
 from glass import GLASS  # noqa: E402
 
+PRODUCT = "product (cut network, fused pooling)"
+
 
 def processor() -> str:
     """The name of the processor, as far as the system provides it."""
@@ -50,15 +52,19 @@ def whole_network_hooked(backbone: torch.nn.Module, layers: list[str]) -> Callab
     return run
 
 
-def main() -> None:
-    """Measure, print and write the results."""
+def parse_arguments() -> argparse.Namespace:
+    """The options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=int, default=288)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--backbone", default="wideresnet50")
     parser.add_argument("--dimension", type=int, default=1536)
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def make_forms(args: argparse.Namespace) -> dict[str, Callable[[], torch.Tensor]]:
+    """What is measured, the reference first."""
     layers, shape = ["layer2", "layer3"], (3, args.size, args.size)
     backbone = backbones.load(args.backbone, "random")
     model = GLASS("cpu").load(
@@ -67,16 +73,22 @@ def main() -> None:
     )  # fmt: skip
     whole = whole_network_hooked(backbone, layers)
     images = torch.randn(args.batch, *shape, generator=torch.Generator().manual_seed(0))
-    forms: dict[str, Callable[[], torch.Tensor]] = {
+    return {
         "reference (whole network, unfolded)": lambda: reference.unfold_embed(
             whole(images), 3, args.dimension, args.dimension
         ),
         "cut network, unfolded": lambda: reference.unfold_embed(
             model.features.aggregator(images), 3, args.dimension, args.dimension
         ),
-        "product (cut network, fused pooling)": lambda: model._embed(images)[0],
+        PRODUCT: lambda: model._embed(images)[0],
         "backbone of the product alone": lambda: model.features.aggregator(images)[0],
     }
+
+
+def main() -> None:
+    """Measure, print and write the results."""
+    args = parse_arguments()
+    forms = make_forms(args)
     seconds: dict[str, list[float]] = {name: [] for name in forms}
     with torch.no_grad():
         values = {name: form() for name, form in forms.items()}  # a first round to warm up
@@ -85,15 +97,15 @@ def main() -> None:
                 start = time.perf_counter()
                 form()
                 seconds[name].append(time.perf_counter() - start)
-    names = list(forms)
-    difference = (values[names[0]] - values[names[2]]).abs().max().item()
-    base = statistics.median(seconds[names[0]])
+    expected = values[next(iter(forms))]
+    difference = (expected - values[PRODUCT]).abs().max().item()
+    base = statistics.median(next(iter(seconds.values())))
     machine = f"{processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
     rows = [
         {
             "form": name, "median_s": round(statistics.median(times), 3), "min_s": round(min(times), 3),
             "ratio": round(base / statistics.median(times), 2), "max_difference": f"{difference:.2g}",
-            "largest_value": f"{values[names[0]].abs().max().item():.3g}", "backbone": args.backbone,
+            "largest_value": f"{expected.abs().max().item():.3g}", "backbone": args.backbone,
             "batch": args.batch, "size": args.size, "repeats": args.repeats, "machine": machine,
         }
         for name, times in seconds.items()

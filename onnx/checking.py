@@ -14,7 +14,6 @@ import onnxruntime
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from tqdm import tqdm
 
 import metrics
 from datasets.base import is_good
@@ -22,7 +21,7 @@ from datasets.listing import list_images
 from inference.inspector import Inspector
 from inference.judge import Judge
 from inference.loading import open_rgb
-from utils import LOGGER
+from utils import LOGGER, progress_bar
 
 # ------------------------------------------------------------------------------------ against torch
 
@@ -82,7 +81,11 @@ def auroc(judge: Judge, folder: Path) -> float:
     """Image AUROC on a folder with good/ and folders of defects in it."""
     files = list_images(folder, recursive=True)
     labels = [is_defective(file, folder) for file in files]
-    scores = [judge.predict_image(file).score for file in tqdm(files, unit="img")]
+    scores = []
+    with progress_bar(len(files), "img") as bar:
+        for file in files:
+            scores.append(judge.predict_image(file).score)
+            bar.update(1)
     return metrics.compute_imagewise_retrieval_metrics(scores, labels)["auroc"]
 
 

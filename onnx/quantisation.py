@@ -17,11 +17,10 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from onnxruntime.transformers.float16 import convert_float_to_float16
 from onnxruntime.transformers.onnx_model import OnnxModel
 from PIL import Image
-from tqdm import tqdm
 
 from datasets.files import read_rgb
 from inference.inspector import Inspector
-from utils import WorkError, evenly_chosen, reason_of
+from utils import WorkError, evenly_chosen, progress_bar, reason_of
 
 CALIBRATION_IMAGES = 100  # at most
 SMOOTHING_PRODUCTS = 2  # matrix products at the end of the graph that smooth the map
@@ -74,13 +73,16 @@ class CalibrationImages(CalibrationDataReader):
     """
 
     def __init__(self, model: Inspector, paths: Sequence[Path]) -> None:
-        self._model, self._paths = model, iter(tqdm(paths, desc="calibrating", unit="img"))
+        self._model, self._paths = model, iter(paths)
+        self._bar = progress_bar(len(paths), "img", "calibrating")
 
     def get_next(self) -> dict[str, np.ndarray] | None:
         """The next input, None after the last. A model of tiles gets one tile from the middle of each image."""
         path = next(self._paths, None)
         if path is None:
+            self._bar.__exit__(None, None, None)
             return None
+        self._bar.update(1)
         image, tiling = read_rgb(path, self._model.reading), self._model.tiling
         if tiling is not None:
             boxes = tiling.boxes(*image.size)

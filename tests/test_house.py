@@ -50,7 +50,7 @@ NEVER = (  # whatever the order says
     ("synthesis", "inference"),
     ("generation", "inference"),
 )
-SCRIPTS = ("onnx", "tools")
+SCRIPTS = ("onnx", "tools", "benchmarks")
 LONGEST_FILE, LONGEST_FUNCTION, MOST_METHODS = 400, 50, 15
 # what is longer, with the reason
 LONGER = {

@@ -24,7 +24,6 @@ import torch.nn.functional as F
 from safetensors.torch import save as as_safetensors
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 import backbones
 from backbones import EMBEDDED_FILE, EMBEDDED_WIDTH, HalfResNet18
@@ -35,7 +34,17 @@ from datasets.textures import FileTextures
 from networks.weights import unreadable
 from tools.pictures import Crops, find_photographs, read_photographs
 from training import saving
-from utils import IMAGENET_MEAN, IMAGENET_STD, InputError, WorkError, choose_device, make_folder, seeded, write_bytes
+from utils import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    InputError,
+    WorkError,
+    choose_device,
+    make_folder,
+    progress_bar,
+    seeded,
+    write_bytes,
+)
 
 LAYERS = ("layer2", "layer3")
 TEACHER_CHANNELS, STUDENT_CHANNELS = (128, 256), (2 * EMBEDDED_WIDTH, 4 * EMBEDDED_WIDTH)
@@ -229,7 +238,7 @@ def save_weights(student: nn.Module, path: Path) -> None:
 
 def _with_bar(loader: DataLoader, first: int, total: int, batch: int) -> Iterator[tuple[int, Tensor]]:
     """Number and crops of each step, under a progress bar."""
-    with tqdm(total=total * batch, initial=first * batch, unit="crop", mininterval=5, dynamic_ncols=True) as bar:
+    with progress_bar(total * batch, "crop", initial=first * batch) as bar:
         for number, crops in enumerate(loader, first):
             yield number, crops
             bar.update(batch)

@@ -19,16 +19,6 @@ from inference import checkpoint
 from utils import InputError, WorkError
 
 
-@pytest.fixture(scope="module")
-def folder(trained):
-    return trained[0] / "models" / "backbone_0" / "custom_disc"
-
-
-@pytest.fixture(scope="module")
-def model(folder):
-    return load_checkpoint(folder)
-
-
 def test_arrays_files_and_pil_images_give_the_same_result(tiny, model):
     path = sorted((tiny[0] / "disc/test/blot").iterdir())[0]
     picture = Image.open(path).convert("RGB")

@@ -18,18 +18,7 @@ import torch
 from helpers import ROOT, cli, shape_of_part
 from PIL import Image
 
-from glass import load_checkpoint
 from inference import checkpoint, predict
-
-
-@pytest.fixture(scope="module")
-def folder(trained):
-    return trained[0] / "models" / "backbone_0" / "custom_disc"
-
-
-@pytest.fixture(scope="module")
-def model(folder):
-    return load_checkpoint(folder)
 
 
 def run(*arguments, **kwargs):
