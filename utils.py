@@ -189,6 +189,12 @@ def progress_bar(
     )  # fmt: skip
 
 
+def refuse_former_command(name: str) -> int:
+    """Name the command that took the place of a module, in one line on standard error; returns the exit code."""
+    sys.stderr.write(f"Error: this module is no command; use python main.py {name}\n")
+    return 2
+
+
 def evenly_chosen(count: int, most: int) -> list[int]:
     """Indices of at most `most` of `count` items, ascending and evenly spaced, the first and the last among them."""
     chosen = min(count, most)

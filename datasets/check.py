@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +19,7 @@ from datasets.files import DEFAULT, ReadOptions, read_header, read_rgb
 from datasets.headers import Header
 from datasets.listing import list_images
 from datasets.masks import lies_on_stored_pixels, read_mask
-from utils import WorkError, cores, progress_bar
+from utils import WorkError, cores, progress_bar, refuse_former_command
 
 Kind = Literal["unreadable", "mask_size", "empty", "same_stem", "train_and_test", "layout"]
 Item, Result = TypeVar("Item"), TypeVar("Result")
@@ -289,3 +290,9 @@ def describe_pages(headers: Mapping[Path, Header]) -> str:
 def show_hxw(size: tuple[int, int]) -> str:
     """A (width, height) as HxW."""
     return f"{size[1]}x{size[0]}"
+
+
+if (
+    __name__ == "__main__"
+):  # it was a command once; a script that still calls it must not go on
+    sys.exit(refuse_former_command("check"))

@@ -9,6 +9,7 @@ harm than a part of the object that never gets one.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from utils import InputError
+from utils import InputError, refuse_former_command
 
 EXAMINED = 40  # images of a class, at least, if it has as many
 
@@ -238,3 +239,9 @@ def resize_mask(values: NDArray[Any], size: tuple[int, ...]) -> NDArray[np.float
     # INTER_LINEAR would miss thin parts when it shrinks
     interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
     return cv2.resize(values.astype(np.float32), size, interpolation=interpolation)
+
+
+if (
+    __name__ == "__main__"
+):  # it was a command once; a script that still calls it must not go on
+    sys.exit(refuse_former_command("foreground"))

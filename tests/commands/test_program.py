@@ -126,3 +126,13 @@ def test_the_document_of_options_is_what_the_commands_say():
         for option in front.main.get_command(None, name).params:
             if isinstance(option, click.Option):
                 assert f"{option.opts[-1]}`" in text
+
+
+@pytest.mark.parametrize("name", ["check", "foreground"])
+def test_modules_that_were_commands_name_the_command(name):
+    done = subprocess.run(
+        [sys.executable, "-m", f"datasets.{name}", "mvtec", "/none"], cwd=ROOT, capture_output=True, text=True,
+        timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr == f"Error: this module is no command; use python main.py {name}\n"
