@@ -1,5 +1,7 @@
 """What several tests use: weights and inputs that can be made again anywhere, small data sets, the command line."""
 
+import copy
+import functools
 import os
 import shutil
 import subprocess
@@ -13,6 +15,7 @@ import pytest
 import torch
 import torchvision
 from click.testing import CliRunner
+from forked import Forked, run_main
 from PIL import Image
 
 from datasets import ImageSettings, MVTecLayout, TrainDataset, open_textures
@@ -50,13 +53,23 @@ def fill(module, seed, scale=1.0):
     module.load_state_dict(state)
 
 
-def make_glass(net="resnet18", layers=("layer2", "layer3"), size=(64, 64), seed=0, scale=0.1, **settings):
-    """A GLASS on the CPU whose every weight follows the golden rule from `seed`."""
+@functools.lru_cache(maxsize=8)
+def filled_backbone(net, seed):
+    """A network of torchvision whose weights follow the golden rule; drawing them takes longer than many a test."""
     backbone = torchvision.models.get_model(net, weights=None)
     fill(backbone, seed)
+    return backbone.eval()
+
+
+def make_glass(net="resnet18", layers=("layer2", "layer3"), size=(64, 64), seed=0, scale=0.1, **settings):
+    """A GLASS on the CPU whose every weight follows the golden rule from `seed`."""
     settings = {"pretrain_embed_dimension": 96, "target_embed_dimension": 96} | settings
     model = GLASS("cpu").load(
-        backbone=backbone.eval(), layers_to_extract_from=layers, device="cpu", input_shape=(3, *size), **settings
+        backbone=copy.deepcopy(filled_backbone(net, seed)),
+        layers_to_extract_from=layers,
+        device="cpu",
+        input_shape=(3, *size),
+        **settings,
     )
     if model.pre_projection is not None:
         fill(model.pre_projection, seed + 1, scale)
@@ -137,13 +150,9 @@ DATASET = [
 ]
 
 
-def cli_process(*arguments, cwd=ROOT, **kwargs):
-    """Run the command line as a user does, as a process of its own; standard output and error together."""
-    env = {**os.environ, "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, str(ROOT / "main.py"), *map(str, arguments)],
-        cwd=cwd, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=300, **kwargs,
-    )  # fmt: skip
+def cli_process(*arguments, cwd=ROOT, apart=False):
+    """Run the command line in a process of its own, without importing PyTorch again; output and errors together."""
+    return Forked(run_main([str(a) for a in arguments]), cwd, apart=apart).finish()
 
 
 def cli(*arguments, input=None):

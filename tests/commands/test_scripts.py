@@ -1,4 +1,4 @@
-"""The scripts of shell/, run from another folder, with the interpreter of the tests."""
+"""The scripts of shell/, run from another folder, with an interpreter that has imported PyTorch."""
 
 import os
 import shutil
@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from forked import python_for_scripts
 from helpers import NET, ROOT, make_mvtec
 
 SCRIPTS = sorted(p.name for p in (ROOT / "shell").glob("run-*.sh"))
@@ -15,7 +16,7 @@ def script(name, *arguments, cwd, **variables):
     base = {
         "PATH": os.environ["PATH"],
         "HOME": os.environ.get("HOME", "/"),
-        "PYTHON": sys.executable,
+        "PYTHON": str(python_for_scripts()),
     }
     return subprocess.run(
         ["bash", str(ROOT / "shell" / name), *arguments], cwd=cwd, env=base | {k: str(v) for k, v in variables.items()},

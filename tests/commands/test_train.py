@@ -4,8 +4,6 @@ import csv
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 
 import cv2
@@ -14,12 +12,14 @@ import pandas as pd
 import pytest
 import torch
 from click.testing import CliRunner
-from helpers import DATASET, NET, ROOT, cli, cli_process, make_mvtec, train_cli
+from forked import Forked, run_main
+from helpers import DATASET, NET, cli, cli_process, make_mvtec, train_cli
 from test_datasets import make_visa
 
 import backbones
 import main as front
 from reporting import drawing
+from training import saving
 from utils import one_at_a_time
 
 
@@ -153,24 +153,22 @@ def undisturbed(tiny, tmp_path_factory):
 @pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGINT])
 def test_killed_run_started_again_ends_with_the_same_weights(undisturbed, tiny, tmp_path, kill):
     arguments = ["--gpu", -1, "--results_path", tmp_path / "r", *NET, "--meta_epochs", 15, *DATASET, "-d", "disc"]
-    # the state is written after every epoch, or so short a training would end before it is due
-    code = "import main; from training import saving; saving.SAVE_EVERY = 0; main.main(prog_name='main.py')"
-    command_line = [sys.executable, "-c", code, *map(str, arguments), "custom", *map(str, tiny)]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}  # as in this process, for numbers that are the same to the bit
-    # a shell starts background jobs with SIGINT ignored, which a child would inherit
-    running = subprocess.Popen(
-        command_line, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )  # fmt: skip
+    call = [str(argument) for argument in (*arguments, "custom", *tiny)]
+
+    def work():
+        saving.SAVE_EVERY = 0  # after every epoch, or so short a training would end before it is due
+        run_main(call)()
+
+    running = Forked(work)
     latest = tmp_path / "r" / "models" / "backbone_0" / "custom_disc" / "ckpt.pth"
     deadline = time.monotonic() + 120
-    while not list(latest.parent.glob("ckpt_best_*")) and time.monotonic() < deadline and running.poll() is None:
+    while not list(latest.parent.glob("ckpt_best_*")) and time.monotonic() < deadline and running.is_running():
         time.sleep(0.02)
     os.kill(running.pid, kill)
-    printed = running.communicate(timeout=60)[0]
+    done = running.finish(timeout=60)
     if kill == signal.SIGINT:
-        assert running.returncode == 130
-        assert printed.strip().splitlines()[-1] == "Error: stopped; the same command goes on where it was"
+        assert done.returncode == 130
+        assert done.stdout.strip().splitlines()[-1] == "Error: stopped; the same command goes on where it was"
     done = cli(*arguments, "custom", *tiny)
     assert done.returncode == 0, done.stdout
     assert "skipped" not in done.stdout  # it was killed before its end
@@ -220,7 +218,8 @@ def test_without_network_or_weights(tiny, tmp_path, monkeypatch):
     call = ["--gpu", -1, "--results_path", tmp_path / "r"]
     done = cli_process(*call, "net", "-b", "wideresnet50", "dataset", "--fg", 0, "mvtec", *tiny)
     assert done.returncode == 1
-    last = done.stdout.strip().splitlines()[-1]
+    # PyTorch says on standard output, which may be written later, what it downloads
+    last = next(line for line in done.stdout.splitlines() if line.startswith("Error: "))
     assert "wide_resnet50_2-95faca4d.pth" in last
     assert "--weights PATH" in last
     rest = ["dataset", "--fg", 0, "--num_workers", 0, "--resize", 64, "--imagesize", 64, "-d", "disc", "mvtec", *tiny]

@@ -5,8 +5,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 import zlib
 
@@ -15,7 +13,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from helpers import ROOT, cli, shape_of_part
+from forked import Forked, run_main
+from helpers import cli, cli_process, shape_of_part
 from PIL import Image
 
 from inference import checkpoint, predict
@@ -87,11 +86,8 @@ def test_files_folders_patterns_and_lists_are_inputs(folder, tmp_path):
 
 def test_json_lines(folder, tiny, tmp_path):
     (tmp_path / "empty.png").touch()
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "main.py"), "predict", "--checkpoint", str(folder), "--json",
-         str(tiny[0] / "disc/test/good"), str(tmp_path / "empty.png")],
-        text=True, capture_output=True, timeout=120,
-    )  # fmt: skip
+    pictures = (tiny[0] / "disc/test/good", tmp_path / "empty.png")
+    done = cli_process("predict", "--checkpoint", folder, "--json", *pictures, apart=True)
     assert done.returncode == 1
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(lines) == 4
@@ -162,25 +158,20 @@ def test_an_interrupted_run_leaves_whole_rows(folder, tmp_path):
     (tmp_path / "p").mkdir()
     for i in range(400):
         image.save(tmp_path / "p" / f"{i:03d}.png")
-    command = [sys.executable, str(ROOT / "main.py"), "predict", str(tmp_path / "p"), "--checkpoint", str(folder)]
-    command += ["--out", str(tmp_path / "o"), "--batch_size", "1"]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        # a shell starts background jobs with SIGINT ignored, which a child would inherit
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )  # fmt: skip
+    command = [str(tmp_path / "p"), "--checkpoint", str(folder), "--out", str(tmp_path / "o"), "--batch_size", "1"]
+    process = Forked(run_main(["predict", *command]))
     rows = tmp_path / "o" / "predictions.csv"
     for _ in range(600):
         if rows.exists() and rows.read_text().count("\n") > 3:
             break
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    printed = process.communicate(timeout=60)[0]
-    assert process.returncode == 130, printed
-    assert "with --continue the same command goes on" in printed
-    assert "Traceback" not in printed
+    os.kill(process.pid, signal.SIGINT)
+    done = process.finish(timeout=60)
+    assert done.returncode == 130, done.stdout
+    assert "with --continue the same command goes on" in done.stdout
+    assert "Traceback" not in done.stdout
     assert rows.read_text().endswith("\n")
-    done = run(*command[3:], "--continue")
+    done = run(*command, "--continue")
     assert done.returncode == 0, done.stdout
     assert len(table(tmp_path / "o")) == 400
 

@@ -63,8 +63,8 @@ def direct_embedding(model):
     "more", [{}, {"dsc_layers": 3}, {"dsc_layers": 1}, {"mining": 0}, {"dsc_hidden": 64}, {"pre_proj": 2}]
 )
 def test_twenty_steps_lose_as_the_direct_form_does(svd, more):
-    if more == {"dsc_layers": 1}:
-        more = {"dsc_layers": 1, "lr": 1e-5}
+    if more in ({"dsc_layers": 1}, {"pre_proj": 2}):  # otherwise rounding grows from step to step
+        more = {**more, "lr": 1e-5}
     settings_ = {"svd": svd, "lr": 1e-4, "dsc_hidden": 128, **more}
     ours, direct = centred(**settings_), centred(**settings_)
     embed = direct_embedding(direct)
@@ -92,7 +92,7 @@ def test_bf16_gradients_are_those_of_fp32(svd):
     batch = inputs(3)
     features = centred(svd=svd)._embed(batch[0])[0]
     exact, rough = (
-        gradients(centred(svd=svd, lr=0.0, precision=p, dsc_hidden=256), batch, features) for p in ("fp32", "bf16")
+        gradients(centred(svd=svd, lr=1e-9, precision=p, dsc_hidden=256), batch, features) for p in ("fp32", "bf16")
     )
     whole = [torch.cat([g.flatten() for g in found.values()]) for found in (exact, rough)]
     assert float((whole[0] - whole[1]).norm() / whole[0].norm()) < 0.02
