@@ -219,28 +219,39 @@ def test_what_is_remembered_of_a_test_set_holds_no_map(tmp_path):
     assert score_set(model.scorer(), loader, None, memory).maps.shape == first.maps.shape
 
 
-def alive():
+def started_workers():
+    """The workers that were started since this was called, by other loaders than those of earlier tests."""
+    before = {child.pid for child in multiprocessing.active_children()}
+
+    def alive():
+        return sum(child.pid not in before for child in multiprocessing.active_children())
+
+    return alive
+
+
+def wait_for_the_end(alive):
     until = time.monotonic() + 5
-    while multiprocessing.active_children() and time.monotonic() < until:
+    while alive() and time.monotonic() < until:
         time.sleep(0.01)
-    return len(multiprocessing.active_children())
+    return alive()
 
 
 def test_workers_end_when_they_are_not_needed_any_more(tmp_path):
     data, _ = make_mvtec(tmp_path, train=0, good=2, defective=2)
     dataset = TestDataset(MVTecLayout(data).test("disc"), ImageSettings(resize=64, imagesize=64))
     model = make_glass()
+    alive = started_workers()
     loader = make_loader(dataset, 2, 2)
     if not loader.num_workers:
         return
     model.predict(loader)
-    assert len(multiprocessing.active_children()) == loader.num_workers  # they wait for the next reading
+    assert alive() == loader.num_workers  # they wait for the next reading
     end_workers(loader)
-    assert alive() == 0
+    assert wait_for_the_end(alive) == 0
     memory = TestMemory(allocate_cache(model, loader, "disc", 1 << 30))
     found = score_set(model.scorer(), loader, None, memory)
-    assert alive() == 0  # all features are known: no image is read again
+    assert wait_for_the_end(alive) == 0  # all features are known: no image is read again
     np.testing.assert_array_equal(score_set(model.scorer(), loader, tmp_path / "pictures", memory).scores, found.scores)
-    assert alive() == 0
+    assert wait_for_the_end(alive) == 0
     end_workers(None)
     end_workers([])
