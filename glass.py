@@ -7,7 +7,6 @@ training set. t = A(f(I)) is normal, g is t pushed by noise and gradient ascent 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -26,20 +25,20 @@ from inference.features import PRECISIONS, Batch, FeatureCache, PatchFeatures, k
 from inference.head import ScoringHead, build_heads, fold_projection
 from inference.inspector import load_checkpoint
 from inference.scorer import Scorer
-from inference.settings import Settings
+from inference.settings import CONSTANT, Settings
 from loss import focal_loss
-from synthesis.arithmetic import Workspace, linear, quantile, ring_factor
+from synthesis.arithmetic import Workspace, centre_distances, linear, quantile, ring_factor
 from synthesis.gas import GASResult, gas
 from synthesis.slope import try_to_compile
 from training import testing
+from training.averaging import AveragedWeights
 from training.evaluation import Predictions
-from training.record import STEP_FIGURES
+from training.record import StepFigures
+from training.schedule import rate_factor
 from training.trainer import Loaders, Trainer
-from utils import InputError, WorkError, choose_precision
+from utils import choose_precision
 
 __all__ = ["GLASS", "load_checkpoint"]
-
-READ_EVERY = 8  # steps on CUDA: reading a value waits for all work that the device has been given before
 
 
 class GLASS:
@@ -50,6 +49,7 @@ class GLASS:
         features: backbone and pooling, which compute f(I).
         discriminator, pre_projection: D and A (`pre_projection` is None with `pre_proj=0`).
         c: the centre of each location, (P, C).
+        averaged: the averaged weights, which score; None without `average`.
         svd: 0 manifold, 1 hypersphere.
         extra_config: further plain values for checkpoints (settings of the data), set by the caller.
         results_path: folder of the pictures; None writes none.
@@ -130,6 +130,8 @@ class GLASS:
         self.pre_projection, self.discriminator = build_heads(self.settings, self.device)
         self.generator = torch.Generator(self.device).manual_seed(self.settings.seed)
         self._build_optimisers()
+        parts = self.pre_projection, self.discriminator
+        self.averaged = AveragedWeights(*parts, self.settings.average) if self.settings.average else None
         updates = self.settings.step if self.settings.mining else 0
         self._fused = try_to_compile(self.settings.dsc_layers, updates, self.device) if self.settings.compile else None
         self._workspace = Workspace()
@@ -186,10 +188,6 @@ class GLASS:
         """A(f(I)), (B, 3, H, W) → (B·P, C)."""
         return self._project(self._embed(images)[0])
 
-    def _distances(self, projected: Tensor) -> Tensor:
-        """‖x − c‖ of projected features, (B·P, C) → (B·P,). Image by image, which needs no large buffer."""
-        return torch.cat([(patches - self.c).norm(dim=1) for patches in projected.split(len(self.c))])
-
     def set_mode(self, training: bool) -> None:
         """Set all parts to training or evaluation mode; a frozen backbone stays in evaluation mode."""
         for module in (self.features.aggregator, self.pre_projection, self.discriminator):
@@ -218,47 +216,61 @@ class GLASS:
         anomalous = mask_s.to(self.device, non_blocking=True).flatten() > 0  # (N,)
         f_true = self._embed(image)[0] if features is None else features  # (N, C)
         f_local = self._embed(aug)[0]  # (N, C)
+        f_true, true_centre = self._some(self.settings.ascent_share, f_true, self.c)
+        f_local, anomalous, local_centre = self._some(self.settings.local_share, f_local, anomalous, self.c)
         # on the manifold no gradient flows through t
         true = self._project(f_true) if self.svd else self._project_roughly(f_true)  # (N, C)
-        true_distance, local_distance = self._distances(true.detach()), self._distances(self._project_roughly(f_local))
-        normal = torch.cat([~anomalous, torch.ones_like(anomalous)])  # (2·N,)
+        true_distance = centre_distances(true.detach(), true_centre)
+        local_distance = centre_distances(self._project_roughly(f_local), local_centre)
+        normal = torch.cat([~anomalous, torch.ones(len(true), dtype=torch.bool, device=self.device)])  # (2·N,)
         r_t = quantile(torch.cat([local_distance, true_distance]), self.settings.radius, normal)
         r_f = quantile(local_distance, self.settings.radius, anomalous)
         folded = fold_projection(self.pre_projection, self.discriminator.first)
-        ascent = self._ascend(true, linear(f_true, *folded, self.dtype), r_t)
+        ascent = self._ascend(true, linear(f_true, *folded, self.dtype), true_centre, r_t)
         local_y = linear(f_local, *folded, self.dtype)  # (N, hidden)
         if self.svd:
-            local_y = self._pushed_out(local_y, f_local, anomalous, r_t)
+            local_y = self._pushed_out(local_y, f_local, local_centre, anomalous, r_t)
         local_scores = self.discriminator.after_first(local_y).squeeze(1)  # (N,)
         loss = ascent.loss + self._local_loss(local_scores, anomalous)
         with self.features.aggregator.exact():  # for the backward pass of a trained backbone
             loss.backward()
         for optimiser in self.optimisers.values():
             optimiser.step()
+        if self.averaged is not None:
+            self.averaged.update()
         shares = self._shares(ascent, local_scores.detach(), anomalous)
         return {"loss": loss.detach(), **shares, "r_t": r_t, "r_g": ascent.r_g, "r_f": r_f}
 
-    def _ascend(self, true: Tensor, true_y: Tensor, r_t: Tensor) -> GASResult:
-        """GAS from t (N, C); `true_y` (N, hidden) is the output of D's first layer for t."""
+    def _some(self, share: float, *rows: Tensor) -> list[Tensor]:
+        """A share of the locations, drawn at random but alike for all images, of tensors (n·P, …) and of c (P, C)."""
+        if share == 1:
+            return list(rows)
+        locations = len(self.c)
+        count = max(2, round(share * locations))
+        chosen = torch.randperm(locations, generator=self.generator, device=self.device)[:count]
+        return [x.unflatten(0, (-1, locations))[:, chosen].flatten(0, 1) for x in rows]
+
+    def _ascend(self, true: Tensor, true_y: Tensor, centre: Tensor, r_t: Tensor) -> GASResult:
+        """GAS from t (N, C) with the centres of its locations; `true_y` (N, hidden) is D's first layer for t."""
         settings = self.settings
         noise = self._workspace.take("noise", true).normal_(generator=self.generator).mul_(settings.noise)
         return gas(
-            self.discriminator, true, noise, self.c,
+            self.discriminator, true, noise, centre,
             r_t=r_t, svd=self.svd, step=settings.step, mining=settings.mining, radius=settings.radius,
             true_y=true_y, dtype=self.dtype, fused=self._fused, workspace=self._workspace,
         )  # fmt: skip
 
-    def _pushed_out(self, local_y: Tensor, f_local: Tensor, anomalous: Tensor, r_t: Tensor) -> Tensor:
+    def _pushed_out(self, local_y: Tensor, f_local: Tensor, centre: Tensor, anomalous: Tensor, r_t: Tensor) -> Tensor:
         """The first layer's outputs for u (N, hidden), with anomalous rows moved to [2·r_t, 4·r_t] away from c.
 
         The layer is linear, so moving u along its ray from c moves its y along the ray from the y of c.
         """
         # indexing with a mask would wait for the GPU to count the rows; there all rows are computed
         rows = slice(None) if local_y.is_cuda else anomalous.nonzero()[:, 0]
-        locations = torch.arange(len(self.c), device=self.device).repeat(len(local_y) // len(self.c))[rows]
-        norm = (self._project(f_local[rows]) - self.c[locations]).norm(dim=1, keepdim=True)  # (n, 1)
+        locations = torch.arange(len(centre), device=self.device).repeat(len(local_y) // len(centre))[rows]
+        norm = (self._project(f_local[rows]) - centre[locations]).norm(dim=1, keepdim=True)  # (n, 1)
         first = self.discriminator.first
-        centre_y = linear(self.c, first.weight, first.bias, self.dtype)[locations]  # (n, hidden)
+        centre_y = linear(centre, first.weight, first.bias, self.dtype)[locations]  # (n, hidden)
         moved = centre_y + (local_y[rows] - centre_y) * ring_factor(norm, 2 * r_t, 4 * r_t)
         if isinstance(rows, slice):
             return torch.where(anomalous.unsqueeze(1), moved, local_y)
@@ -276,12 +288,12 @@ class GLASS:
         """The shares of normal rows with a score below the margin, and of anomalous rows with a score not below it."""
         margin = self.settings.dsc_margin
         below, above = local_scores < margin, local_scores >= margin
-        rows, local_anomalies = len(anomalous), anomalous.sum()
+        true_rows, local_rows, local_anomalies = len(ascent.true_scores), len(anomalous), anomalous.sum()
         true_correct = (ascent.true_scores < margin).sum() + (below & ~anomalous).sum()
         fake_correct = (ascent.fake_scores >= margin).sum() + (above & anomalous).sum()
         return {
-            "p_true": true_correct / (2 * rows - local_anomalies),
-            "p_fake": fake_correct / (rows + local_anomalies),
+            "p_true": true_correct / (true_rows + local_rows - local_anomalies),
+            "p_fake": fake_correct / (true_rows + local_anomalies),
         }
 
     @torch.no_grad()
@@ -313,37 +325,45 @@ class GLASS:
             InputError: the loader is empty.
             WorkError: a loss is not finite.
         """
-        figures, unread, samples = [], [], 0
-        every = READ_EVERY if self.device.type == "cuda" else 1
+        samples, figures = 0, StepFigures(epoch, self.device.type == "cuda", progress, shown)
         sampler = getattr(loader, "sampler", None)
         if hasattr(sampler, "set_epoch"):
             sampler.set_epoch(epoch)
         if cache is not None and hasattr(sampler, "known"):
             sampler.known = cache.knows
-        for batch in loader:
+        for number, batch in enumerate(loader):
+            self._set_rate(epoch, number, loader)
             features = kept_features(self.features, batch, cache)
             step_figures = self.train_step(batch.get("image"), batch["aug"], batch["mask_s"], features)
-            unread.append(torch.stack([step_figures[name].float() for name in STEP_FIGURES]))
+            figures.add(step_figures, len(batch["aug"]))
             samples += len(batch["aug"])
-            if len(unread) == every:
-                figures += _read_figures(unread, epoch)
-                unread = []
-            if progress is not None:
-                _show(progress, figures, shown)
-                progress.update(len(batch["aug"]))
             if samples > self.settings.limit:
                 break
-        figures += _read_figures(unread, epoch)
-        if not figures:
-            raise InputError("the training set has no image")
-        return dict(zip(STEP_FIGURES, np.mean(figures, axis=0).tolist(), strict=True))
+        return figures.means()
+
+    def _set_rate(self, epoch: int, number: int, loader: Iterable[Batch]) -> None:
+        """Set the learning rate of a step of an epoch, both from 0, as `schedule` says."""
+        if self.settings.schedule == CONSTANT:
+            return
+        steps = len(loader)  # all epochs have as many
+        factor = rate_factor(self.settings.schedule, epoch * steps + number, self.settings.meta_epochs * steps)
+        for optimiser in self.optimisers.values():
+            for group in optimiser.param_groups:
+                group["lr"] = factor * optimiser.defaults["lr"]
 
     # -------------------------------------------------------------------------------------- scoring
 
     def scorer(self, dtype: torch.dtype = torch.float32) -> Scorer:
         """A scorer with the current weights; sets all parts to evaluation mode."""
         self.set_mode(False)
-        return Scorer(self.features, ScoringHead(self.pre_projection, self.discriminator, dtype), self.segmentor)
+        discriminator, projection = self.scoring_parts
+        return Scorer(self.features, ScoringHead(projection, discriminator, dtype), self.segmentor)
+
+    @property
+    def scoring_parts(self) -> tuple[nn.Module, nn.Module | None]:
+        """D and A (None without one) with the weights that score: averaged, if `average` says so."""
+        parts = self.averaged
+        return (self.discriminator, self.pre_projection) if parts is None else (parts.discriminator, parts.projection)
 
     @contextmanager
     def scored_as_predicted(self) -> Iterator[Scorer]:
@@ -375,24 +395,3 @@ class GLASS:
     def predict(self, loader: Iterable[Batch] | Tensor, pictures: Path | None = None) -> Predictions:
         """Scores and maps of a test set; see `training.testing.score_set`."""
         return testing.score_set(self.scorer(), loader, pictures)
-
-
-def _show(progress: tqdm, figures: list[list[float]], shown: str) -> None:
-    """Show the figures of the last step after the bar."""
-    if figures:
-        values = dict(zip(STEP_FIGURES, figures[-1], strict=True))
-        line = "loss {loss:.3f} p {p_true:.2f}/{p_fake:.2f} r {r_t:.2f}/{r_g:.2f}/{r_f:.2f} "
-        progress.set_postfix_str(line.format(**values) + shown, refresh=False)
-
-
-def _read_figures(unread: list[Tensor], epoch: int) -> list[list[float]]:
-    """The figures of some steps, waiting for the device only once.
-
-    Raises:
-        WorkError: a loss is not finite.
-    """
-    values = torch.stack(unread).tolist() if unread else []
-    for loss, *_ in values:
-        if not math.isfinite(loss):
-            raise WorkError(f"the loss became {loss} in epoch {epoch}; try a smaller --lr or --noise")
-    return values

@@ -14,6 +14,7 @@ from utils import InputError
 AUTO, OFF = "auto", "off"
 SELECTIONS = ("best", "last", "val")
 PRECISION_NAMES = ("fp32", "bf16")
+CONSTANT, ONE_CYCLE = SCHEDULES = ("constant", "one_cycle")
 MAX_LR = 1e30  # Adam's first step is proportional to the learning rate and must not overflow in float32
 SAME = object()  # the command line uses the default of the field
 
@@ -105,6 +106,35 @@ class Settings:
         cli_default=None,
     )
     step: int = _setting(20, "Number of steps of gradient ascent.", low=0)
+    ascent_share: float = _setting(
+        1.0,
+        "Share of the locations that noise and gradient ascent use in a step, drawn anew for each; 1 is published.",
+        low=0,
+        high=1,
+        open_low=True,
+    )
+    local_share: float = _setting(
+        1.0,
+        "Share of the locations of the images with local anomalies that a step uses, likewise; 1 is published.",
+        low=0,
+        high=1,
+        open_low=True,
+    )
+    schedule: str = _setting(
+        CONSTANT,
+        (
+            "Learning rate in the course of the training: constant, as published, or one_cycle, which rises to --lr "
+            "and then falls to 0 with the last epoch."
+        ),
+        choices=SCHEDULES,
+    )
+    average: float = _setting(
+        0.0,
+        "Score with an exponential average of the weights, with this decay per step; 0, as published, does not.",
+        low=0,
+        high=1,
+        open_high=True,
+    )
     limit: int = _setting(392, "An epoch ends once more samples than this have been used.", low=1)
     seed: int = _internal(0)
     precision: str = _setting(

@@ -48,6 +48,11 @@ def quantile(x: Tensor, q: float, among: Tensor | None = None) -> Tensor:
     return torch.where(count > 0, result, math.nan)
 
 
+def centre_distances(projected: Tensor, centre: Tensor) -> Tensor:
+    """‖x − c‖ of projected features, (B·P, C) → (B·P,). Image by image, which needs no large buffer."""
+    return torch.cat([(patches - centre).norm(dim=1) for patches in projected.split(len(centre))])
+
+
 class _Linear(torch.autograd.Function):
     """x·weightᵀ + bias in float32, with the products of the backward pass in another number format."""
 

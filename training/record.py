@@ -7,8 +7,76 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from utils import InputError, WorkError
+
 Figures = dict[str, Any]
 STEP_FIGURES = ("loss", "p_true", "p_fake", "r_t", "r_g", "r_f")  # see `GLASS.train_step`
+
+
+READ_EVERY = 8  # steps on CUDA: reading a value waits for all work that the device has been given before
+
+
+class StepFigures:
+    """Collects the figures of the steps of an epoch, and shows them after its progress bar.
+
+    Args:
+        epoch: counted from 0, for messages.
+        on_cuda: whether the figures are on a GPU, where they are read for several steps at once.
+        progress: a bar that counts samples.
+        shown: text for the bar, after the step's figures.
+    """
+
+    def __init__(self, epoch: int, on_cuda: bool, progress: tqdm | None = None, shown: str = "") -> None:
+        self.epoch, self.progress, self.shown = epoch, progress, shown
+        self._every = READ_EVERY if on_cuda else 1
+        self._read: list[list[float]] = []
+        self._unread: list[Tensor] = []
+
+    def add(self, figures: Mapping[str, Tensor], samples: int) -> None:
+        """Add a step with this number of samples.
+
+        Raises:
+            WorkError: a loss is not finite.
+        """
+        self._unread.append(torch.stack([figures[name].float() for name in STEP_FIGURES]))
+        if len(self._unread) == self._every:
+            self._read_all()
+        if self.progress is not None:
+            self._show()
+            self.progress.update(samples)
+
+    def means(self) -> dict[str, float]:
+        """The mean over the steps of each of `STEP_FIGURES`.
+
+        Raises:
+            InputError: there was no step.
+            WorkError: a loss is not finite.
+        """
+        self._read_all()
+        if not self._read:
+            raise InputError("the training set has no image")
+        return dict(zip(STEP_FIGURES, np.mean(self._read, axis=0).tolist(), strict=True))
+
+    def _read_all(self) -> None:
+        """Read the figures of some steps, waiting for the device only once."""
+        values = torch.stack(self._unread).tolist() if self._unread else []
+        for loss, *_ in values:
+            if not math.isfinite(loss):
+                raise WorkError(f"the loss became {loss} in epoch {self.epoch}; try a smaller --lr or --noise")
+        self._read += values
+        self._unread = []
+
+    def _show(self) -> None:
+        """Show the figures of the last step that was read after the bar."""
+        if self._read:
+            values = dict(zip(STEP_FIGURES, self._read[-1], strict=True))
+            line = "loss {loss:.3f} p {p_true:.2f}/{p_fake:.2f} r {r_t:.2f}/{r_g:.2f}/{r_f:.2f} "
+            self.progress.set_postfix_str(line.format(**values) + self.shown, refresh=False)
 
 
 @dataclass

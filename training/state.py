@@ -10,7 +10,7 @@ from torch import Tensor
 
 from inference import checkpoint
 from inference.checkpoint import load_parts
-from inference.settings import as_json_has_it
+from inference.settings import CONSTANT, as_json_has_it
 from training import saving
 from training.record import Record
 from utils import LOGGER, InputError, WorkError
@@ -116,6 +116,7 @@ class TrainingState:
             "optimisers": {name: optimiser.state_dict() for name, optimiser in self.model.optimisers.items()},
             "random_state": self.model.generator.get_state(),
             "record": record.plain(),
+            **({"in_training": self.model.averaged.training_state()} if self.model.averaged else {}),
         }
 
     def _resume(self) -> Record:
@@ -143,6 +144,8 @@ class TrainingState:
         # would have to wait if they were on the device
         state = load_weights(self.model, self.latest, checkpoint.load(self.latest))
         record = Record.of(state["record"])
+        if self.model.averaged is not None:
+            self.model.averaged.resume(state["in_training"])
         for key, optimiser in self.model.optimisers.items():
             optimiser.load_state_dict(state["optimisers"][key])
         self._resume_noise(state["random_state"], record.epoch)
@@ -167,9 +170,10 @@ class TrainingState:
 
 def weights_of(model: GLASS, figures: Mapping[str, Any]) -> dict[str, Any]:
     """The content of a checkpoint of the model, with the metrics of its epoch."""
-    state = {"discriminator": model.discriminator.state_dict(), "config": model.config, "metrics": dict(figures)}
-    if model.pre_projection is not None:
-        state["pre_projection"] = model.pre_projection.state_dict()
+    discriminator, projection = model.scoring_parts
+    state = {"discriminator": discriminator.state_dict(), "config": model.config, "metrics": dict(figures)}
+    if projection is not None:
+        state["pre_projection"] = projection.state_dict()
     if model.settings.train_backbone:
         state["backbone"] = model.features.aggregator.backbone.state_dict()
     return state
@@ -193,6 +197,8 @@ def load_weights(model: GLASS, path: Path, state: dict[str, Any] | None = None) 
     state = checkpoint.load(path, model.device) if state is None else state
     backbone = model.features.aggregator.backbone if model.settings.train_backbone else None
     load_parts(path, state, model.discriminator, model.pre_projection, backbone)
+    if model.averaged is not None:
+        model.averaged.restart()
     return state
 
 
@@ -245,10 +251,13 @@ def refuse_other_settings(saved: Mapping[str, Any], model: GLASS) -> None:
         InputError: the message names the settings.
     """
     config = model.config
+    free = (
+        FREE_ON_RESUME if config["schedule"] == CONSTANT else FREE_ON_RESUME - {"meta_epochs"}
+    )  # the rates depend on it
     changed = [
         f"{key} was {saved[key]}, is {config.get(key)}{_hint(key, saved)}"
         for key in saved
-        if key not in FREE_ON_RESUME and as_json_has_it(config.get(key)) != as_json_has_it(saved[key])
+        if key not in free and as_json_has_it(config.get(key)) != as_json_has_it(saved[key])
     ]
     if changed:
         latest, hint = model.model_dir / checkpoint.LATEST, _train_again(model.model_dir)

@@ -1,0 +1,31 @@
+"""Learning rates that change in the course of a training; they depend on the number of the step alone."""
+
+from __future__ import annotations
+
+import math
+
+from inference.settings import ONE_CYCLE
+
+WARM_UP = 0.3  # share of the steps
+FIRST, LAST = 1 / 25, 1e-4  # factors at the first and the last step
+
+
+def rate_factor(schedule: str, step: int, steps: int) -> float:
+    """The factor of the learning rate in one step.
+
+    Args:
+        schedule: `constant`, or `one_cycle`: half a cosine from 1/25 to 1 over the first 30 % of the steps, then half a
+            cosine down to 1/10,000 (Smith and Topin, "Super-convergence", 2019).
+        step: from 0.
+        steps: of the whole training, ≥ 1.
+    """
+    if schedule != ONE_CYCLE:
+        return 1.0
+    peak, last = WARM_UP * steps, max(steps - 1, 1)
+    if step < peak:
+        return _between(FIRST, 1.0, step / peak)
+    return _between(1.0, LAST, min(1.0, (step - peak) / max(last - peak, 1)))
+
+
+def _between(start: float, end: float, share: float) -> float:
+    return end + (start - end) * (1 + math.cos(math.pi * share)) / 2
