@@ -1,7 +1,7 @@
 """Backbones: from a name to a frozen network with its weights.
 
-The names are those of the published code, that of the embedded network, which comes with the project, and `timm:NAME`
-or `torchvision:NAME` for any other model of the two libraries.
+The names are those of the published code, that of the embedded network, whose weights are installed with the
+requirements, and `timm:NAME` or `torchvision:NAME` for any other model of the two libraries.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from pathlib import Path
 import safetensors.torch
 import torch
 import torchvision
-from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock, conv1x1
+from torch import nn
 
+from networks import lite0
 from networks.weights import not_finite, unreadable
 from utils import InputError, WorkError, seeded
 
@@ -66,41 +66,16 @@ TIMM = {
     "efficientnetv2_l": "tf_efficientnetv2_l.in1k",
     "efficientnet_b3a": "efficientnet_b3.ra2_in1k",
 }
-EMBEDDED = "resnet18_half"  # the network that is part of the project, trained by tools/distil.py
-EMBEDDED_FILE = Path(__file__).parent / "weights" / f"{EMBEDDED}.safetensors"
-EMBEDDED_WIDTH = 32  # channels of its layer1; ResNet-18 has 64
-EMBEDDED_DIMENSION = 192  # default for both embeddings: a patch of its layer2 has only 576 values
+EMBEDDED = "efficientnet_lite0"  # the network of networks/lite0.py, whose weights are installed with the requirements
+EMBEDDED_DIMENSION = 152  # default for both embeddings with the published pooling: the number of its channels
+REMOVED = {  # names of earlier versions: what to say about a model that was trained with them
+    "resnet18_half": "was removed in version 1.1.0: use version 1.0.0 for what was trained with it, or train again "
+    f"with -b {EMBEDDED}"
+}
 NAMES = (*TORCHVISION, *TIMM, EMBEDDED)
 AUTO, PREFERRED = "auto", "wideresnet50"
 DEFAULT_DIMENSION = 1536  # default for both embeddings, from the paper
 DOWNLOAD_TIMEOUT = 20  # seconds without an answer
-
-
-class HalfResNet18(nn.Module):
-    """ResNet-18 (He et al., CVPR 2016) up to layer3, with half as many channels and without a classifier.
-
-    layer1, layer2 and layer3 have 32, 64 and 128 channels and a stride of 4, 8 and 16.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(3, EMBEDDED_WIDTH, 7, stride=2, padding=3, bias=False)
-        self.bn1 = nn.BatchNorm2d(EMBEDDED_WIDTH)
-        self.relu = nn.ReLU(inplace=True)
-        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
-        self.layer1 = _blocks(EMBEDDED_WIDTH, EMBEDDED_WIDTH, 1)
-        self.layer2 = _blocks(EMBEDDED_WIDTH, 2 * EMBEDDED_WIDTH, 2)
-        self.layer3 = _blocks(2 * EMBEDDED_WIDTH, 4 * EMBEDDED_WIDTH, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, 3, H, W) → layer3's (B, 128, H/16, W/16)."""
-        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
-        return self.layer3(self.layer2(self.layer1(x)))
-
-
-def _blocks(channels: int, out: int, stride: int) -> nn.Sequential:
-    shortcut = nn.Sequential(conv1x1(channels, out, stride), nn.BatchNorm2d(out)) if stride > 1 else None
-    return nn.Sequential(BasicBlock(channels, out, stride, shortcut), BasicBlock(out, out))
 
 
 @dataclass(frozen=True)
@@ -129,10 +104,12 @@ def resolve(name: str) -> tuple[str, str]:
     """The library and the model that a backbone name stands for, e.g. (`torchvision`, `wide_resnet50_2`).
 
     Raises:
-        InputError: the name is unknown.
+        InputError: the name is unknown, or that of a network that was removed.
     """
     if name == EMBEDDED:
         return "embedded", name
+    if name in REMOVED:
+        raise InputError(f"backbone {name!r} {REMOVED[name]}")
     library, _, model = name.partition(":")
     if model and library == "timm":
         import timm  # slow, and needed for its own models alone
@@ -158,6 +135,11 @@ def default_dimension(name: str) -> int:
     return EMBEDDED_DIMENSION if name == EMBEDDED else DEFAULT_DIMENSION
 
 
+def default_pooling(name: str) -> str:
+    """The default of the setting `pooling`; the few channels of the embedded network are kept apart."""
+    return "channels" if name == EMBEDDED else "published"
+
+
 def choose(loaded: dict[str, nn.Module] | None = None) -> tuple[str, str]:
     """The backbone that `auto` stands for: the paper's network if its weights are available, else the embedded one.
 
@@ -175,8 +157,8 @@ def choose(loaded: dict[str, nn.Module] | None = None) -> tuple[str, str]:
         lines = str(cause).strip().splitlines()
         reason = f"{type(cause).__name__}: {lines[0]}" if lines else type(cause).__name__
         return EMBEDDED, (
-            f"it comes with the project, and the weights of {PREFERRED}, the paper's network, are not in the cache and "
-            f"cannot be downloaded ({reason[:160]})"
+            f"it is installed with the project, and the weights of {PREFERRED}, the paper's network, are not in the "
+            f"cache and cannot be downloaded ({reason[:160]})"
         )
     return PREFERRED, "the paper's network"
 
@@ -186,7 +168,7 @@ def load(name: str, weights: str | Path = "pretrained", seed: int = 0) -> nn.Mod
 
     Args:
         name: one of `NAMES`, `timm:NAME` or `torchvision:NAME`.
-        weights: `pretrained` (ImageNet weights, V1 for torchvision; for the embedded network those in the project),
+        weights: `pretrained` (ImageNet weights, V1 for torchvision; for the embedded network those of its package),
             `random`, or the path of a state dict (.pth or .safetensors), which may end after the last layer used.
         seed: of the random weights; the global random state does not change.
 
@@ -195,14 +177,15 @@ def load(name: str, weights: str | Path = "pretrained", seed: int = 0) -> nn.Mod
 
     Raises:
         InputError: an unknown name, or a weights file that cannot be used.
-        WorkError: the weights are not in the cache and cannot be downloaded.
+        WorkError: the weights are not in the cache and cannot be downloaded, or the package that contains those of the
+            embedded network is missing or damaged.
     """
     library, model = resolve(name)
     missing: frozenset[str] = frozenset()
     with seeded(seed):
         backbone = _build(library, model)
     if str(weights) == "pretrained" and library == "embedded":
-        missing = _load_file(backbone, name, EMBEDDED_FILE)
+        backbone.load_state_dict(lite0.pretrained_state())
     elif str(weights) == "pretrained":
         state = _fetch(name, library, model, backbone)
         try:
@@ -220,7 +203,7 @@ def load(name: str, weights: str | Path = "pretrained", seed: int = 0) -> nn.Mod
 
 def _build(library: str, model: str) -> nn.Module:
     if library == "embedded":
-        return HalfResNet18()
+        return lite0.EfficientNetLite0()
     if library == "timm":
         import timm  # slow, and needed for its own models alone
 
@@ -285,6 +268,8 @@ def _load_file(backbone: nn.Module, name: str, path: Path) -> frozenset[str]:
     if not path.is_file():
         raise InputError(f"--weights {path}: no such file; possible: pretrained, random, or the path of a state dict")
     state = _read_state_dict(path)
+    if name == EMBEDDED:
+        state = lite0.in_names_of_timm(state)
     expected = backbone.state_dict()
     shared = expected.keys() & state.keys()
     if not shared:

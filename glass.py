@@ -89,8 +89,8 @@ class GLASS:
         layers_to_extract_from: Iterable[str],
         device: torch.device | str,
         input_shape: tuple[int, int, int],
-        pretrain_embed_dimension: int,
-        target_embed_dimension: int,
+        pretrain_embed_dimension: int | None,
+        target_embed_dimension: int | None,
         **settings: Any,
     ) -> GLASS:
         """Build all parts of the model.
@@ -100,7 +100,8 @@ class GLASS:
             layers_to_extract_from: dotted names of its layers.
             device: of the model.
             input_shape: (3, H, W) of the images.
-            pretrain_embed_dimension, target_embed_dimension, settings: the other fields of `Settings`.
+            pretrain_embed_dimension, target_embed_dimension, settings: the other fields of `Settings`; both dimensions
+                may be None with the `pooling` `channels`.
 
         Raises:
             InputError: a layer, size or value cannot work.
@@ -124,7 +125,7 @@ class GLASS:
         self.dtype = PRECISIONS[precision]
         self.features = PatchFeatures(backbone, self.settings, self.device, self._dtype_of_backbone())
         fingerprint = self.features.aggregator.fingerprint
-        self.settings = replace(self.settings, precision=precision, backbone_hash=fingerprint)
+        self.settings = replace(self.features.settings, precision=precision, backbone_hash=fingerprint)
         self.svd = self.settings.svd
         self.segmentor = RescaleSegmentor(self.device, self.settings.image_size)
         self.pre_projection, self.discriminator = build_heads(self.settings, self.device)

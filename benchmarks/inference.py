@@ -2,9 +2,10 @@
 
     .venv/bin/python benchmarks/inference.py [--backbone wideresnet50 --dimension 1536 --size 288] [--gpu 0] [--onnx]
 
-All forms use the same random weights and images and take turns. `direct` is the whole network with hooks, unfolded
-neighbourhoods, A, D and its batch norms one after another, and scipy's Gaussian filter for each map; `backbone` is the
-cut and folded network alone, a lower bound. --onnx adds the exported graph in float32 and int8, which starts from uint8
+The pooling is the default of the backbone; --dimension belongs to that of the paper. All forms use the same random
+weights and images and take turns. `direct` is the whole network with hooks, unfolded neighbourhoods, A, D and its batch
+norms one after another, and scipy's Gaussian filter for each map; `backbone` is the cut and folded network alone, a
+lower bound. --onnx adds the exported graph in float32 and int8, which starts from uint8
 images while the others get prepared ones. Medians and ratios are printed and written to
 benchmarks/results/inference_<backbone>.csv with the name of the machine.
 """
@@ -38,7 +39,7 @@ from inference.features import PRECISIONS, PatchFeatures  # noqa: E402
 from inference.head import ScoringHead, build_heads  # noqa: E402
 from inference.inspector import Inspector  # noqa: E402
 from inference.scorer import Scorer  # noqa: E402
-from inference.settings import Settings  # noqa: E402
+from inference.settings import CHANNELS, Settings  # noqa: E402
 from tools import script  # noqa: E402
 
 LAYERS = ["layer2", "layer3"]
@@ -51,6 +52,8 @@ class Bench:
         self.args, self.size = args, (args.size, args.size)
         self.device = torch.device("cpu" if args.gpu < 0 else f"cuda:{args.gpu}")
         self.backbone = backbones.load(args.backbone, "random", 0)
+        self.pooling = backbones.default_pooling(args.backbone)
+        self.dimensions = (None, None) if self.pooling == CHANNELS else (args.dimension, args.dimension)
         self.settings = ImageSettings(resize=args.size, imagesize=args.size)
         self.models = {precision: self._inspector(precision) for precision in PRECISIONS}
         self.whole = whole_network_hooked(copy.deepcopy(self.backbone).to(self.device), LAYERS)
@@ -61,11 +64,11 @@ class Bench:
 
     def _inspector(self, precision: str) -> Inspector:
         settings, dtype = (
-            Settings(LAYERS, (3, *self.size), self.args.dimension, self.args.dimension),
+            Settings(LAYERS, (3, *self.size), *self.dimensions, pooling=self.pooling),
             PRECISIONS[precision],
         )
-        self.heads = build_heads(settings, self.device)
         features = PatchFeatures(self.backbone, settings, self.device, dtype)
+        self.heads = build_heads(features.settings, self.device)
         scorer = Scorer(features, ScoringHead(*self.heads, dtype), RescaleSegmentor(self.device, self.size))
         config = {"backbone": self.args.backbone, "layers_to_extract_from": LAYERS}
         return Inspector(scorer, {"config": config}, self.settings)
@@ -74,7 +77,11 @@ class Bench:
     def direct(self, images: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
         """Scores and maps in the most direct form."""
         projection, discriminator = (head.eval() for head in self.heads)
-        features = reference.unfold_embed(self.whole(images), 3, self.args.dimension, self.args.dimension)
+        maps = self.whole(images)
+        if self.pooling == CHANNELS:
+            features = reference.embed_channels(maps, 3)
+        else:
+            features = reference.unfold_embed(maps, 3, *self.dimensions)
         grid = self.models["fp32"].scorer.features.grid
         scores = discriminator(projection(features)).reshape(len(images), *grid).cpu()
         maps = np.stack([reference.segment(patch_scores, self.size) for patch_scores in scores])

@@ -1,12 +1,13 @@
 """Quality of the features of a frozen backbone without any training: nearest neighbours of patches and of textures.
 
     .venv/bin/python benchmarks/neighbours.py --data MVTEC/bottle --data TILE/magnetic_tile --textures DTD \
-        --held_out bumpy --held_out cobwebbed --held_out braided --teacher resnet18.pth
+        --class_of_textures bumpy --class_of_textures cobwebbed --class_of_textures braided --weights resnet18.pth
 
 For a class, the score of an image is the largest distance of its patches to the nearest of 8,000 patches of good
 training images. For textures, it is measured whether the nearest image, by cosine similarity of the mean and standard
-deviation of each channel, belongs to the same class. The layers are layer2 and layer3; the networks are resnet18_half,
-ResNet-18 with the weights of --teacher, and ResNet-18 with random weights.
+deviation of each channel, belongs to the same class. The layers are layer2 and layer3; the networks are
+efficientnet_lite0, whose layers of these names are scaled, ResNet-18 with the weights of --weights, and ResNet-18 with
+random weights.
 """
 
 from __future__ import annotations
@@ -105,12 +106,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, action="append", default=[])
     parser.add_argument("--textures", type=Path, help="folder with one folder of images per class")
-    parser.add_argument("--held_out", action="append", default=[], help="classes that the distillation did not use")
-    parser.add_argument("--teacher", default="pretrained")
+    parser.add_argument("--class_of_textures", action="append", default=[], help="a folder of --textures")
+    parser.add_argument("--weights", default="pretrained", help="of ResNet-18")
     parser.add_argument("--size", type=int, default=288)
     args = parser.parse_args()
     networks = {
-        "resnet18": backbones.load("resnet18", args.teacher),
+        "resnet18": backbones.load("resnet18", args.weights),
         backbones.EMBEDDED: backbones.load(backbones.EMBEDDED),
         "random": backbones.load("resnet18", "random"),
     }
@@ -119,13 +120,13 @@ def main() -> None:
         for folder in args.data:
             image, pixel = of_class(embedder, folder)
             print(
-                f"{name:14s} {folder.name:16s} image AUROC {100 * image:6.2f}  pixel AUROC {100 * pixel:6.2f}",
+                f"{name:18s} {folder.name:16s} image AUROC {100 * image:6.2f}  pixel AUROC {100 * pixel:6.2f}",
                 flush=True,
             )
         if args.textures:
-            folders = [args.textures / texture for texture in args.held_out]
+            folders = [args.textures / texture for texture in args.class_of_textures]
             share = 100 * of_textures(embedder, folders)
-            print(f"{name:14s} textures         nearest neighbour of the same class {share:5.1f} %")
+            print(f"{name:18s} textures         nearest neighbour of the same class {share:5.1f} %")
 
 
 if __name__ == "__main__":

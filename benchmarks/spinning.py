@@ -26,7 +26,7 @@ BUSY = "while True: sum(range(100000))"
 def training(folder: Path, epochs: int, spin: str | None) -> float:
     """Seconds of one run of main.py, including its start."""
     results = tempfile.mkdtemp(dir=folder)
-    network = f"-b resnet18_half --meta_epochs {epochs} --eval_epochs {epochs} --select last --dsc_hidden 256"
+    network = f"-b efficientnet_lite0 --meta_epochs {epochs} --eval_epochs {epochs} --select last --dsc_hidden 256"
     images = "--resize 256 --imagesize 256 --distribution 2 --fg 0 --num_workers 2 -d plate"
     words = f"--gpu -1 --results_path {results} net {network} dataset {images} folder {folder / 'data'} builtin".split()
     env = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}

@@ -16,7 +16,7 @@ OWN_OPTIONS = [
         ["-b", "--backbone_names"],
         multiple=True,
         default=["auto"],
-        help="Backbone: a published name, timm:NAME, torchvision:NAME, or resnet18_half, whose weights are part of the project; auto: wideresnet50, or resnet18_half if the weights of wideresnet50 cannot be obtained. NAME.seed-N gives a backbone its own seed. Repeat it for a model with each backbone.",
+        help="Backbone: a published name, timm:NAME, torchvision:NAME, or efficientnet_lite0, whose weights are installed with the project; auto: wideresnet50, or efficientnet_lite0 if the weights of wideresnet50 cannot be obtained. NAME.seed-N gives a backbone its own seed. Repeat it for a model with each backbone.",
     ),
     click.Option(
         ["-le", "--layers_to_extract_from"],

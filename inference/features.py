@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,12 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common import Aggregator, NetworkFeatureAggregator, Preprocessing
-from inference.pooling import FusedPooling
-from inference.settings import Settings
+from inference.pooling import ChannelPooling, FusedPooling, Pooling
+from inference.settings import CHANNELS, Settings
 from model import PatchMaker
 from utils import InputError
 
 Batch = Mapping[str, Any]
+DIMENSIONS = ("pretrain_embed_dimension", "target_embed_dimension")
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -27,6 +29,7 @@ class PatchFeatures:
     Attributes:
         aggregator: the cut backbone.
         grid: (H', W') of the patches, the grid of the first layer.
+        settings: those given, with both dimensions decided.
         fused_pooling: the pooling without unfolding; None for dimensions that need the general form.
 
     Args:
@@ -36,13 +39,13 @@ class PatchFeatures:
         dtype: number format of the backbone's computation; the features are float32 in any case.
 
     Raises:
-        InputError: a layer or image size does not fit the backbone.
+        InputError: a layer, an image size or a dimension does not fit the backbone.
     """
 
     def __init__(
         self, backbone: nn.Module, settings: Settings, device: torch.device, dtype: torch.dtype = torch.float32
     ) -> None:
-        self.settings, self.device = settings, device
+        self.device = device
         self.aggregator = NetworkFeatureAggregator(
             backbone,
             settings.layers_to_extract_from,
@@ -63,10 +66,11 @@ class PatchFeatures:
                 "a larger --imagesize or an earlier layer"
             )
         self.patch_maker = PatchMaker(settings.patchsize)
-        dimensions = settings.pretrain_embed_dimension, settings.target_embed_dimension
+        channels = [shape[0] for shape in shapes]
+        dimensions = _dimensions(settings, sum(channels))
+        self.settings = replace(settings, **dict(zip(DIMENSIONS, dimensions, strict=True)))
         self._preprocessing, self._aggregator = Preprocessing(dimensions[0]), Aggregator(dimensions[1])
-        pooling = [shape[0] for shape in shapes], settings.patchsize, *dimensions
-        self.fused_pooling = FusedPooling(*pooling) if FusedPooling.applies(*pooling) else None
+        self.fused_pooling = _pooling(settings, channels, dimensions)
 
     def drop_original(self) -> None:
         """Let go of the original network, which only `in_float32` needs."""
@@ -123,6 +127,28 @@ class PatchFeatures:
             yield
         finally:
             self.aggregator, training.dtype = training, dtype
+
+
+def _dimensions(settings: Settings, channels: int) -> tuple[int, int]:
+    """Both dimensions, where the layers have this many channels in total."""
+    given = settings.pretrain_embed_dimension, settings.target_embed_dimension
+    for name, value in zip(DIMENSIONS, given, strict=True):
+        if settings.pooling == CHANNELS and value not in (None, channels):
+            raise InputError(
+                f"--{name} {value}: with --pooling channels it is the number of channels of the layers, {channels}; "
+                "omit it, or give --pooling published"
+            )
+        if settings.pooling != CHANNELS and value is None:
+            raise InputError(f"{name} is not given: --pooling {settings.pooling} needs a length")
+    return (channels, channels) if settings.pooling == CHANNELS else given
+
+
+def _pooling(settings: Settings, channels: Sequence[int], dimensions: tuple[int, int]) -> Pooling | None:
+    """The pooling without unfolding; None if the settings need the general form."""
+    if settings.pooling == CHANNELS:
+        return ChannelPooling(settings.patchsize)
+    fused = channels, settings.patchsize, *dimensions
+    return FusedPooling(*fused) if FusedPooling.applies(*fused) else None
 
 
 class FeatureCache:

@@ -10,7 +10,44 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-class FusedPooling(nn.Module):
+class Pooling(nn.Module):
+    """From the maps of the layers to patch features, layer by layer; only then the layers are resized to one grid."""
+
+    def forward(self, maps: list[Tensor]) -> Tensor:
+        """[(B, C_l, H_l, W_l), …] → (B·H'·W', C), where (H', W') is the grid of the first layer."""
+        grid = maps[0].shape[2:]
+        pooled = [
+            y if y.shape[2:] == grid else F.interpolate(y, size=grid, mode="bilinear", align_corners=False)
+            for y in self.parts(maps)
+        ]
+        return torch.cat(pooled, dim=1).permute(0, 2, 3, 1).flatten(0, 2)
+
+    def parts(self, maps: list[Tensor]) -> list[Tensor]:
+        """[(B, C_l, H_l, W_l), …] → [(B, C_l', H_l, W_l), …], the features of each layer on its own grid; ΣC_l' = C."""
+        raise NotImplementedError
+
+
+class ChannelPooling(Pooling):
+    """Patch features that keep the channels apart: each is averaged over the neighbourhood, and C = ΣC_l.
+
+    The published pooling averages over runs of neighbouring channels as well, which have nothing to do with each other:
+    of a network with few channels, little would be left.
+
+    Args:
+        patchsize: p, odd.
+    """
+
+    def __init__(self, patchsize: int) -> None:
+        super().__init__()
+        self.patchsize = patchsize
+
+    def parts(self, maps: list[Tensor]) -> list[Tensor]:
+        """[(B, C_l, H_l, W_l), …] → the same shapes; beyond the edge, a neighbourhood contains zeros."""
+        p = self.patchsize
+        return [F.avg_pool2d(x, p, stride=1, padding=p // 2) for x in maps]
+
+
+class FusedPooling(Pooling):
     """Patch features without unfolding, if every pooling window consists of whole rows of the neighbourhood.
 
     Columns are averaged first, then runs of rows; only the remaining C/layers channels are resized to the first grid.
@@ -40,15 +77,6 @@ class FusedPooling(nn.Module):
         whole_rows = all(c * patchsize**2 % (pretrain_dim * patchsize) == 0 for c in channels)
         total = len(channels) * pretrain_dim
         return whole_rows and total % target_dim == 0 and pretrain_dim % (total // target_dim) == 0
-
-    def forward(self, maps: list[Tensor]) -> Tensor:
-        """[(B, C_l, H_l, W_l), …] → (B·H'·W', C), where (H', W') is the grid of the first layer."""
-        grid = maps[0].shape[2:]
-        pooled = [
-            y if y.shape[2:] == grid else F.interpolate(y, size=grid, mode="bilinear", align_corners=False)
-            for y in self.parts(maps)
-        ]
-        return torch.cat(pooled, dim=1).permute(0, 2, 3, 1).flatten(0, 2)
 
     def parts(self, maps: list[Tensor]) -> list[Tensor]:
         """[(B, C_l, H_l, W_l), …] → [(B, C/layers, H_l, W_l), …]: the features of each layer, on its own grid."""

@@ -15,6 +15,7 @@ AUTO, OFF = "auto", "off"
 SELECTIONS = ("best", "last", "val")
 PRECISION_NAMES = ("fp32", "bf16")
 CONSTANT, ONE_CYCLE = SCHEDULES = ("constant", "one_cycle")
+PUBLISHED, CHANNELS = POOLINGS = ("published", "channels")
 MAX_LR = 1e30  # Adam's first step is proportional to the learning rate and must not overflow in float32
 SAME = object()  # the command line uses the default of the field
 
@@ -71,16 +72,31 @@ class Settings:
     """How a model is built and trained; names and defaults are those of the paper.
 
     `layers_to_extract_from` are dotted names of the backbone's modules, and `input_shape` is (3, H, W). `seed` is the
-    seed of the initial weights of A and D and of the noise. `backbone`, `weights` and `backbone_hash` describe the
-    network that the model was built with: its name, the source of its weights, and a digest of them.
+    seed of the initial weights of A and D and of the noise. With the `pooling` `channels`, both dimensions are the
+    number of channels of the layers, and may be None until the backbone is known. `backbone`, `weights` and
+    `backbone_hash` describe the network that the model was built with: its name, the source of its weights, and a
+    digest of them.
     """
 
     layers_to_extract_from: tuple[str, ...]
     input_shape: tuple[int, int, int]
-    pretrain_embed_dimension: int = _size(
-        "Length that each layer's patch vector is pooled to.  [default: 1536; 192 for resnet18_half]"
+    pretrain_embed_dimension: int | None = _size(
+        "Length that each layer's patch vector is pooled to.  [default: 1536; with --pooling channels the number of "
+        "channels]"
     )
-    target_embed_dimension: int = _size("Length of the patch features.  [default: 1536; 192 for resnet18_half]")
+    target_embed_dimension: int | None = _size(
+        "Length of the patch features.  [default: 1536; with --pooling channels the number of channels]"
+    )
+    pooling: str = _setting(
+        PUBLISHED,
+        (
+            "How neighbourhoods become patch features: published, as in the paper, also averages over neighbouring "
+            "channels; channels keeps all channels of all layers apart.  [default: published; channels for "
+            "efficientnet_lite0]"
+        ),
+        choices=POOLINGS,
+        cli_default=None,
+    )
     patchsize: int = _setting(3, "Side of the neighbourhood that describes a location; an odd number.", low=1)
     meta_epochs: int = _setting(640, "Number of training epochs.", low=1)
     eval_epochs: int = _setting(1, "Number of epochs between evaluations.", low=1)

@@ -94,7 +94,10 @@ benchmark() {
     class_names "$data" "${CLASSES:-$classes}"
     local network=(-b wideresnet50 --pretrain_embed_dimension 1536 --target_embed_dimension 1536)
     [ -n "${BACKBONE-published}" ] || network=()
-    case " ${NET_FLAGS:-} " in *" -b "* | *" --backbone"*) network=("${network[@]:2}") ;; esac
+    case " ${NET_FLAGS:-} " in
+        *" -b efficientnet_lite0 "* | *" --backbone_names efficientnet_lite0 "*) network=() ;; # has its own dimensions
+        *" -b "* | *" --backbone"*) network=("${network[@]:2}") ;;
+    esac
     local chosen=()
     for class in ${names[@]+"${names[@]}"}; do chosen+=(-d "$class"); done
     # NET_FLAGS and DATASET_FLAGS are meant to be split into words

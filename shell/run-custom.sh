@@ -11,5 +11,5 @@ need_folder DATAPATH "a folder that holds a folder of good images for each class
 AUGPATH=${AUGPATH:-builtin}
 [ "$AUGPATH" = builtin ] || need_folder AUGPATH "a folder of texture images, such as those of DTD, or the word builtin"
 ensure_env requirements.txt
-BACKBONE= # wideresnet50 if its weights can be obtained, else resnet18_half, whose weights are part of the project
+BACKBONE= # wideresnet50 if its weights can be obtained, else efficientnet_lite0, whose weights are installed with the project
 benchmark folder "${RESULTS:-$ROOT/results/custom}" "$DATAPATH" ckpt 2 0 "" "$@"

@@ -16,6 +16,6 @@ echo "making images in $DEMO_DATA, unless they exist; then the training begins" 
 # NET_FLAGS and DATASET_FLAGS are meant to be split into words
 # shellcheck disable=SC2086
 exec "$PYTHON" "$ROOT/main.py" --gpu -1 --results_path "$RESULTS" "$@" \
-    net -b resnet18_half --meta_epochs 32 --eval_epochs 32 --select last --lr 0.0003 --dsc_hidden 256 ${NET_FLAGS:-} \
+    net -b efficientnet_lite0 --meta_epochs 32 --eval_epochs 32 --select last --lr 0.0003 --dsc_hidden 256 ${NET_FLAGS:-} \
     dataset --resize 256 --imagesize 256 --distribution 2 --fg 0 --num_workers 2 ${DATASET_FLAGS:-} \
     folder "$DEMO_DATA" builtin

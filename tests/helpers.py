@@ -119,9 +119,11 @@ def make_textures(folder, rng):
 NET = [
     "net",
     "-b",
-    "resnet18_half",
+    "efficientnet_lite0",
     "--weights",
     "random",
+    "--pooling",
+    "published",
     "--pretrain_embed_dimension",
     "32",
     "--target_embed_dimension",

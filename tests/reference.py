@@ -55,6 +55,18 @@ def embed(maps, p, pretrain_dim, target_dim):
     return adaptive_pool(torch.cat(layers, dim=-1), target_dim).flatten(0, 2)
 
 
+def embed_channels(maps, p):
+    """The embedding that keeps channels apart: [(B, C_l, H_l, W_l), …] → (B·H'·W', sum of C_l)."""
+    grid = maps[0].shape[2:]
+    layers = []
+    for x in maps:
+        described = neighbourhoods(x, p).unflatten(3, (x.shape[1], p * p)).mean(4).permute(0, 3, 1, 2)
+        if described.shape[2:] != grid:
+            described = F.interpolate(described, size=grid, mode="bilinear", align_corners=False)
+        layers.append(described.permute(0, 2, 3, 1))
+    return torch.cat(layers, dim=-1).flatten(0, 2)
+
+
 def quantile(x, q):
     return torch.tensor(np.quantile(x.detach().double().numpy(), q), dtype=torch.float32)
 

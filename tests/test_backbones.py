@@ -5,12 +5,10 @@ import sys
 
 import pytest
 import safetensors.torch
-import skimage.data
-import skimage.transform
 import timm
 import torch
 import torchvision
-from helpers import ROOT, fill
+from helpers import ROOT
 
 import backbones
 from common import NetworkFeatureAggregator
@@ -242,40 +240,6 @@ def test_no_network_and_no_weights(tmp_path, name, file):
     assert "--weights PATH" in last
 
 
-def test_the_embedded_network_comes_with_the_project():
-    assert backbones.EMBEDDED_FILE.stat().st_size <= 4e6
-    network = backbones.load(backbones.EMBEDDED)
-    assert sum(p.numel() for p in network.parameters()) < 1e6
-    maps = NetworkFeatureAggregator(network, ["layer2", "layer3"], "cpu", SHAPE)(torch.zeros(1, *SHAPE))
-    assert [tuple(m.shape[1:]) for m in maps] == [(64, 8, 8), (128, 4, 4)]
-    state = safetensors.torch.load_file(backbones.EMBEDDED_FILE)
-    for name, parameter in network.named_parameters():
-        assert torch.equal(parameter, state[name].float())
-    assert not network.origin.missing
-    other = backbones.load(backbones.EMBEDDED, "random", 3)
-    assert not torch.equal(other.conv1.weight, network.conv1.weight)
-
-
-def test_the_embedded_network_sees_what_the_one_it_learnt_from_sees(real):
-    """Places of a photograph that are alike to the one are alike to the other, far more than to random weights."""
-    size = (3, 192, 192)
-    picture = torch.from_numpy(skimage.transform.resize(skimage.data.rocket(), size[1:], anti_aliasing=True))
-    x = ((picture.permute(2, 0, 1).float() - 0.45) / 0.225)[None]
-    of = {
-        "teacher": backbones.load("resnet18", real / "weights" / "resnet18_in1k_to_layer3.pth"),
-        "student": backbones.load(backbones.EMBEDDED),
-        "random": backbones.load(backbones.EMBEDDED, "random"),
-    }
-    apart = {}
-    for name, network in of.items():
-        rows = NetworkFeatureAggregator(network, ["layer3"], "cpu", size)(x)[0].flatten(2)[0].T
-        distances = torch.pdist(rows)
-        apart[name] = (distances - distances.mean()) / distances.std()
-    alike = {name: float((apart["teacher"] * apart[name]).mean()) for name in ("student", "random")}
-    assert alike["student"] > 0.9
-    assert alike["student"] > alike["random"] + 0.15
-
-
 def test_auto_takes_the_papers_network_where_it_is_to_be_had(monkeypatch):
     monkeypatch.setattr(backbones, "load", lambda name: None)
     assert backbones.choose()[0] == "wideresnet50"
@@ -287,7 +251,7 @@ def test_auto_takes_the_embedded_network_else_and_says_why(monkeypatch):
 
     monkeypatch.setattr(backbones, "load", refuse)
     name, why = backbones.choose()
-    assert name == "resnet18_half"
+    assert name == "efficientnet_lite0"
     assert "wideresnet50" in why
     assert "OSError: Network is unreachable" in why
 
@@ -300,7 +264,7 @@ def kept_training(folder, **state):
 def test_auto_keeps_what_a_training_was_begun_with_and_looks_at_no_other(tmp_path, monkeypatch):
     monkeypatch.setattr(backbones, "choose", lambda: ("chosen", "anew"))
     kept_training(tmp_path / "whole", config={"backbone": "wideresnet50"})
-    kept_training(tmp_path / "half", config={"backbone": "resnet18_half"})
+    kept_training(tmp_path / "small", config={"backbone": "efficientnet_lite0"})
     kept_training(tmp_path / "published", config=None)
     kept_training(tmp_path / "another", config={"backbone": "resnet50"})
     (tmp_path / "damaged").mkdir()
@@ -310,11 +274,14 @@ def test_auto_keeps_what_a_training_was_begun_with_and_looks_at_no_other(tmp_pat
         return preparing.name_of_auto(given, "pretrained", [tmp_path / name for name in names])
 
     assert of("whole") == "wideresnet50"
-    assert of("half", given="auto.seed-3") == "resnet18_half.seed-3"
+    assert of("small", given="auto.seed-3") == "efficientnet_lite0.seed-3"
     for name in ("published", "another", "damaged", "none"):
         assert of(name) == "chosen"
-        assert of(name, "half") == "resnet18_half"
+        assert of(name, "small") == "efficientnet_lite0"
     assert of("whole", given="resnet18") == "resnet18"
+    kept_training(tmp_path / "removed", config={"backbone": "resnet18_half"})
+    with pytest.raises(InputError, match=r"'resnet18_half' was removed in version 1\.1\.0"):
+        backbones.resolve(of("removed"))
     with pytest.raises(InputError, match=r"--weights w\.pth: the network that they belong to is not given"):
         preparing.name_of_auto("auto", "w.pth", [])
 
@@ -323,17 +290,4 @@ def test_cached_weights_of_another_network_are_no_traceback(monkeypatch):
     monkeypatch.setattr(backbones, "_fetch", lambda *_: {"nothing": torch.zeros(1)})
     with pytest.raises(WorkError, match="belongs to another network; delete it"):
         backbones.load("resnet18")
-    assert backbones.choose()[0] == "resnet18_half"
-
-
-def test_scaling_what_the_layers_give_changes_nothing_else():
-    from tools.distil import scale_outputs
-
-    network = backbones.HalfResNet18().eval()
-    fill(network, 0)
-    x = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    before = NetworkFeatureAggregator(network, ["layer1", "layer2", "layer3"], "cpu", SHAPE)(x)
-    scale_outputs(network, (0.25, 3.0))
-    after = NetworkFeatureAggregator(network, ["layer1", "layer2", "layer3"], "cpu", SHAPE)(x)
-    for factor, a, b in zip((1, 0.25, 3), before, after, strict=True):
-        torch.testing.assert_close(a * factor, b, rtol=1e-3, atol=1e-3)
+    assert backbones.choose()[0] == "efficientnet_lite0"

@@ -20,15 +20,12 @@ from inference.judge import Result
 PAGES = [
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
-    ROOT / "weights/README.md",
     *sorted((ROOT / "docs").glob("*.md")),
 ]
 DOCUMENTS = {page.relative_to(ROOT).as_posix(): page.read_text(encoding="utf-8") for page in PAGES}
 EVERY_DOCUMENT = pytest.mark.parametrize("document", DOCUMENTS)
 
-FOLDERS = sorted(
-    {path.parent.name for pattern in ("*/*.py", "*/*.sh") for path in ROOT.glob(pattern)} | {"docs", "weights"}
-)
+FOLDERS = sorted({path.parent.name for pattern in ("*/*.py", "*/*.sh") for path in ROOT.glob(pattern)} | {"docs"})
 MODULES = sorted(p.stem for p in ROOT.glob("*.py"))
 OF_AN_EXAMPLE = {"datasets/flat.py"}  # the reader creates it
 OF_OTHER_PROGRAMS = {"--check", "--dry-run"}  # ruff, pip
@@ -129,7 +126,7 @@ def test_names_from_the_code_exist(document):
         first, *rest = code.split(".")
         if first in CLASSES:
             assert hasattr(CLASSES[first], *rest), code
-        elif first in {*FOLDERS, *MODULES} and first not in ("docs", "onnx", "shell", "weights"):
+        elif first in {*FOLDERS, *MODULES} and first not in ("docs", "onnx", "shell"):
             assert _found(first, rest), code
 
 

@@ -19,7 +19,8 @@ from datasets.training_set import CentreDataset
 from datasets.validation import GoodImages, ValidationDataset, hold_out
 from glass import GLASS
 from inference import checkpoint
-from inference.settings import Settings
+from inference.features import DIMENSIONS
+from inference.settings import CHANNELS, Settings
 from inference.thresholds import HELD_OUT, TRAINING
 from reporting import class_record, tensorboard
 from training import distribution
@@ -27,7 +28,6 @@ from training.calibration import calibrate
 from training.distribution import Decision
 from training.evaluation import METRICS, metrics_line
 from training.job import ClassData, Net, Run
-from training.preparing import DIMENSIONS
 from training.record import Record
 from training.state import TrainingState
 from training.testing import last_figures, score_chosen, test
@@ -40,9 +40,12 @@ EXAMPLES = 60  # images that are scored for the report of a class without a test
 
 def build(run: Run, net: Net, svd: int) -> GLASS:
     """A model with a backbone of the run and untrained heads."""
-    default = backbones.default_dimension(backbones.split_seed(net.name)[0])
+    name = backbones.split_seed(net.name)[0]
     values = {option.name: run.net[option.name] for option, _ in Settings.options()}
-    values |= {name: default for name in DIMENSIONS if run.net[name] is None}
+    values["pooling"] = values["pooling"] or backbones.default_pooling(name)
+    if values["pooling"] != CHANNELS:  # whose dimensions follow from the layers
+        default = backbones.default_dimension(name)
+        values |= {dimension: default for dimension in DIMENSIONS if values[dimension] is None}
     return GLASS(run.device).load(
         backbone=net.backbone,
         layers_to_extract_from=net.layers,

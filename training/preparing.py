@@ -18,8 +18,6 @@ from inference.settings import Settings
 from training.job import Net, Options, Run
 from utils import LOGGER, InputError, WorkError, choose_device, fix_seeds, make_folder, printable, row_name
 
-DIMENSIONS = ("pretrain_embed_dimension", "target_embed_dimension")
-
 
 def folder_of_results(main: Options) -> Path:
     """The folder of --results_path, created if it does not exist."""
@@ -138,7 +136,7 @@ def _started_with(folders: Sequence[Path]) -> tuple[str, str] | None:
         except WorkError:  # a damaged checkpoint is reported when it is used
             continue
         name = config.get("backbone") if isinstance(config, dict) else None
-        if name in (backbones.PREFERRED, backbones.EMBEDDED):
+        if name in (backbones.PREFERRED, backbones.EMBEDDED, *backbones.REMOVED):  # a removed one says what to do
             return name, f"as the training in {path.parent} was started"
     return None
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from inference import checkpoint
 from inference.checkpoint import load_parts
-from inference.settings import CONSTANT, as_json_has_it
+from inference.settings import CONSTANT, PUBLISHED, as_json_has_it
 from training import saving
 from training.record import Record
 from utils import LOGGER, InputError, WorkError
@@ -46,6 +46,7 @@ NEEDED_ALIKE = (
     "layers_to_extract_from",
     "pretrain_embed_dimension",
     "target_embed_dimension",
+    "pooling",
     "patchsize",
     "dsc_layers",
     "dsc_hidden",
@@ -56,6 +57,8 @@ NEEDED_ALIKE = (
     "tile",
     "overlap",
 )
+# settings that checkpoints of earlier versions do not contain: the values that they stand for
+OF_BEFORE = {"pooling": PUBLISHED}
 EPOCHS_APART = 1_000_003  # distance between the seeds of the epochs of two runs with consecutive seeds
 
 
@@ -250,10 +253,9 @@ def refuse_other_settings(saved: Mapping[str, Any], model: GLASS) -> None:
     Raises:
         InputError: the message names the settings.
     """
-    config = model.config
-    free = (
-        FREE_ON_RESUME if config["schedule"] == CONSTANT else FREE_ON_RESUME - {"meta_epochs"}
-    )  # the rates depend on it
+    config, saved = model.config, {**OF_BEFORE, **saved}
+    # with another number of epochs, the rates of all steps would be others
+    free = FREE_ON_RESUME if config["schedule"] == CONSTANT else FREE_ON_RESUME - {"meta_epochs"}
     changed = [
         f"{key} was {saved[key]}, is {config.get(key)}{_hint(key, saved)}"
         for key in saved
@@ -280,6 +282,7 @@ def refuse_other_scores(
     Raises:
         InputError: the message names the setting.
     """
+    saved = {**OF_BEFORE, **saved}
     for key in keys:
         if key in saved and as_json_has_it(saved[key]) != as_json_has_it(config.get(key)):
             raise InputError(

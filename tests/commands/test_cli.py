@@ -62,7 +62,9 @@ def test_defaults_are_the_published_ones():
         "noise": 0.015, "radius": 0.75, "p": 0.5, "lr": 0.0001, "step": 20, "limit": 392, "train_backbone": False,
     }  # fmt: skip
     assert {k: of_net[k] for k in expected} == expected
-    assert (backbones.default_dimension("wideresnet50"), backbones.default_dimension("resnet18_half")) == (1536, 192)
+    assert [backbones.default_dimension(name) for name in ("wideresnet50", "efficientnet_lite0")] == [1536, 152]
+    poolings = [backbones.default_pooling(name) for name in ("wideresnet50", "resnet18", "efficientnet_lite0")]
+    assert poolings == ["published", "published", "channels"]
     expected = {
         "batch_size": 8, "num_workers": 16, "resize": 288, "imagesize": 288, "distribution": 0, "fg": 1, "rand_aug": 1,
         "mean": 0.5, "std": 0.1, "hflip": 0, "rotate_degrees": 0,

@@ -93,7 +93,7 @@ def test_several_classes_and_backbones(tiny, tmp_path):
     )
     assert done.returncode == 0, done.stdout
     assert list(read_results(tmp_path)) == [
-        "custom_disc resnet18_half", "custom_disc resnet18.seed-3", "custom_plate resnet18_half",
+        "custom_disc efficientnet_lite0", "custom_disc resnet18.seed-3", "custom_plate efficientnet_lite0",
         "custom_plate resnet18.seed-3", "Mean",
     ]  # fmt: skip
     config = torch.load(next(tmp_path.glob("models/backbone_1/custom_disc/ckpt_best_*")), weights_only=True)["config"]
@@ -226,9 +226,11 @@ def test_without_network_or_weights(tiny, tmp_path, monkeypatch):
     net = ["net", "--meta_epochs", 1, "--dsc_hidden", 16, "--step", 1]
     done = cli(*call, *net, *rest)
     assert done.returncode == 0, done.stdout
-    assert "backbone resnet18_half: it comes with the project, and the weights of wideresnet50" in done.stdout
+    assert (
+        "backbone efficientnet_lite0: it is installed with the project, and the weights of wideresnet50" in done.stdout
+    )
     done = cli(*call, *net, *rest)
-    assert "backbone resnet18_half: as the training in" in done.stdout
+    assert "backbone efficientnet_lite0: as the training in" in done.stdout
     done = cli(*call, "net", "--weights", "random", *rest)
     assert done.returncode == 2
     assert "name it with -b" in done.stdout
@@ -273,7 +275,7 @@ def test_every_kind_of_augmentation_with_masks_and_a_trained_backbone_resumes_ex
 
 
 def test_other_backbone_weights_are_refused(trained, tiny, tmp_path):
-    torch.save(backbones.load("resnet18_half", "random", 9).state_dict(), tmp_path / "other.pth")
+    torch.save(backbones.load("efficientnet_lite0", "random", 9).state_dict(), tmp_path / "other.pth")
     for main_flags, says in (
         (("--test", "test"), "was trained with backbone_hash"), ((), "made with other settings (backbone_hash was"),
     ):  # fmt: skip

@@ -133,7 +133,7 @@ def test_files_that_are_not_checkpoints_are_refused(folder, tmp_path):
         with pytest.raises(kind, match=says):
             load_checkpoint(tmp_path / name)
     assert not os.path.exists(FOLDER_OF_THE_PAYLOAD)
-    torch.save(backbones.load("resnet18_half", "random", 0).state_dict(), tmp_path / "weights.pth")
+    torch.save(backbones.load("efficientnet_lite0", "random", 0).state_dict(), tmp_path / "weights.pth")
     assert load_checkpoint(tmp_path / "gone.pth", weights=tmp_path / "weights.pth").class_name == "custom_disc"
 
 

@@ -47,15 +47,19 @@ def run(graph, images):
         ("vgg11", ["features.10", "features.15"], 64, 96),
         ("densenet121", ["features.denseblock2", "features.denseblock3"], 64, 96),
         ("efficientnet_b1", ["blocks.2", "blocks.4"], 64, 96),
+        ("efficientnet_lite0", ["layer2", "layer3"], 64, None),  # keeps the channels apart
         ("vit_small", ["blocks.3", "blocks.8"], 64, 96),
         ("vit_swin_base", ["layers.0", "layers.1"], 224, 96),
     ],
 )
 def test_every_backbone_family_gives_the_same_as_torch(name, layers, size, width):
     network = backbones.load(name, "random", 0)
-    settings = Settings(layers, (3, size, size), width, width, dsc_hidden=32)
+    pooling = backbones.default_pooling(name)
+    settings = Settings(layers, (3, size, size), width, width, pooling=pooling, dsc_hidden=32)
     features = PatchFeatures(network, settings, torch.device("cpu"))
-    scorer = Scorer(features, ScoringHead(*build_heads(settings, "cpu")), RescaleSegmentor("cpu", (size, size)))
+    scorer = Scorer(
+        features, ScoringHead(*build_heads(features.settings, "cpu")), RescaleSegmentor("cpu", (size, size))
+    )
     state = {"config": {"layers_to_extract_from": layers, "backbone": name}, "thresholds": Thresholds(0.5, 0.5).plain()}
     ours = inference.Inspector(scorer, state, ImageSettings(resize=size + 9, imagesize=size))
     exporter = script("pth2onnx")

@@ -11,7 +11,7 @@ from scipy.ndimage import gaussian_filter
 
 import perlin
 from common import RescaleSegmentor
-from inference.pooling import FusedPooling
+from inference.pooling import ChannelPooling, FusedPooling
 from loss import focal_loss
 from model import Discriminator, Projection
 from synthesis import arithmetic, las
@@ -52,6 +52,47 @@ def test_fused_pooling_wherever_it_says_it_applies(channels, patchsize, pretrain
     else:
         with pytest.raises(ValueError, match="whole rows"):
             FusedPooling(channels, patchsize, pretrain, target)
+
+
+@given(
+    channels=st.lists(st.integers(1, 9), min_size=1, max_size=3),
+    height=st.integers(3, 9),
+    width=st.integers(3, 9),
+    patchsize=st.sampled_from([1, 3, 5, 7]),
+    seed=st.integers(0, 99),
+)
+def test_channel_pooling_is_the_mean_of_each_channels_neighbourhood(channels, height, width, patchsize, seed):
+    generator = torch.Generator().manual_seed(seed)
+    maps = [torch.randn(2, c, height - i, width - i, generator=generator) for i, c in enumerate(channels)]
+    pooling = ChannelPooling(patchsize)
+    ours = pooling(maps)
+    assert ours.shape == (2 * height * width, sum(channels))
+    torch.testing.assert_close(ours, reference.embed_channels(maps, patchsize), rtol=1e-4, atol=1e-5)
+    assert [tuple(part.shape) for part in pooling.parts(maps)] == [tuple(x.shape) for x in maps]
+
+
+def test_the_pooling_of_channels_decides_both_dimensions():
+    model = make_glass(pooling="channels", pretrain_embed_dimension=None, target_embed_dimension=None)
+    assert (model.pretrain_embed_dimension, model.target_embed_dimension) == (384, 384)
+    assert model.config["pooling"] == "channels"
+    assert model.features.shape == (64, 384)
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    expected = reference.embed_channels(model.features.aggregator(images), 3)
+    torch.testing.assert_close(model._embed(images)[0], expected, rtol=1e-4, atol=1e-5)
+    direct = model.scorer().score_features(expected)
+    torch.testing.assert_close(model.scorer().score_images(images), direct, rtol=1e-4, atol=1e-5)
+    same = make_glass(pooling="channels", pretrain_embed_dimension=384, target_embed_dimension=384)
+    assert same.settings == model.settings
+
+
+def test_other_dimensions_than_the_number_of_channels_are_refused():
+    given = {"pretrain_embed_dimension": None, "target_embed_dimension": 96}
+    with pytest.raises(InputError, match=r"--target_embed_dimension 96: with --pooling channels .* 384; omit it"):
+        make_glass(pooling="channels", **given)
+    with pytest.raises(InputError, match="pretrain_embed_dimension is not given: --pooling published needs a length"):
+        make_glass(**given)
+    with pytest.raises(InputError, match="pooling 'mean': must be one of published, channels"):
+        make_glass(pooling="mean")
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,7 @@ def row(path):
 def test_a_training_begun_before_goes_on_to_the_same_end_or_is_refused(tmp_path):
     data, textures = make_mvtec(tmp_path, train=16)
     shutil.copytree(BEFORE / "begun", tmp_path / "r/models/backbone_0/custom_disc")
-    net = ["resnet18" if word == "resnet18_half" else word for word in NET]
+    net = ["resnet18" if word == "efficientnet_lite0" else word for word in NET]
     dataset = [*DATASET, "--val_share", 0.2, "--cache_gb", 0]
     paths = ["custom", data, textures]
     done = cli("--gpu", -1, "--results_path", tmp_path / "r", *net, "--dsc_hidden", 16, *dataset, *paths)

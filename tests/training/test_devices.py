@@ -40,7 +40,7 @@ def pictures(count=4):
 def embedded_glass(folder, **settings):
     """A model with the network that comes along, whose checkpoint `load_checkpoint` takes."""
     model = GLASS("cpu").load(
-        backbone=backbones.load("resnet18_half"), layers_to_extract_from=["layer2", "layer3"], device="cpu",
+        backbone=backbones.load("efficientnet_lite0"), layers_to_extract_from=["layer2", "layer3"], device="cpu",
         input_shape=(3, 48, 48), pretrain_embed_dimension=32, target_embed_dimension=32, dsc_hidden=16, **settings,
     )  # fmt: skip
     model.extra_config = dict(CONFIG)

@@ -137,7 +137,7 @@ def spoil(path, change):
 @pytest.fixture
 def kept(tmp_path):
     model = ready(tmp_path)
-    model.settings = replace(model.settings, backbone="resnet18_half")
+    model.settings = replace(model.settings, backbone="efficientnet_lite0")
     path = checkpoint.best_path(model.model_dir, 0)
     made = Thresholds(0.5, 0.5, source=HELD_OUT).plain()
     saving.save({**weights_of(model, {"epoch": 0}), "thresholds": made}, path)
@@ -198,12 +198,12 @@ def test_a_score_that_is_no_number_passes_no_picture_as_good(tile):
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 def test_weights_files_with_values_that_are_no_numbers_are_refused(suffix, value, tmp_path):
-    state = {k: v.clone() for k, v in backbones.load("resnet18_half").state_dict().items()}
-    state["layer2.0.conv1.weight"].view(-1)[7] = value
+    state = {k: v.clone() for k, v in backbones.load("efficientnet_lite0").state_dict().items()}
+    state["blocks.2.0.conv_pw.weight"].view(-1)[7] = value
     path = tmp_path / f"weights{suffix}"
     torch.save({"state_dict": state}, path) if suffix == ".pth" else safetensors.torch.save_file(state, path)
-    with pytest.raises(InputError, match=r"not finite .* in layer2\.0\.conv1\.weight"):
-        backbones.load("resnet18_half", path)
+    with pytest.raises(InputError, match=r"not finite .* in blocks\.2\.0\.conv_pw\.weight"):
+        backbones.load("efficientnet_lite0", path)
 
 
 def test_fetched_weights_with_values_that_are_no_numbers_are_refused(monkeypatch):
