@@ -25,7 +25,7 @@ from inference.features import PRECISIONS, Batch, FeatureCache, PatchFeatures, k
 from inference.head import ScoringHead, build_heads, fold_projection
 from inference.inspector import load_checkpoint
 from inference.scorer import Scorer
-from inference.settings import CONSTANT, Settings
+from inference.settings import Settings
 from loss import focal_loss
 from synthesis.arithmetic import Workspace, centre_distances, linear, quantile, ring_factor
 from synthesis.gas import GASResult, gas
@@ -34,7 +34,7 @@ from training import testing
 from training.averaging import AveragedWeights
 from training.evaluation import Predictions
 from training.record import StepFigures
-from training.schedule import rate_factor
+from training.schedule import set_rates
 from training.trainer import Loaders, Trainer
 from utils import choose_precision
 
@@ -167,9 +167,9 @@ class GLASS:
 
     # ------------------------------------------------------------------- features and projections
 
-    def _embed(self, images: Tensor) -> tuple[Tensor, list[tuple[int, int]]]:
+    def _embed(self, images: Tensor, own: Tensor | None = None) -> tuple[Tensor, list[tuple[int, int]]]:
         """f(I) (section 3.1): normalised images (B, 3, H, W) → (B·H'·W', C), and the grid of each layer."""
-        return self.features.embed(images)
+        return self.features.embed(images, own)
 
     def _project(self, features: Tensor) -> Tensor:
         """A(f), (N, C) → (N, C)."""
@@ -198,7 +198,12 @@ class GLASS:
     # ------------------------------------------------------------------------------------- training
 
     def train_step(
-        self, image: Tensor | None, aug: Tensor, mask_s: Tensor, features: Tensor | None = None
+        self,
+        image: Tensor | None,
+        aug: Tensor,
+        mask_s: Tensor,
+        features: Tensor | None = None,
+        own: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """One optimiser step (section 3; losses of section 3.4), without waiting for the device.
 
@@ -207,6 +212,7 @@ class GLASS:
             aug: I', the image with synthetic local anomalies, (B, 3, H, W).
             mask_s: (B, H', W'), 1 where a patch of `aug` contains an anomaly.
             features: f(I), (B·P, C), if it is already known.
+            own: (B,), indices of the images, whose own patches in a memory do not count.
 
         Returns:
             `loss`, `p_true`, `p_fake`, `r_t`, `r_g`, `r_f` as detached 0-d tensors.
@@ -214,11 +220,9 @@ class GLASS:
         self.set_mode(True)
         for optimiser in self.optimisers.values():
             optimiser.zero_grad(set_to_none=True)
-        anomalous = mask_s.to(self.device, non_blocking=True).flatten() > 0  # (N,)
-        f_true = self._embed(image)[0] if features is None else features  # (N, C)
-        f_local = self._embed(aug)[0]  # (N, C)
+        f_true = self._embed(image, own)[0] if features is None else features  # (N, C)
         f_true, true_centre = self._some(self.settings.ascent_share, f_true, self.c)
-        f_local, anomalous, local_centre = self._some(self.settings.local_share, f_local, anomalous, self.c)
+        f_local, local_centre, anomalous = self._local_features(aug, mask_s, own)
         # on the manifold no gradient flows through t
         true = self._project(f_true) if self.svd else self._project_roughly(f_true)  # (N, C)
         true_distance = centre_distances(true.detach(), true_centre)
@@ -241,6 +245,13 @@ class GLASS:
             self.averaged.update()
         shares = self._shares(ascent, local_scores.detach(), anomalous)
         return {"loss": loss.detach(), **shares, "r_t": r_t, "r_g": ascent.r_g, "r_f": r_f}
+
+    def _local_features(self, aug: Tensor, mask_s: Tensor, own: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """f(I') (N, C), the centres of its locations, and whether each is anomalous (N,), for a share of them."""
+        anomalous = mask_s.to(self.device, non_blocking=True).flatten() > 0
+        features = self.features.embed_alone(aug)
+        features, anomalous, centre = self._some(self.settings.local_share, features, anomalous, self.c)
+        return self.features.relative(features, own), centre, anomalous
 
     def _some(self, share: float, *rows: Tensor) -> list[Tensor]:
         """A share of the locations, drawn at random but alike for all images, of tensors (n·P, …) and of c (P, C)."""
@@ -333,32 +344,22 @@ class GLASS:
         if cache is not None and hasattr(sampler, "known"):
             sampler.known = cache.knows
         for number, batch in enumerate(loader):
-            self._set_rate(epoch, number, loader)
-            features = kept_features(self.features, batch, cache)
-            step_figures = self.train_step(batch.get("image"), batch["aug"], batch["mask_s"], features)
+            set_rates(self.optimisers, self.settings, epoch, number, loader)
+            features = kept_features(self.features, batch, cache, of_training=True)
+            own = batch["index"] if self.features.memory is not None else None
+            step_figures = self.train_step(batch.get("image"), batch["aug"], batch["mask_s"], features, own)
             figures.add(step_figures, len(batch["aug"]))
             samples += len(batch["aug"])
             if samples > self.settings.limit:
                 break
         return figures.means()
 
-    def _set_rate(self, epoch: int, number: int, loader: Iterable[Batch]) -> None:
-        """Set the learning rate of a step of an epoch, both from 0, as `schedule` says."""
-        if self.settings.schedule == CONSTANT:
-            return
-        steps = len(loader)  # all epochs have as many
-        factor = rate_factor(self.settings.schedule, epoch * steps + number, self.settings.meta_epochs * steps)
-        for optimiser in self.optimisers.values():
-            for group in optimiser.param_groups:
-                group["lr"] = factor * optimiser.defaults["lr"]
-
     # -------------------------------------------------------------------------------------- scoring
 
     def scorer(self, dtype: torch.dtype = torch.float32) -> Scorer:
         """A scorer with the current weights; sets all parts to evaluation mode."""
         self.set_mode(False)
-        discriminator, projection = self.scoring_parts
-        return Scorer(self.features, ScoringHead(projection, discriminator, dtype), self.segmentor)
+        return Scorer(self.features, ScoringHead(*reversed(self.scoring_parts), dtype), self.segmentor)
 
     @property
     def scoring_parts(self) -> tuple[nn.Module, nn.Module | None]:

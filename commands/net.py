@@ -6,12 +6,21 @@ from dataclasses import Field
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from commands.command import CONTEXT, Command
 from commands.parameters import Finite
-from inference.settings import SAME, Option, Settings
+from inference.settings import FAST, SAME, Option, Settings
 
+PUBLISHED, QUICK = RECIPES = ("published", "fast")
 OWN_OPTIONS = [
+    click.Option(
+        ["--recipe"],
+        default=PUBLISHED,
+        type=click.Choice(RECIPES),
+        help="Defaults of the other options: published, those of the paper; fast, a training of minutes on a CPU with "
+        "efficientnet_lite0 and a memory of patches, which goes beyond the paper (docs/training.md lists them).",
+    ),
     click.Option(
         ["-b", "--backbone_names"],
         multiple=True,
@@ -64,6 +73,11 @@ def _option_of(setting: Field, option: Option) -> click.Option:
     context_settings=CONTEXT,
     params=[*OWN_OPTIONS, *(_option_of(setting, option) for setting, option in Settings.options())],
 )
-def command(**options: Any) -> tuple[str, dict[str, Any]]:
+@click.pass_context
+def command(context: click.Context, recipe: str, **options: Any) -> tuple[str, dict[str, Any]]:
     """Options of the model."""
+    if recipe == QUICK:
+        defaults = {**FAST, "backbone_names": ("efficientnet_lite0",)}
+        given = {name for name in defaults if context.get_parameter_source(name) != ParameterSource.DEFAULT}
+        options |= {name: value for name, value in defaults.items() if name not in given}
     return "net", options

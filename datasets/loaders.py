@@ -19,6 +19,7 @@ class EpochSampler(Sampler):
         size: of the data set.
         seed: of the shuffle.
         count: how many keys an epoch has; by default all.
+        least: an epoch has at least as many keys; it goes through the images several times for that.
         shuffle: whether to shuffle; otherwise the keys are in order.
 
     Attributes:
@@ -28,9 +29,10 @@ class EpochSampler(Sampler):
 
     known: Callable[[int], bool] | None = None
 
-    def __init__(self, size: int, seed: int, count: int | None = None, shuffle: bool = True) -> None:
+    def __init__(self, size: int, seed: int, count: int | None = None, shuffle: bool = True, least: int = 0) -> None:
         self.size, self.seed, self.shuffle = size, seed, shuffle
-        self.count = min(size, count or size)
+        self.count = max(min(size, count or size), least if size else 0)
+        self.passes = -(-self.count // size) if size else 1
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -41,10 +43,13 @@ class EpochSampler(Sampler):
         return self.count
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        order = np.arange(self.size)
-        if self.shuffle:
-            np.random.default_rng([self.seed, self.epoch]).shuffle(order)
-        keys = [(self.epoch, int(i)) for i in order[: self.count]]
+        keys: list[tuple[int, int]] = []
+        for epoch in range(self.epoch * self.passes, (self.epoch + 1) * self.passes):
+            order = np.arange(self.size)
+            if self.shuffle:
+                np.random.default_rng([self.seed, epoch]).shuffle(order)
+            keys += [(epoch, int(i)) for i in order]
+        keys = keys[: self.count]
         known = self.known
         return iter(keys if known is None else [(epoch, i, not known(i)) for epoch, i in keys])
 

@@ -216,6 +216,24 @@ def find_best(folder: Path) -> tuple[Path, int] | None:
     return (max(candidates)[1], max(candidates)[0]) if candidates else None
 
 
+def memory_of(path: Path, state: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """The memory of patches in a checkpoint.
+
+    Raises:
+        WorkError: there is none, or it is damaged.
+    """
+    memory = state.get("memory")
+    parts = {"patches": 2, "owners": 1, "pictures": 1, "statistics": 1}  # and their numbers of dimensions
+    sound = isinstance(memory, dict) and all(
+        isinstance(memory.get(name), torch.Tensor) and memory[name].ndim == ndim for name, ndim in parts.items()
+    )
+    if not sound or not_finite({name: memory[name].float() for name in ("patches", "statistics")}):
+        raise WorkError(
+            f"{path} lacks the memory of patches that it was trained with (--memory), or holds a damaged one"
+        )
+    return memory
+
+
 def load_parts(
     path: Path, state: Mapping[str, Any], discriminator: nn.Module, projection: nn.Module | None,
     backbone: nn.Module | None,

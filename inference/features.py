@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common import Aggregator, NetworkFeatureAggregator, Preprocessing
+from inference.memory import PatchMemory
 from inference.pooling import ChannelPooling, FusedPooling, Pooling
 from inference.settings import CHANNELS, Settings
 from model import PatchMaker
@@ -71,6 +72,7 @@ class PatchFeatures:
         self.settings = replace(settings, **dict(zip(DIMENSIONS, dimensions, strict=True)))
         self._preprocessing, self._aggregator = Preprocessing(dimensions[0]), Aggregator(dimensions[1])
         self.fused_pooling = _pooling(settings, channels, dimensions)
+        self.memory = PatchMemory().to(device) if settings.memory else None
 
     def drop_original(self) -> None:
         """Let go of the original network, which only `in_float32` needs."""
@@ -79,21 +81,42 @@ class PatchFeatures:
     @property
     def shape(self) -> tuple[int, int]:
         """(P, C): the number of patches of an image, and the length of their features."""
-        return math.prod(self.grid), self.settings.target_embed_dimension
+        return math.prod(self.grid), self.settings.feature_width
 
     def maps(self, images: Tensor) -> list[Tensor]:
         """(B, 3, H, W) → the backbone's maps, [(B, C_l, H_l, W_l), …]."""
         return self.aggregator(images.to(self.device, torch.float32, non_blocking=True))
 
-    def embed(self, images: Tensor) -> tuple[Tensor, list[tuple[int, int]]]:
-        """Normalised images (B, 3, H, W) → patch features (B·P, C), and the grid of each layer, [(H', W'), …]."""
+    def embed(self, images: Tensor, own: Tensor | None = None) -> tuple[Tensor, list[tuple[int, int]]]:
+        """Normalised images (B, 3, H, W) → patch features (B·P, C), and the grid of each layer, [(H', W'), …].
+
+        Args:
+            images: to embed.
+            own: (B,), the indices of training images, whose own patches in memory do not count.
+        """
         maps = self.maps(images)
         shapes = [tuple(layer_map.shape[2:]) for layer_map in maps]
+        return self.relative(self.pool(maps), own), shapes
+
+    def embed_alone(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) → patch features (B·P, C) that are not relative to the memory."""
+        return self.pool(self.maps(images))
+
+    def pool(self, maps: list[Tensor]) -> Tensor:
+        """The backbone's maps → (B·P, C)."""
         if self.fused_pooling is not None:
-            return self.fused_pooling(maps), shapes
+            return self.fused_pooling(maps)
         # one image at a time, since unfolded maps take p² times the memory of the maps
-        rows = [self._pool_unfolded([layer_map[i : i + 1] for layer_map in maps]) for i in range(len(images))]
-        return torch.cat(rows), shapes
+        rows = [self._pool_unfolded([layer_map[i : i + 1] for layer_map in maps]) for i in range(len(maps[0]))]
+        return torch.cat(rows)
+
+    def relative(self, features: Tensor, own: Tensor | None = None) -> Tensor:
+        """Features (N, C) of images with equally many rows relative to the memory (N, 2·C); without one as they are."""
+        if self.memory is None:
+            return features
+        if own is not None:
+            own = own.to(features.device).repeat_interleave(len(features) // len(own))
+        return self.memory(features.float(), own)
 
     def _pool_unfolded(self, maps: list[Tensor]) -> Tensor:
         """[(1, C_l, H_l, W_l), …] → (P, C) for settings that `FusedPooling` does not support."""
@@ -200,8 +223,16 @@ class FeatureCache:
         return self._features.index_select(0, chosen).flatten(0, 1)
 
 
-def kept_features(features: PatchFeatures, batch: Batch, cache: FeatureCache | None) -> Tensor | None:
+def kept_features(
+    features: PatchFeatures, batch: Batch, cache: FeatureCache | None, of_training: bool = False
+) -> Tensor | None:
     """f(I) of a batch from the cache; the features of images that are not in it are computed.
+
+    Args:
+        features: compute f.
+        batch: with `index`, and `image` where it is not in the cache.
+        cache: of features.
+        of_training: whether these are training images, whose own patches in the memory do not count.
 
     Returns:
         (B·P, C); None if no image of the batch is in the cache.
@@ -216,7 +247,8 @@ def kept_features(features: PatchFeatures, batch: Batch, cache: FeatureCache | N
     if len(images) == len(indices):  # otherwise the loader has already left out the images that are in the cache
         images = images[missing]
     with torch.no_grad():
-        computed = features.embed(images)[0].unflatten(0, (len(missing), -1))  # (len(missing), P, C)
+        own = batch["index"][missing] if of_training else None
+        computed = features.embed(images, own)[0].unflatten(0, (len(missing), -1))  # (len(missing), P, C)
         rows = [None if i in missing else cache.take([index]) for i, index in enumerate(indices)]
         for i, image_features in zip(missing, computed, strict=True):
             rows[i] = image_features

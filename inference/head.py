@@ -17,7 +17,7 @@ from utils import seeded
 
 def build_heads(settings: Settings, device: torch.device | str) -> tuple[Projection | None, Discriminator]:
     """A and D with fresh weights drawn from the settings' seed; A is None with `pre_proj` 0."""
-    width = settings.target_embed_dimension
+    width = settings.feature_width
     with seeded(settings.seed):
         projection = Projection(width, width, settings.pre_proj) if settings.pre_proj else None
         discriminator = Discriminator(width, settings.dsc_layers, settings.dsc_hidden)
@@ -68,6 +68,10 @@ class ScoringHead(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """f(I) (N, C) → scores (N, 1) in [0, 1]."""
+        return torch.sigmoid(self.logits(features))
+
+    def logits(self, features: Tensor) -> Tensor:
+        """f(I) (N, C) → logits of the scores (N, 1), float32."""
         return self._after_first(self.first(features.to(self.dtype)))
 
     def of_parts(self, parts: Sequence[Tensor]) -> Tensor:
@@ -99,7 +103,7 @@ class ScoringHead(nn.Module):
         for part in deep:
             resized = F.interpolate(part, size=first.shape[2:], mode="bilinear", align_corners=False)
             y += resized.permute(0, 2, 3, 1)
-        return self._after_first(y)[..., 0]
+        return torch.sigmoid(self._after_first(y))[..., 0]
 
     def _rows(self, part: Tensor) -> Tensor:
         """(B, C, H, W) → (B, H, W, C); contiguous in bfloat16, or the product would make a slow copy itself."""
@@ -109,7 +113,7 @@ class ScoringHead(nn.Module):
     def _after_first(self, y: Tensor) -> Tensor:
         for layer in self.others:
             y = layer(F.leaky_relu(y, self.slope, inplace=True))
-        return torch.sigmoid(y.float())
+        return y.float()
 
 
 def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:

@@ -152,6 +152,8 @@ def _build_scorer(
     if rounded_later:
         frozen = replace(settings, train_backbone=False)
         features = PatchFeatures(features.aggregator.backbone, frozen, device, dtype)
+    if features.memory is not None:
+        features.memory.restore(checkpoint.memory_of(path, state))
     features.aggregator.train(False)
     features.drop_original()
     return Scorer(

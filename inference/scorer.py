@@ -37,18 +37,19 @@ class Scorer:
     def score_features(self, features: Tensor) -> Tensor:
         """f(I) (B·P, C) → patch scores (B, H', W'), float32 in [0, 1]."""
         count = len(features) // self.features.shape[0]
-        scores = self.head(features.float())  # (B·P, 1)
+        memory, features = self.features.memory, features.float()
+        scores = self.head(features) if memory is None else memory.combine(self.head.logits(features), features)
         return PatchMaker.unpatch_scores(scores, count, self.features.grid)
 
     @torch.no_grad()
-    def score_images(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) → patch scores (B, H', W'), float32 in [0, 1].
+    def score_images(self, images: Tensor, own: Tensor | None = None) -> Tensor:
+        """(B, 3, H, W) → patch scores (B, H', W'), float32 in [0, 1]; `own` (B,) as for `PatchFeatures.embed`.
 
         If the pooling allows it, the features of the layers are never resized and concatenated.
         """
         pooling = self.features.fused_pooling
-        if pooling is None:
-            return self.score_features(self.features.embed(images)[0])
+        if pooling is None or self.features.memory is not None:
+            return self.score_features(self.features.embed(images, own)[0])
         parts = pooling.parts(self.features.maps(images))  # [(B, C/layers, H_l, W_l), …]
         return self.head.of_parts([part.float() for part in parts])
 

@@ -67,6 +67,24 @@ def _size(help: str) -> Any:
     return field(metadata={"option": Option(help, low=1, cli_default=None)})
 
 
+# `--recipe fast`: what reaches good results within minutes on a CPU. Measured on six classes, see docs/figures.md;
+# options that are given have priority.
+FAST: dict[str, Any] = {
+    "svd": 0,
+    "lr": 1e-3,
+    "schedule": ONE_CYCLE,
+    "average": 0.98,
+    "ascent_share": 0.125,
+    "local_share": 0.5,
+    "dsc_hidden": 256,
+    "memory": 4000,
+    "meta_epochs": 12,
+    "epoch_samples": 200,
+    "eval_epochs": 4,
+    "select": "last",
+}
+
+
 @dataclass(frozen=True)
 class Settings:
     """How a model is built and trained; names and defaults are those of the paper.
@@ -151,7 +169,19 @@ class Settings:
         high=1,
         open_high=True,
     )
+    memory: int = _setting(
+        0,
+        "Number of patches of the training set in a memory: each patch is judged by its difference from the nearest of "
+        "them, and by its distance. 0, as published, has none.",
+        low=0,
+    )
     limit: int = _setting(392, "An epoch ends once more samples than this have been used.", low=1)
+    epoch_samples: int = _setting(
+        0,
+        "An epoch has at least as many samples; a smaller training set is gone through several times. 0, as published, "
+        "once.",
+        low=0,
+    )
     seed: int = _internal(0)
     precision: str = _setting(
         "fp32",
@@ -201,6 +231,11 @@ class Settings:
         object.__setattr__(self, "input_shape", tuple(self.input_shape))
 
     @property
+    def feature_width(self) -> int:
+        """Length of the features that A and D see."""
+        return self.target_embed_dimension * (2 if self.memory else 1)
+
+    @property
     def image_size(self) -> tuple[int, int]:
         """(H, W) of the images that the network sees."""
         return self.input_shape[1:]
@@ -245,10 +280,16 @@ class Settings:
                 raise InputError(message)
         if values["lr"] > MAX_LR:
             raise InputError(f"lr {values['lr']:g}: must be at most {MAX_LR:g}; the published rate is 0.0001")
+        if values["epoch_samples"] > values["limit"]:
+            raise InputError(
+                f"--epoch_samples {values['epoch_samples']} is more than --limit {values['limit']}, which ends an epoch"
+            )
         if values["patience"] and values["select"] == "last":
             raise InputError(
                 "--patience needs metrics to compare, but --select last uses none; give --select val or best"
             )
+        if values.get("memory") and values["train_backbone"]:
+            raise InputError("--memory keeps features, which a backbone in training changes; omit --train_backbone")
         check_feature_cache(values["feature_cache"])
 
 

@@ -32,7 +32,12 @@ class Network(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """(B, 3, H, W) → (B,), (B,) and (B, H, W); without postprocessing (B,) and (B, H', W')."""
         pooling, maps = self.scorer.features.fused_pooling, self.backbone(x)
-        if pooling is not None:
+        memory, grid = self.scorer.features.memory, self.scorer.features.grid
+        if memory is not None:
+            features = memory(pooling(maps) if pooling is not None else self._pooled(maps).flatten(0, 1))
+            scores = memory.combine(self.head.logits(features), features)
+            patch_scores = scores.reshape(-1, *grid)
+        elif pooling is not None:
             patch_scores = self.head.of_parts(pooling.parts(maps))
         else:
             patch_scores = self.head(self._pooled(maps))[..., 0].unflatten(1, self.scorer.features.grid)

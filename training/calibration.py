@@ -11,7 +11,7 @@ import torch
 
 from inference.features import Batch
 from inference.scorer import Scorer, finite_scores
-from inference.thresholds import HELD_OUT, Thresholds, best_f1
+from inference.thresholds import HELD_OUT, TRAINING, Thresholds, best_f1
 from inference.thresholds import calibrate as thresholds_of
 from metrics import all_pixel_metrics
 from training import saving
@@ -56,7 +56,8 @@ def _thresholds_from(
     """Thresholds from a set of images. Maps are only kept for sets with synthetic defects; there may be many images."""
     scores, peaks, labels, paths, maps, masks = [], [], [], [], [], []
     for batch in loader:
-        image_scores, anomaly_maps = scorer.finish(scorer.score_images(batch["image"]))  # (B,), (B, H, W)
+        own = batch["index"] if source == TRAINING else None  # as if the memory had no patch of the image
+        image_scores, anomaly_maps = scorer.finish(scorer.score_images(batch["image"], own))  # (B,), (B, H, W)
         scores += finite_scores(image_scores).tolist()
         batch_maps = anomaly_maps.cpu().numpy()
         peaks += batch_maps.max((1, 2)).tolist()

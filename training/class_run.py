@@ -221,7 +221,8 @@ class ClassRun:
         if val_set is not None:
             val_loader = self._in_order(ValidationDataset(_thinned(val_set)), self.run.net["select"] == "val")
         # an epoch ends once more than `limit` samples have been used
-        sampler = EpochSampler(len(train_set), self.net.seed, (self.run.net["limit"] // batch + 1) * batch)
+        most = (self.run.net["limit"] // batch + 1) * batch
+        sampler = EpochSampler(len(train_set), self.net.seed, most, least=self.run.net["epoch_samples"])
         pin = self.run.device.type == "cuda"
         loader = make_loader(train_set, batch, workers, sampler, pin_memory=pin)
         in_order = EpochSampler(len(train_set), self.net.seed, shuffle=False)

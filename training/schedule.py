@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping
+from typing import Any
 
-from inference.settings import ONE_CYCLE
+from torch.optim import Optimizer
+
+from inference.settings import CONSTANT, ONE_CYCLE, Settings
 
 WARM_UP = 0.3  # share of the steps
 FIRST, LAST = 1 / 25, 1e-4  # factors at the first and the last step
@@ -25,6 +29,19 @@ def rate_factor(schedule: str, step: int, steps: int) -> float:
     if step < peak:
         return _between(FIRST, 1.0, step / peak)
     return _between(1.0, LAST, min(1.0, (step - peak) / max(last - peak, 1)))
+
+
+def set_rates(
+    optimisers: Mapping[str, Optimizer], settings: Settings, epoch: int, number: int, loader: Iterable[Any]
+) -> None:
+    """Set the learning rate of a step of an epoch, both from 0, as `schedule` says; all epochs have as many steps."""
+    if settings.schedule == CONSTANT:
+        return
+    steps = len(loader)
+    factor = rate_factor(settings.schedule, epoch * steps + number, settings.meta_epochs * steps)
+    for optimiser in optimisers.values():
+        for group in optimiser.param_groups:
+            group["lr"] = factor * optimiser.defaults["lr"]
 
 
 def _between(start: float, end: float, share: float) -> float:

@@ -51,6 +51,7 @@ NEEDED_ALIKE = (
     "dsc_layers",
     "dsc_hidden",
     "pre_proj",
+    "memory",
     "input_shape",
     "resize",
     "keep_all",
@@ -58,7 +59,10 @@ NEEDED_ALIKE = (
     "overlap",
 )
 # settings that checkpoints of earlier versions do not contain: the values that they stand for
-OF_BEFORE = {"pooling": PUBLISHED}
+OF_BEFORE = {
+    "pooling": PUBLISHED, "schedule": CONSTANT, "average": 0.0, "ascent_share": 1.0, "local_share": 1.0, "memory": 0,
+    "epoch_samples": 0,
+}  # fmt: skip
 EPOCHS_APART = 1_000_003  # distance between the seeds of the epochs of two runs with consecutive seeds
 
 
@@ -177,6 +181,9 @@ def weights_of(model: GLASS, figures: Mapping[str, Any]) -> dict[str, Any]:
     state = {"discriminator": discriminator.state_dict(), "config": model.config, "metrics": dict(figures)}
     if projection is not None:
         state["pre_projection"] = projection.state_dict()
+    memory = model.features.memory
+    if memory is not None and memory.ready:
+        state["memory"] = memory.plain()
     if model.settings.train_backbone:
         state["backbone"] = model.features.aggregator.backbone.state_dict()
     return state
@@ -200,6 +207,8 @@ def load_weights(model: GLASS, path: Path, state: dict[str, Any] | None = None) 
     state = checkpoint.load(path, model.device) if state is None else state
     backbone = model.features.aggregator.backbone if model.settings.train_backbone else None
     load_parts(path, state, model.discriminator, model.pre_projection, backbone)
+    if model.features.memory is not None and "memory" in state:  # not before the first epoch
+        model.features.memory.restore(checkpoint.memory_of(path, state))
     if model.averaged is not None:
         model.averaged.restart()
     return state

@@ -16,11 +16,13 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from datasets.cache import GB
+from datasets.loaders import EpochSampler
 from inference.features import Batch, FeatureCache
 from inference.scorer import finite_scores
 from inference.settings import OFF
 from networks.weights import not_finite
 from reporting import tensorboard
+from training import remembering
 from training.evaluation import Predictions, evaluate, metrics_line
 from training.feature_cache import feature_budget, step_bytes
 from training.record import STEP_FIGURES, Record
@@ -67,6 +69,7 @@ class Trainer:
         self.state = TrainingState(model, name) if state is None else state
         self.record = Record()
         self._cache: FeatureCache | None = None
+        self._measured: dict[int, Tensor] = {}  # features of some training images, to measure D's logits with a memory
         self._memory: TestMemory | None = None
         self._without_pictures = SHOW_EVERY  # number of evaluations since TensorBoard last got pictures
 
@@ -99,6 +102,7 @@ class Trainer:
         bar, folder = self._progress(), self.model.model_dir / "tb"
         if not self._moving:
             self._allocate_memories()
+        self._prepare_memory()
         with self._ending(), bar, tensorboard.open_board(folder, self.record.epoch) as board:
             mean_embedding = None
             for epoch in range(self.record.epoch, self.settings.meta_epochs):
@@ -120,10 +124,12 @@ class Trainer:
         bar.set_description(f"{self.name} epoch {epoch + 1}/{self.settings.meta_epochs}")
         if self._moving or mean_embedding is None:
             centre = self.loaders.train if self.loaders.centre is None else self.loaders.centre
-            mean_embedding = compute_mean_embedding(model, centre, self._cache, epoch)
+            mean_embedding = compute_mean_embedding(model, centre, self._cache, epoch, self._measured)
         model.set_centre(mean_embedding)
         figures = model._train_discriminator(self.loaders.train, epoch, bar, self.record.in_short(), self._cache)
         refuse_diverged(model, epoch, mean_embedding)
+        if self._measured:
+            remembering.measure(model, self._measured)
         figures["samples_per_second"] = (bar.n - samples) / (time.monotonic() - started)
         predictions = self._evaluate(epoch)
         is_best = self._choose(predictions is not None)
@@ -132,6 +138,16 @@ class Trainer:
             self._write_board(board, figures, predictions, is_best)
         self.state.save_epoch(self.record, is_best)
         return mean_embedding
+
+    def _prepare_memory(self) -> None:
+        """Fill the memory of patches, if the model has one and it was not loaded with the state."""
+        memory = self.model.features.memory
+        if memory is None:
+            return
+        loader = self.loaders.train if self.loaders.centre is None else self.loaders.centre
+        if not memory.ready:
+            remembering.fill_memory(self.model, loader)
+        self._measured = dict.fromkeys(remembering.measured_indices(loader))
 
     def _is_over(self) -> bool:
         return self.state.is_over(self.record)
@@ -247,7 +263,11 @@ class Trainer:
 
 @torch.no_grad()
 def compute_mean_embedding(
-    model: GLASS, loader: Iterable[Batch], cache: FeatureCache | None = None, epoch: int = 0
+    model: GLASS,
+    loader: Iterable[Batch],
+    cache: FeatureCache | None = None,
+    epoch: int = 0,
+    kept: dict[int, Tensor | None] | None = None,
 ) -> Tensor:
     """The mean of f(I) over all images of a loader, (P, C).
 
@@ -256,6 +276,7 @@ def compute_mean_embedding(
         loader: batches with `image`; with a cache also `index`.
         cache: receives f(I) of each image.
         epoch: for the loader's sampler and for messages.
+        kept: receives f(I), (P, C), of the images whose indices are its keys.
 
     Raises:
         InputError: there is no image.
@@ -266,10 +287,15 @@ def compute_mean_embedding(
     model.set_mode(True)
     total, count = None, 0
     for batch in loader:
-        features = model._embed(batch["image"])[0]  # (B·P, C)
+        own = batch["index"] if model.features.memory is not None else None
+        features = model._embed(batch["image"], own)[0]  # (B·P, C)
         if cache is not None:
             cache.put(batch["index"].tolist(), features)
-        batch_sum = features.unflatten(0, (len(batch["image"]), -1)).sum(0, dtype=torch.float64)  # (P, C)
+        rows = features.unflatten(0, (len(batch["image"]), -1))  # (B, P, C)
+        batch_sum = rows.sum(0, dtype=torch.float64)  # (P, C)
+        for i, index in enumerate(batch["index"].tolist() if kept else ()):
+            if index in kept:
+                kept[index] = rows[i].clone()
         total = batch_sum if total is None else total + batch_sum
         count += len(batch["image"])
     if total is None:
@@ -328,7 +354,7 @@ def step_bytes_of(model: GLASS, loader: Iterable[Batch]) -> int:
     settings = model.settings
     batch = getattr(loader, "batch_size", None) or model.extra_config.get("batch_size") or SCORED_AT_ONCE
     return step_bytes(
-        batch * math.prod(model.grid), settings.target_embed_dimension, settings.dsc_hidden, svd=model.svd,
+        batch * math.prod(model.grid), settings.feature_width, settings.dsc_hidden, svd=model.svd,
         dsc_layers=settings.dsc_layers, pre_proj=settings.pre_proj,
         largest_output=batch * model.features.aggregator.largest_output,
     )  # fmt: skip
@@ -340,7 +366,8 @@ def _count(loader: Iterable[Batch]) -> int:
 
 def _samples_per_epoch(loader: Iterable[Batch], limit: int) -> int | None:
     """The number of samples of an epoch; None if the loader does not tell."""
-    size, batch = getattr(getattr(loader, "dataset", None), "__len__", None), getattr(loader, "batch_size", None)
+    sampler, batch = getattr(loader, "sampler", None), getattr(loader, "batch_size", None)
+    size = getattr(sampler if isinstance(sampler, EpochSampler) else getattr(loader, "dataset", None), "__len__", None)
     if size is None or not batch:
         return None
     return min(size(), (limit // batch + 1) * batch)

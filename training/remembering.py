@@ -1,0 +1,72 @@
+"""Filling the memory of patches from the training set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from inference.features import Batch
+from utils import InputError, evenly_chosen
+
+if TYPE_CHECKING:
+    from glass import GLASS
+
+MEASURED = 20  # images whose good patches tell the usual logits of D
+
+
+@torch.no_grad()
+def fill_memory(model: GLASS, loader: Iterable[Batch]) -> None:
+    """Fill the model's memory with patches drawn at random, about equally many of each image.
+
+    The draw of an image depends on the seed and the image's index alone, so the order of the batches does not matter.
+
+    Args:
+        model: with the setting `memory`.
+        loader: batches with `image` and `index` of all training images, without augmentation.
+
+    Raises:
+        InputError: there are fewer than two images.
+    """
+    pictures = _pictures_of(loader)
+    if len(set(pictures)) < 2:
+        raise InputError("--memory compares each training image with the others: it needs at least 2 of them")
+    seed, wanted = model.settings.seed, model.settings.memory
+    quota = -(-wanted // len(pictures))
+    patches, owners = {}, {}
+    for batch in loader:
+        features = model.features.embed_alone(batch["image"]).unflatten(0, (len(batch["image"]), -1))  # (B, P, C)
+        for index, rows in zip(batch["index"].tolist(), features, strict=True):
+            chosen = np.random.default_rng([seed, index]).permutation(len(rows))[:quota]
+            patches[index] = rows[torch.from_numpy(chosen).to(rows.device)]
+            owners[index] = torch.full((len(chosen),), pictures[index])
+    order = sorted(patches)
+    all_patches, all_owners = (torch.cat([part[i] for i in order]) for part in (patches, owners))
+    kept = np.sort(np.random.default_rng([seed, len(pictures)]).permutation(len(all_patches))[:wanted])
+    rows = torch.from_numpy(kept)
+    model.features.memory.fill(all_patches[rows.to(all_patches.device)], all_owners[rows], torch.tensor(pictures))
+
+
+def _pictures_of(loader: Iterable[Batch]) -> list[int]:
+    """The number of the picture that each item of a training set belongs to."""
+    dataset: Any = getattr(loader, "dataset", None)
+    samples = getattr(getattr(dataset, "train", dataset), "samples", None)
+    if samples is None:
+        return list(range(len(dataset)))
+    numbers: dict[Any, int] = {}
+    return [numbers.setdefault(sample.path, len(numbers)) for sample in samples]
+
+
+def measured_indices(loader: Iterable[Batch]) -> frozenset[int]:
+    """The indices of the images that `measure` gets."""
+    count = len(getattr(loader, "dataset", ()))
+    return frozenset(evenly_chosen(count, min(MEASURED, count)))
+
+
+def measure(model: GLASS, features: Mapping[int, Tensor]) -> None:
+    """Measure D's logits of the relative features of some training images, {index: (P, 2·C)}."""
+    head = model.scorer().head
+    model.features.memory.calibrate(torch.cat([head.logits(features[index]) for index in sorted(features)]))
