@@ -22,6 +22,11 @@ OWN_OPTIONS = [
         "efficientnet_lite0 and a memory of patches, which goes beyond the paper (docs/training.md lists them).",
     ),
     click.Option(
+        ["--baseline/--no_baseline"],
+        default=False,
+        help="Also test nearest neighbours on the same features, which need no training; their figures have the prefix nn_.",
+    ),
+    click.Option(
         ["-b", "--backbone_names"],
         multiple=True,
         default=["auto"],
@@ -77,7 +82,7 @@ def _option_of(setting: Field, option: Option) -> click.Option:
 def command(context: click.Context, recipe: str, **options: Any) -> tuple[str, dict[str, Any]]:
     """Options of the model."""
     if recipe == QUICK:
-        defaults = {**FAST, "backbone_names": ("efficientnet_lite0",)}
+        defaults = {**FAST, "backbone_names": ("efficientnet_lite0",), "baseline": True}
         given = {name for name in defaults if context.get_parameter_source(name) != ParameterSource.DEFAULT}
         options |= {name: value for name, value in defaults.items() if name not in given}
     return "net", options

@@ -48,14 +48,15 @@ class PatchMemory(nn.Module):
     @torch.no_grad()
     def fill(self, patches: Tensor, owners: Tensor, pictures: Tensor) -> None:
         """Take in patches of at least two images, and measure how far good patches are from those of other images."""
-        self._keep(patches.half().float(), owners, pictures)
+        self.keep(patches.half().float(), owners, pictures)
         residuals = self.patches - self.patches[self.nearest(self.patches, self.owners)]
         unit = residuals.square().mean().sqrt().clamp_min(1e-12)
         distances = residuals.norm(dim=1) / unit
         spread = distances.std().clamp_min(1e-6) if len(distances) > 1 else torch.ones(())
         self.statistics[:3] = torch.stack([unit, distances.mean(), spread])
 
-    def _keep(self, patches: Tensor, owners: Tensor, pictures: Tensor) -> None:
+    def keep(self, patches: Tensor, owners: Tensor, pictures: Tensor) -> None:
+        """Take in patches without measuring anything."""
         device = self.statistics.device
         self.patches, self.owners, self.pictures = patches.to(device), owners.to(device), pictures.to(device)
         self.half_squares = self.patches.square().sum(1) / 2
@@ -99,5 +100,5 @@ class PatchMemory(nn.Module):
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take in what `plain` returned."""
-        self._keep(state["patches"].float(), state["owners"], state["pictures"])
+        self.keep(state["patches"].float(), state["owners"], state["pictures"])
         self.statistics.copy_(state["statistics"])

@@ -28,6 +28,7 @@ from training.calibration import calibrate
 from training.distribution import Decision
 from training.evaluation import METRICS, metrics_line
 from training.job import ClassData, Net, Run
+from training.neighbours import neighbour_figures
 from training.record import Record
 from training.state import TrainingState
 from training.testing import last_figures, score_chosen, test
@@ -141,6 +142,12 @@ class ClassRun:
             figures |= {"last_epoch": record.epoch - 1, **{f"last_{name}": last[name] for name in METRICS}}
         best_epoch, line = figures["best_epoch"], metrics_line(figures)
         LOGGER.info("%s: the kept epoch, %d, on the test set: %s", self.data.row, best_epoch, line)
+        if self.run.net["baseline"] and not self.run.training:
+            LOGGER.warning("%s: --baseline has no effect: a run that only tests reads no training images", self.data.row)
+        elif self.run.net["baseline"]:
+            figures |= neighbour_figures(self.model, self._training_images(), test_loader)
+            without = {name.removeprefix("nn_"): value for name, value in figures.items() if name.startswith("nn_")}
+            LOGGER.info("%s: nearest neighbours without training: %s", self.data.row, metrics_line(without))
         # whole images are shown even if they were tested in tiles
         shown = getattr(test_loader.dataset, "whole", test_loader.dataset)
         select = self.config.get("select", "best")
@@ -148,6 +155,13 @@ class ClassRun:
             self.run.results, self.row, class_record.of_tested(tested, shown, history, self.run.main["seed"], select)
         )
         return figures
+
+    def _training_images(self) -> DataLoader:
+        """The good images that the training uses, without augmentation."""
+        share, seed = self.run.dataset["val_share"], self.run.main["seed"]
+        excluded = set(hold_out(self.data.train, share, seed, self.data.name))
+        used = [i for i in range(len(self.data.train)) if i not in excluded]
+        return self._in_order(GoodImages(self._good_images(used, None)))
 
     def _score_examples(self, examples: Dataset) -> dict[str, Any]:
         """A record of images that the thresholds come from, for a class without test images."""

@@ -34,7 +34,13 @@ def fill_memory(model: GLASS, loader: Iterable[Batch]) -> None:
     pictures = _pictures_of(loader)
     if len(set(pictures)) < 2:
         raise InputError("--memory compares each training image with the others: it needs at least 2 of them")
-    seed, wanted = model.settings.seed, model.settings.memory
+    model.features.memory.fill(*draw_patches(model, loader, model.settings.memory))
+
+
+@torch.no_grad()
+def draw_patches(model: GLASS, loader: Iterable[Batch], wanted: int) -> tuple[Tensor, Tensor, Tensor]:
+    """At most `wanted` patches of a training set: the patches (M, C), their pictures (M,), those of all items (n,)."""
+    pictures, seed = _pictures_of(loader), model.settings.seed
     quota = -(-wanted // len(pictures))
     patches, owners = {}, {}
     for batch in loader:
@@ -47,7 +53,7 @@ def fill_memory(model: GLASS, loader: Iterable[Batch]) -> None:
     all_patches, all_owners = (torch.cat([part[i] for i in order]) for part in (patches, owners))
     kept = np.sort(np.random.default_rng([seed, len(pictures)]).permutation(len(all_patches))[:wanted])
     rows = torch.from_numpy(kept)
-    model.features.memory.fill(all_patches[rows.to(all_patches.device)], all_owners[rows], torch.tensor(pictures))
+    return all_patches[rows.to(all_patches.device)], all_owners[rows], torch.tensor(pictures)
 
 
 def _pictures_of(loader: Iterable[Batch]) -> list[int]:
