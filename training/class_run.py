@@ -143,7 +143,7 @@ class ClassRun:
         best_epoch, line = figures["best_epoch"], metrics_line(figures)
         LOGGER.info("%s: the kept epoch, %d, on the test set: %s", self.data.row, best_epoch, line)
         if self.run.net["baseline"] and not self.run.training:
-            LOGGER.warning("%s: --baseline has no effect: a run that only tests reads no training images", self.data.row)
+            LOGGER.warning("%s: --baseline has no effect on a test alone, which reads no training images", self.row)
         elif self.run.net["baseline"]:
             figures |= neighbour_figures(self.model, self._training_images(), test_loader)
             without = {name.removeprefix("nn_"): value for name, value in figures.items() if name.startswith("nn_")}

@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from helpers import make_mvtec, train_cli
+from helpers import DATASET, NET, cli, make_mvtec, train_cli
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
@@ -71,8 +71,10 @@ def test_a_run_that_only_tests_and_tiles(with_baseline, tiny, tmp_path):
     models = with_baseline[0] / "models"
     done = train_cli(*tiny, tmp_path / "t", main=("--test", "test", "--models_path", models), net=("--baseline",))
     assert done.returncode == 0, done.stdout
-    assert "--baseline has no effect: a run that only tests reads no training images" in done.stdout
-    done = train_cli(*tiny, tmp_path / "r", net=("--baseline",), dataset=("-d", "disc", "--tile", "48"))
+    assert "--baseline has no effect on a test alone, which reads no training images" in done.stdout
+    small = DATASET[: DATASET.index("--resize")]
+    places = ("--gpu", -1, "--results_path", tmp_path / "r")
+    done = cli(*places, *NET, "--baseline", *small, "--imagesize", 32, "--tile", 48, "-d", "disc", "custom", *tiny)
     assert done.returncode == 0, done.stdout
     assert 0 <= float(rows(tmp_path / "r")["custom_disc"]["nn_pixel_pro"]) <= 1
 
