@@ -249,7 +249,8 @@ class GLASS:
     def _local_features(self, aug: Tensor, mask_s: Tensor, own: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """f(I') (N, C), the centres of its locations, and whether each is anomalous (N,), for a share of them."""
         anomalous = mask_s.to(self.device, non_blocking=True).flatten() > 0
-        features = self.features.embed_alone(aug)
+        alone = self.features.memory is not None  # only the chosen locations are compared with the memory
+        features = self.features.embed_alone(aug) if alone else self._embed(aug)[0]
         features, anomalous, centre = self._some(self.settings.local_share, features, anomalous, self.c)
         return self.features.relative(features, own), centre, anomalous
 
