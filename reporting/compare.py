@@ -16,7 +16,8 @@ from reporting.formats import MISSING, percent, percent_with_deviation, points, 
 from training.evaluation import METRICS
 from utils import InputError, printable, write_text
 
-COMPARED = (*METRICS, "image_f1", "false_alarms", "last_image_auroc", "last_pixel_auroc")
+OF_NEIGHBOURS = ("nn_image_auroc", "nn_pixel_auroc", "nn_pixel_ap", "nn_pixel_pro")
+COMPARED = (*METRICS, "image_f1", "false_alarms", "last_image_auroc", "last_pixel_auroc", *OF_NEIGHBOURS)
 NOT_COMPARED = ("results_path", "models_path")  # options that always differ
 NO_TEST_IMAGES = "no class of these runs has test images"
 

@@ -138,14 +138,14 @@ class Page:
         """
         section = self._sections.get(path)
         state = _signature(path), self._same_choice
-        if section is not None and section.source == (*state, repr(_last_epoch_figures(table, section.row))):
+        if section is not None and section.source == (*state, repr(_kept_figures(table, section.row))):
             return section
         record = class_record.read(path)
         row, select = record["row"], record.get("select")
         note = CHOSEN.get(select, "") if self._same_choice else ""
         template = environment().get_template("class.html")
         html = template.render(c=_class_view(record, table), note=note, chosen=CHOSEN)
-        source = (*state, repr(_last_epoch_figures(table, row)))
+        source = (*state, repr(_kept_figures(table, row)))
         self._sections[path] = ClassSection(source, row, select, html, record["images"])
         return self._sections[path]
 
@@ -217,11 +217,13 @@ def _class_view(record: dict[str, Any], table: pd.DataFrame) -> dict[str, Any]:
     examples = record.get("looked_at") or {}
     images = record["images"] or examples.get("images", [])
     cards = [{**card, **images[card["index"]]} for card in record["gallery"] or examples.get("gallery", [])]
+    figures = _kept_figures(table, record["row"]) | record["figures"]
     return {
         "name": record["row"],
         "id": class_id,
         "select": record.get("select"),
-        "figures": _last_epoch_figures(table, record["row"]) | record["figures"],
+        "figures": figures,
+        "neighbours": _beside_neighbours(figures),
         "thresholds": thresholds,
         "charts": _charts(record, images, thresholds, class_id),
         "optimistic": bool(thresholds and thresholds.source == TRAINING),
@@ -256,11 +258,27 @@ def _id_of(row: str) -> str:
     return f"class-{hashlib.sha256(row.encode('utf-8', 'surrogateescape')).hexdigest()[:12]}"
 
 
-def _last_epoch_figures(table: pd.DataFrame, row: str) -> dict[str, float]:
-    """The figures of the last epoch, which a run that only tests finds in results.csv; nan for a missing metric."""
+def _kept_figures(table: pd.DataFrame, row: str) -> dict[str, float]:
+    """The figures that a run which only tests finds in results.csv: of the last epoch, and of nearest neighbours.
+
+    Those of the last epoch are there if it is known, with nan for a missing metric.
+    """
     figures = table.loc[row].to_dict() if row in table.index else {}
     last = {k: v for k, v in figures.items() if k.startswith("last_")}
-    return {} if math.isnan(last.get("last_epoch", math.nan)) else last
+    last = {} if math.isnan(last.get("last_epoch", math.nan)) else last
+    return last | {k: v for k, v in figures.items() if k.startswith(tables.NEIGHBOURS) and not math.isnan(v)}
+
+
+def _beside_neighbours(figures: Mapping[str, float | None]) -> list[tuple[str, float, float, str]]:
+    """Metric, value of the model, value of nearest neighbours, and which is ahead as shown; [] if none was compared."""
+    rows = []
+    for key, heading in SHOWN:
+        own, other = (figures.get(name) for name in (key, f"{tables.NEIGHBOURS}{key}"))
+        if own is None or other is None or math.isnan(own) or math.isnan(other):
+            continue
+        lead = round(100 * own, 2) - round(100 * other, 2)
+        rows.append((heading, own, other, "model" if lead > 0 else "nearest neighbours" if lead < 0 else "equal"))
+    return rows
 
 
 def _sentence(text: str) -> str:

@@ -21,6 +21,7 @@ from utils import LOGGER, WorkError, write_bytes, write_text
 ROW_NAMES = "Row Names"
 COLUMNS = ("image_auroc", "image_ap", "pixel_auroc", "pixel_ap", "pixel_pro", "best_epoch")
 MEAN = "Mean"
+NEIGHBOURS = "nn_"  # prefix of the figures of nearest neighbours
 SETTINGS = "settings.json"
 LONGEST_SHEET_NAME = 31  # characters, a limit of Excel
 # control characters, surrogates (bytes of a path that are not text), and characters that XML does not allow
@@ -55,14 +56,27 @@ def write_results(folder: Path, rows: Mapping[str, Mapping[str, Any]]) -> pd.Dat
         if len(rows) == 1:  # only for the first class of a run
             LOGGER.info("%s: kept the rows of earlier runs: %s", path, ", ".join(others.index))
         table = pd.concat([others, table])
-    if len(replaced):  # a run that only tests has no figures of the last epoch: keep those of the training
-        last_epoch = replaced[[c for c in replaced.columns if c.startswith("last_")]]
-        table = table.combine_first(last_epoch).reindex(table.index)
+    if len(replaced):
+        table = table.combine_first(_kept_figures(replaced, rows)).reindex(table.index)
     table = table.reindex(columns=[*COLUMNS, *(c for c in order if c not in COLUMNS)])
     table.loc[MEAN] = table.mean(numeric_only=True)
     table.index.name = ROW_NAMES
     _write_csv(path, table)
     return table
+
+
+def _kept_figures(replaced: pd.DataFrame, rows: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
+    """Figures of earlier runs that stay: of the last epoch, and of nearest neighbours where a run only tests.
+
+    Args:
+        replaced: the earlier rows.
+        rows: the new ones.
+    """
+    kept = replaced[[c for c in replaced.columns if c.startswith(("last_", NEIGHBOURS))]].copy()
+    # another training may have other features, so its row does not keep them
+    trained = [name for name in kept.index if "last_epoch" in rows[name]]
+    kept.loc[trained, [c for c in kept.columns if c.startswith(NEIGHBOURS)]] = math.nan
+    return kept
 
 
 def _write_csv(path: Path, table: pd.DataFrame) -> None:
@@ -163,11 +177,13 @@ def write_seeds(folder: Path, runs: Sequence[Path]) -> str:
     mean, deviation, count = grouped.mean(numeric_only=True), grouped.std(numeric_only=True), grouped.size()
     table = mean.reindex([name for name in (*order, MEAN) if name in mean.index]).assign(seeds=count)
     metrics = COLUMNS[:-1]
-    deviations = [f"{column}_std" for column in metrics]
-    for column, name in zip(metrics, deviations, strict=True):
-        table[name] = deviation[column]
     further = [c for c in mean.columns if c not in COLUMNS]
-    table = table.reindex(columns=[*COLUMNS, "seeds", *deviations, *further])
+    of_neighbours = [c for c in further if c.startswith(NEIGHBOURS)]
+    deviations = [f"{column}_std" for column in metrics]
+    deviations_of_neighbours = [f"{column}_std" for column in of_neighbours]
+    for column in (*metrics, *of_neighbours):
+        table[f"{column}_std"] = deviation[column]
+    table = table.reindex(columns=[*COLUMNS, "seeds", *deviations, *further, *deviations_of_neighbours])
     table.index.name = ROW_NAMES
     _write_csv(folder / "results.csv", table)
     write_workbook(folder, table, {}, {})
