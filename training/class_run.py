@@ -142,12 +142,8 @@ class ClassRun:
             figures |= {"last_epoch": record.epoch - 1, **{f"last_{name}": last[name] for name in METRICS}}
         best_epoch, line = figures["best_epoch"], metrics_line(figures)
         LOGGER.info("%s: the kept epoch, %d, on the test set: %s", self.data.row, best_epoch, line)
-        if self.run.net["baseline"] and not self.run.training:
-            LOGGER.warning("%s: --baseline has no effect on a test alone, which reads no training images", self.row)
-        elif self.run.net["baseline"]:
-            figures |= neighbour_figures(self.model, self._training_images(), test_loader)
-            without = {name.removeprefix("nn_"): value for name, value in figures.items() if name.startswith("nn_")}
-            LOGGER.info("%s: nearest neighbours without training: %s", self.data.row, metrics_line(without))
+        if self.run.net["baseline"]:
+            figures |= self._neighbour_figures(test_loader)
         # whole images are shown even if they were tested in tiles
         shown = getattr(test_loader.dataset, "whole", test_loader.dataset)
         select = self.config.get("select", "best")
@@ -156,9 +152,24 @@ class ClassRun:
         )
         return figures
 
+    def _neighbour_figures(self, test_loader: DataLoader) -> dict[str, float]:
+        """The figures of nearest neighbours; {} with a warning where there can be none."""
+        if self.model.settings.train_backbone:  # its features are no longer those from before the training
+            LOGGER.warning("%s: --baseline has no effect with --train_backbone, which changes the features", self.row)
+            return {}
+        if not self.data.train:
+            LOGGER.warning("%s: --baseline has no effect without training images", self.row)
+            return {}
+        figures = neighbour_figures(self.model, self._training_images(), test_loader)
+        without = {name.removeprefix("nn_"): value for name, value in figures.items()}
+        LOGGER.info("%s: nearest neighbours without training: %s", self.data.row, metrics_line(without))
+        return figures
+
     def _training_images(self) -> DataLoader:
-        """The good images that the training uses, without augmentation."""
+        """The good images that the training uses, or used, without augmentation."""
         share, seed = self.run.dataset["val_share"], self.run.main["seed"]
+        if not self.run.training:
+            share = self.config.get("val_share", share)
         excluded = set(hold_out(self.data.train, share, seed, self.data.name))
         used = [i for i in range(len(self.data.train)) if i not in excluded]
         return self._in_order(GoodImages(self._good_images(used, None)))

@@ -202,11 +202,13 @@ class Reader:
         return line
 
     def _read_class(self, data: ClassData, trains: bool, cache: ImageCache) -> ClassData:
-        train, tested = data.seen(data.train) if trains else [], data.test_set(cache)
+        # a test alone has training images only for --baseline
+        reads_train = trains or (not self.run.training and bool(data.train))
+        train, tested = data.seen(data.train) if reads_train else [], data.test_set(cache)
         sets: list[Readable] = [tested]
         if isinstance(tested, TiledTestDataset):
             sets.append(tested.whole)
-        if trains:
+        if reads_train:
             sets.insert(0, TrainDataset(train, data.settings, self.run.textures, (1, 1), cache=cache))
         samples = [sample for readable in sets for sample in readable.samples]
         problems, mask_remarks = {}, {}

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from datasets import ImageSettings
+from datasets import ImageSettings, Sample
 from datasets.cache import ImageCache
 from datasets.foreground_check import leave_out_small
 from datasets.foreground_masks import make_masks
@@ -184,7 +184,7 @@ class Classes:
         test = layout.test(name)
         if not run.training and not test:
             raise InputError(f"class {name}: {layout.root} has no test image of it, so there is nothing to test")
-        train = layout.train(name) if run.training else []
+        train = layout.train(name) if run.training else self._train_of_baseline(name)
         settings = ImageSettings.of(run.dataset).for_class(layout, name)
         row, held_out = row_name(run.dataset["name"], name), layout.held_out(name)
         if held_out and not run.training and not self._trained_with_split(row):
@@ -194,6 +194,16 @@ class Classes:
         tile = run.dataset["tile"]
         tiling = None if tile is None else Tiling.of(settings, tile, run.dataset["overlap"])
         return ClassData(name, row, train, test, settings, held_out, tiling=tiling)
+
+    def _train_of_baseline(self, name: str) -> list[Sample]:
+        """The training images that a test alone compares with; [] without --baseline, or if they are not there."""
+        if not self.run.net["baseline"]:
+            return []
+        try:
+            return self.run.layout.train(name)
+        except InputError as error:
+            LOGGER.info("%s", error)
+            return []
 
     def _trained_with_split(self, row: str) -> bool:
         """Whether the training of the checkpoint to be tested held out good images."""
