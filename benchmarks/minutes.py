@@ -27,9 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.measuring import write_rows  # noqa: E402
-from training.evaluation import METRICS  # noqa: E402
-
-NEIGHBOURS = ("nn_image_auroc", "nn_pixel_auroc", "nn_pixel_ap", "nn_pixel_pro")
+from training.evaluation import METRICS, OF_NEIGHBOURS  # noqa: E402
 
 
 def run(
@@ -73,7 +71,7 @@ def figures_of(results: Path) -> dict[str, float]:
     """The metrics of the only class of a run, in percent."""
     with (results / "results.csv").open(newline="") as file:
         row = next(csv.DictReader(file))
-    return {name: round(100 * float(row[name]), 2) for name in (*METRICS, *NEIGHBOURS) if row.get(name)}
+    return {name: round(100 * float(row[name]), 2) for name in (*METRICS, *OF_NEIGHBOURS) if row.get(name)}
 
 
 def main() -> None:

@@ -55,8 +55,7 @@ def train(context: click.Context, parts: list[tuple[str, dict[str, Any]]], **opt
         raise click.UsageError(ONE_EACH)
     settings = dict(parts)
     if "net" not in settings:
-        defaults = net.command.make_context("net", [], parent=context).params
-        settings["net"] = {name: value for name, value in defaults.items() if name != "recipe"}
+        _, settings["net"] = net.command.invoke(net.command.make_context("net", [], parent=context))
     from training.run import run_seeds  # slow to import
 
     run_seeds(options, settings["net"], settings["dataset"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-class Pooling(nn.Module):
+class Pooling(nn.Module, ABC):
     """From the maps of the layers to patch features, layer by layer; only then the layers are resized to one grid."""
 
     def forward(self, maps: list[Tensor]) -> Tensor:
@@ -22,9 +23,9 @@ class Pooling(nn.Module):
         ]
         return torch.cat(pooled, dim=1).permute(0, 2, 3, 1).flatten(0, 2)
 
+    @abstractmethod
     def parts(self, maps: list[Tensor]) -> list[Tensor]:
         """[(B, C_l, H_l, W_l), …] → [(B, C_l', H_l, W_l), …], the features of each layer on its own grid; ΣC_l' = C."""
-        raise NotImplementedError
 
 
 class ChannelPooling(Pooling):

@@ -13,10 +13,9 @@ import pandas as pd
 
 from reporting import class_record, page, tables
 from reporting.formats import MISSING, percent, percent_with_deviation, points, valid_utf8
-from training.evaluation import METRICS
+from training.evaluation import METRICS, OF_NEIGHBOURS
 from utils import InputError, printable, write_text
 
-OF_NEIGHBOURS = ("nn_image_auroc", "nn_pixel_auroc", "nn_pixel_ap", "nn_pixel_pro")
 COMPARED = (*METRICS, "image_f1", "false_alarms", "last_image_auroc", "last_pixel_auroc", *OF_NEIGHBOURS)
 NOT_COMPARED = ("results_path", "models_path")  # options that always differ
 NO_TEST_IMAGES = "no class of these runs has test images"

@@ -16,6 +16,7 @@ import pandas as pd
 from inference.thresholds import TRAINING, Thresholds
 from reporting import charts, class_record, tables
 from reporting.formats import duration, number, percent, valid_utf8
+from training.evaluation import NEIGHBOURS
 from utils import WorkError, write_text
 
 FILE = "report.html"
@@ -266,14 +267,14 @@ def _kept_figures(table: pd.DataFrame, row: str) -> dict[str, float]:
     figures = table.loc[row].to_dict() if row in table.index else {}
     last = {k: v for k, v in figures.items() if k.startswith("last_")}
     last = {} if math.isnan(last.get("last_epoch", math.nan)) else last
-    return last | {k: v for k, v in figures.items() if k.startswith(tables.NEIGHBOURS) and not math.isnan(v)}
+    return last | {k: v for k, v in figures.items() if k.startswith(NEIGHBOURS) and not math.isnan(v)}
 
 
 def _beside_neighbours(figures: Mapping[str, float | None]) -> list[tuple[str, float, float, str]]:
     """Metric, value of the model, value of nearest neighbours, and which is ahead as shown; [] if none was compared."""
     rows = []
     for key, heading in SHOWN:
-        own, other = (figures.get(name) for name in (key, f"{tables.NEIGHBOURS}{key}"))
+        own, other = (figures.get(name) for name in (key, f"{NEIGHBOURS}{key}"))
         if own is None or other is None or math.isnan(own) or math.isnan(other):
             continue
         lead = round(100 * own, 2) - round(100 * other, 2)

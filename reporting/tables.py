@@ -16,12 +16,12 @@ from openpyxl.cell.cell import ILLEGAL_CHARACTERS_RE
 
 from reporting.cells import as_cell, csv_text, from_cell, path_as_cell, workbook
 from reporting.formats import percent, percent_with_deviation
+from training.evaluation import NEIGHBOURS
 from utils import LOGGER, WorkError, write_bytes, write_text
 
 ROW_NAMES = "Row Names"
 COLUMNS = ("image_auroc", "image_ap", "pixel_auroc", "pixel_ap", "pixel_pro", "best_epoch")
 MEAN = "Mean"
-NEIGHBOURS = "nn_"  # prefix of the figures of nearest neighbours
 SETTINGS = "settings.json"
 LONGEST_SHEET_NAME = 31  # characters, a limit of Excel
 # control characters, surrogates (bytes of a path that are not text), and characters that XML does not allow

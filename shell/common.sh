@@ -92,12 +92,9 @@ benchmark() {
     local name=$1 results=$2 data=$3 test=$4 distribution=$5 fg=$6 classes=$7 class
     shift 7
     class_names "$data" "${CLASSES:-$classes}"
-    local network=(-b wideresnet50 --pretrain_embed_dimension 1536 --target_embed_dimension 1536)
+    local network=(-b wideresnet50) # with the default dimensions, which are those of the paper
     [ -n "${BACKBONE-published}" ] || network=()
-    case " ${NET_FLAGS:-} " in
-        *" -b efficientnet_lite0 "* | *" --backbone_names efficientnet_lite0 "*) network=() ;; # has its own dimensions
-        *" -b "* | *" --backbone"*) network=("${network[@]:2}") ;;
-    esac
+    case " ${NET_FLAGS:-} " in *" -b "* | *" --backbone"* | *" --recipe fast "*) network=() ;; esac
     local chosen=()
     for class in ${names[@]+"${names[@]}"}; do chosen+=(-d "$class"); done
     # NET_FLAGS and DATASET_FLAGS are meant to be split into words

@@ -26,7 +26,7 @@ from reporting import class_record, tensorboard
 from training import distribution
 from training.calibration import calibrate
 from training.distribution import Decision
-from training.evaluation import METRICS, metrics_line
+from training.evaluation import METRICS, NEIGHBOURS, metrics_line
 from training.job import ClassData, Net, Run
 from training.neighbours import neighbour_figures
 from training.record import Record
@@ -161,7 +161,7 @@ class ClassRun:
             LOGGER.warning("%s: --baseline has no effect without training images", self.row)
             return {}
         figures = neighbour_figures(self.model, self._training_images(), test_loader)
-        without = {name.removeprefix("nn_"): value for name, value in figures.items()}
+        without = {name.removeprefix(NEIGHBOURS): value for name, value in figures.items()}
         LOGGER.info("%s: nearest neighbours without training: %s", self.data.row, metrics_line(without))
         return figures
 

@@ -17,6 +17,8 @@ from inference.thresholds import Thresholds
 from metrics import NO_PIXEL_LEFT
 from training import device_metrics
 
+NEIGHBOURS = "nn_"  # prefix of the figures of nearest neighbours
+OF_NEIGHBOURS = ("nn_image_auroc", "nn_pixel_auroc", "nn_pixel_ap", "nn_pixel_pro")
 METRICS = ("image_auroc", "image_ap", "pixel_auroc", "pixel_ap", "pixel_pro")
 RESAMPLES = 1000  # of the bootstrap
 

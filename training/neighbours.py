@@ -13,7 +13,7 @@ from inference.features import Batch, PatchFeatures
 from inference.memory import PatchMemory
 from inference.scorer import Scorer
 from model import PatchMaker
-from training.evaluation import evaluate
+from training.evaluation import NEIGHBOURS, OF_NEIGHBOURS, evaluate
 from training.remembering import draw_patches
 from training.testing import score_set
 
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from glass import GLASS
 
 KEPT = 8000  # patches
-REPORTED = ("image_auroc", "pixel_auroc", "pixel_ap", "pixel_pro")
 
 
 class _NeighbourScorer(Scorer):
@@ -54,4 +53,4 @@ def neighbour_figures(model: GLASS, train_loader: Iterable[Batch], test_loader: 
         patches.keep(*draw_patches(model, train_loader, KEPT))
         scorer = _NeighbourScorer(model.features, model.segmentor, patches)
         figures = evaluate(score_set(scorer, test_loader).on_host())
-    return {f"nn_{name}": figures[name] for name in REPORTED}
+    return {name: figures[name.removeprefix(NEIGHBOURS)] for name in OF_NEIGHBOURS}

@@ -37,7 +37,8 @@ def set_rates(
     """Set the learning rate of a step of an epoch, both from 0, as `schedule` says; all epochs have as many steps."""
     if settings.schedule == CONSTANT:
         return
-    steps = len(loader)
+    batch = getattr(loader, "batch_size", None)
+    steps = min(len(loader), settings.limit // batch + 1) if batch else len(loader)  # `limit` ends an epoch
     factor = rate_factor(settings.schedule, epoch * steps + number, settings.meta_epochs * steps)
     for optimiser in optimisers.values():
         for group in optimiser.param_groups:

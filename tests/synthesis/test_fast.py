@@ -60,15 +60,19 @@ def direct_embedding(model):
 
 @pytest.mark.parametrize("svd", [0, 1])
 @pytest.mark.parametrize(
-    "more", [{}, {"dsc_layers": 3}, {"dsc_layers": 1}, {"mining": 0}, {"dsc_hidden": 64}, {"pre_proj": 2}]
-)
+    "more",
+    [{}, {"dsc_layers": 3}, {"dsc_layers": 1}, {"mining": 0}, {"dsc_hidden": 64}, {"pre_proj": 2},
+     {"pre_proj": 2, "lr": 1e-5}],
+)  # fmt: skip
 def test_twenty_steps_lose_as_the_direct_form_does(svd, more):
-    if more in ({"dsc_layers": 1}, {"pre_proj": 2}):  # otherwise rounding grows from step to step
-        more = {**more, "lr": 1e-5}
+    if more == {"dsc_layers": 1}:
+        more = {"dsc_layers": 1, "lr": 1e-5}
     settings_ = {"svd": svd, "lr": 1e-4, "dsc_hidden": 128, **more}
     ours, direct = centred(**settings_), centred(**settings_)
     embed = direct_embedding(direct)
-    for step in range(20):
+    # with two projections and this rate, the direct form itself drifts by 4e-4 in twenty steps if one input changes by a
+    # unit in the last place: on some processors, rounding alone then exceeds the bound
+    for step in range(14 if more == {"pre_proj": 2} else 20):
         batch = inputs(step + 1)
         fast, slow = ours.train_step(*batch), reference.direct_step(direct, embed, *batch)
         assert float(fast["loss"]) == pytest.approx(float(slow["loss"]), rel=1e-3), step

@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import torch
 from forked import Forked, run_main
-from helpers import DATASET, cli, make_glass, make_mvtec
+from helpers import DATASET, cli, export_onnx, make_glass, make_mvtec, train_cli
+from PIL import Image
 from torch import nn
 
 import backbones
 from datasets import EpochSampler
+from datasets.listing import list_images
 from glass import load_checkpoint
 from inference.settings import FAST
 from training import remembering, saving
@@ -52,8 +54,6 @@ def test_predict_gives_the_scores_of_the_test(fast, tiny):
     with (results / "per_image.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 6
-    from PIL import Image
-
     for row in rows:
         path = next((tiny[0] / "disc").rglob("/".join(row["path"].split("/")[-2:])))
         assert model.score_pictures([Image.open(path).convert("RGB")])[0][0] == pytest.approx(
@@ -103,10 +103,6 @@ def test_more_epochs_and_other_settings_are_refused(fast, tiny):
 
 def test_thresholds_of_training_images_leave_out_their_own_patches(fast, tiny):
     model = load_checkpoint(fast[0] / "models/backbone_0/custom_disc")
-    from PIL import Image
-
-    from datasets.listing import list_images
-
     good = [model.prepare(Image.open(p).convert("RGB")) for p in list_images(tiny[0] / "disc/train/good")]
     scorer, images = model.scorer, torch.stack(good)
     left_out = scorer.finish(scorer.score_images(images, torch.arange(len(good))))[0]
@@ -130,6 +126,49 @@ def test_a_damaged_memory_and_impossible_ones(fast, tiny, tmp_path):
     done = cli(*call(*make_mvtec(tmp_path / "one", train=1), tmp_path / "s"))
     assert done.returncode == 2
     assert "needs at least 2 of them" in done.stdout
+
+
+def test_the_exported_graph_holds_the_memory(fast, tiny, tmp_path):
+    import onnxruntime
+
+    folder = fast[0] / "models/backbone_0/custom_disc"
+    model = load_checkpoint(folder)
+    pictures = [Image.open(path).convert("RGB") for path in list_images(tiny[0] / "disc/test/blot")]
+    scores, maps = model.score_pictures(pictures)
+    int8 = ("--quantize", "int8", "--images", tiny[0] / "disc/train/good")
+    for flags, apart in (((), 2e-4), (("--static",), 2e-4), (("--half",), 2e-2), (int8, 0.3)):
+        done = export_onnx(folder, "--out", tmp_path / "model.onnx", *flags)
+        assert done.returncode == 0, done.stdout
+        session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
+        batches = (
+            [np.stack([np.asarray(p) for p in pictures])]
+            if flags != ("--static",)
+            else [np.asarray(p)[None] for p in pictures]
+        )
+        found = [session.run(["score", "map"], {"image": batch}) for batch in batches]
+        np.testing.assert_allclose(np.concatenate([part[0] for part in found]), scores, atol=apart)
+        np.testing.assert_allclose(np.concatenate([part[1] for part in found]), maps, atol=apart)
+
+
+def test_tiles_of_a_picture_are_compared_with_those_of_others(tiny, tmp_path):
+    small = DATASET[: DATASET.index("--resize")]
+    places = ("--gpu", -1, "--results_path", tmp_path / "r")
+    tiles = (*small, "--imagesize", 32, "--tile", 48, "-d", "disc", "custom", *tiny)
+    done = cli(*places, *TINY, *tiles)
+    assert done.returncode == 0, done.stdout
+    memory = load_checkpoint(tmp_path / "r/models/backbone_0/custom_disc").scorer.features.memory
+    assert len(memory.pictures) > 6
+    assert set(memory.pictures.tolist()) == set(range(6))
+    assert set(memory.owners.tolist()) <= set(range(6))
+
+
+def test_a_training_without_a_memory_is_not_continued_with_one(tiny, tmp_path):
+    done = train_cli(*tiny, tmp_path / "r", dataset=("-d", "disc"))
+    assert done.returncode == 0, done.stdout
+    for option, value, says in (("--memory", 5, "memory was 0, is 5"), ("--average", 0.5, "average was 0.0, is 0.5")):
+        done = train_cli(*tiny, tmp_path / "r", net=("--meta_epochs", 3, option, value), dataset=("-d", "disc"))
+        assert done.returncode == 2
+        assert says in done.stdout
 
 
 # ------------------------------------------------------------------------------------------ parts

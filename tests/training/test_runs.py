@@ -12,10 +12,12 @@ import pytest
 import torch
 from click.testing import CliRunner
 from forked import Forked, run_main
-from helpers import DATASET, NET, cli, make_mvtec, shape_of_part, shaped
+from helpers import DATASET, NET, cli, make_mvtec, shape_of_part, shaped, train_set
 from PIL import Image
+from torch.utils.data import DataLoader
 
 import main as command
+from datasets import EpochSampler, make_loader
 from datasets.defects import Defects, list_defects, refuse_test_images
 from reporting import drawing
 from utils import InputError
@@ -331,3 +333,15 @@ def test_workers_that_are_sent_their_data_and_none_and_no_cache_give_the_same_we
     assert multiprocessing.get_start_method() == "fork"  # else the first is nothing special
     for other in weights[1:]:
         assert all(torch.equal(weights[0][key], other[key]) for key in other)
+
+
+def test_a_spawned_worker_gives_the_same_items(tmp_path):
+    """As workers start on Windows and macOS: a new process that imports what it needs and gets the rest by pickle."""
+    dataset = train_set(tmp_path)
+    sampler = EpochSampler(len(dataset), 0)
+    spawned = DataLoader(
+        dataset, 2, sampler=sampler, num_workers=1, multiprocessing_context="spawn", collate_fn=make_loader(dataset, 2, 0).collate_fn
+    )  # fmt: skip
+    for ours, other in zip(make_loader(dataset, 2, 0, sampler), spawned, strict=True):
+        assert ours.keys() == other.keys()
+        assert all(torch.equal(ours[name], other[name]) for name in ours if isinstance(ours[name], torch.Tensor))
