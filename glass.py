@@ -34,7 +34,8 @@ from training import testing
 from training.averaging import AveragedWeights
 from training.evaluation import Predictions
 from training.record import StepFigures
-from training.schedule import set_rates
+from training.kept_images import KeptBatch, KeptImages
+from training.schedule import set_rates, steps_per_epoch
 from training.trainer import Loaders, Trainer
 from utils import choose_precision
 
@@ -217,12 +218,28 @@ class GLASS:
         Returns:
             `loss`, `p_true`, `p_fake`, `r_t`, `r_g`, `r_f` as detached 0-d tensors.
         """
+        self._begin_step()
+        f_true = self._embed(image, own)[0] if features is None else features  # (N, C)
+        f_true, true_centre = self._some(self.settings.ascent_share, f_true, self.c)
+        return self._finish_step(f_true, true_centre, *self._local_features(aug, mask_s, own))
+
+    def train_kept(self, kept: KeptBatch) -> dict[str, Tensor]:
+        """One optimiser step as `train_step`, with features that were kept."""
+        self._begin_step()
+        true, true_centre = self._some(self.settings.ascent_share, kept.true, self.c)
+        local, anomalous, local_centre = self._some(self.settings.local_share, kept.local, kept.anomalous, self.c)
+        f_true, f_local = self.features.restored(true), self.features.restored(local)
+        return self._finish_step(f_true, true_centre, f_local, local_centre, anomalous)
+
+    def _begin_step(self) -> None:
         self.set_mode(True)
         for optimiser in self.optimisers.values():
             optimiser.zero_grad(set_to_none=True)
-        f_true = self._embed(image, own)[0] if features is None else features  # (N, C)
-        f_true, true_centre = self._some(self.settings.ascent_share, f_true, self.c)
-        f_local, local_centre, anomalous = self._local_features(aug, mask_s, own)
+
+    def _finish_step(
+        self, f_true: Tensor, true_centre: Tensor, f_local: Tensor, local_centre: Tensor, anomalous: Tensor
+    ) -> dict[str, Tensor]:
+        """Losses and updates of a step from f(I), f(I') and the centres of their locations; `anomalous` is (N,)."""
         # on the manifold no gradient flows through t
         true = self._project(f_true) if self.svd else self._project_roughly(f_true)  # (N, C)
         true_distance = centre_distances(true.detach(), true_centre)
@@ -353,6 +370,16 @@ class GLASS:
             samples += len(batch["aug"])
             if samples > self.settings.limit:
                 break
+        return figures.means()
+
+    def _train_on_kept(
+        self, images: KeptImages, loader: Iterable[Batch], epoch: int, progress: tqdm | None = None, shown: str = ""
+    ) -> dict[str, float]:
+        """Train one epoch on kept features, of as many steps as an epoch of the loader; see `_train_discriminator`."""
+        figures = StepFigures(epoch, self.device.type == "cuda", progress, shown)
+        for number, batch in enumerate(images.batches(epoch, steps_per_epoch(self.settings, loader))):
+            set_rates(self.optimisers, self.settings, epoch, number, loader)
+            figures.add(self.train_kept(batch), batch.count)
         return figures.means()
 
     # -------------------------------------------------------------------------------------- scoring

@@ -223,7 +223,7 @@ def memory_of(path: Path, state: Mapping[str, Any]) -> dict[str, torch.Tensor]:
         WorkError: there is none, or it is damaged.
     """
     memory = state.get("memory")
-    parts = {"patches": 2, "owners": 1, "pictures": 1, "statistics": 1}  # and their numbers of dimensions
+    parts = {"patches": 2, "owners": 1, "pictures": 1, "statistics": 1, "typical": 0}  # and their numbers of dimensions
     sound = isinstance(memory, dict) and all(
         isinstance(memory.get(name), torch.Tensor) and memory[name].ndim == ndim for name, ndim in parts.items()
     )

@@ -111,12 +111,31 @@ class PatchFeatures:
         return torch.cat(rows)
 
     def relative(self, features: Tensor, own: Tensor | None = None) -> Tensor:
-        """Features (N, C) of images with equally many rows relative to the memory (N, 2·C); without one as they are."""
+        """Features (N, C) of images with equally many rows, relative to the memory; without one as they are."""
         if self.memory is None:
             return features
-        if own is not None:
-            own = own.to(features.device).repeat_interleave(len(features) // len(own))
-        return self.memory(features.float(), own)
+        return self.memory(features.float(), _of_rows(own, features))
+
+    def stored(self, images: Tensor, own: Tensor | None = None) -> Tensor:
+        """(B, 3, H, W) → features in a short form and in float16, (B, P, C'), with (P, C') = `stored_shape`.
+
+        Args:
+            images: to embed.
+            own: as for `embed`.
+        """
+        features = self.embed_alone(images)
+        if self.memory is not None:
+            features = self.memory.differences(features.float(), _of_rows(own, features))
+        return features.half().unflatten(0, (len(images), -1))
+
+    def restored(self, rows: Tensor) -> Tensor:
+        """Rows (N, C') of `stored` → the features that `embed` would return, up to rounding."""
+        return rows.float() if self.memory is None else self.memory.relative(rows.float())
+
+    @property
+    def stored_shape(self) -> tuple[int, int]:
+        """(P, C') of `stored`."""
+        return math.prod(self.grid), self.settings.target_embed_dimension + (self.memory is not None)
 
     def _pool_unfolded(self, maps: list[Tensor]) -> Tensor:
         """[(1, C_l, H_l, W_l), …] → (P, C) for settings that `FusedPooling` does not support."""
@@ -150,6 +169,11 @@ class PatchFeatures:
             yield
         finally:
             self.aggregator, training.dtype = training, dtype
+
+
+def _of_rows(own: Tensor | None, features: Tensor) -> Tensor | None:
+    """The images (B,) of B images, for each of their features (B·P, C): (B·P,)."""
+    return None if own is None else own.to(features.device).repeat_interleave(len(features) // len(own))
 
 
 def _dimensions(settings: Settings, channels: int) -> tuple[int, int]:

@@ -77,10 +77,11 @@ FAST: dict[str, Any] = {
     "ascent_share": 0.125,
     "local_share": 0.5,
     "dsc_hidden": 256,
-    "memory": 4000,
-    "meta_epochs": 12,
+    "memory": 8000,
+    "local_kept": 800,
+    "meta_epochs": 60,
     "epoch_samples": 200,
-    "eval_epochs": 4,
+    "eval_epochs": 20,
     "select": "last",
 }
 
@@ -175,6 +176,12 @@ class Settings:
         "them, and by its distance. 0, as published, has none.",
         low=0,
     )
+    local_kept: int = _setting(
+        0,
+        "Draw local anomalies for this many images before the training, and keep their features in memory: all epochs "
+        "use these. 0, as published, draws new ones in each epoch.",
+        low=0,
+    )
     limit: int = _setting(392, "An epoch ends once more samples than this have been used.", low=1)
     epoch_samples: int = _setting(
         0,
@@ -233,7 +240,7 @@ class Settings:
     @property
     def feature_width(self) -> int:
         """Length of the features that A and D see."""
-        return self.target_embed_dimension * (2 if self.memory else 1)
+        return 2 * self.target_embed_dimension + 1 if self.memory else self.target_embed_dimension
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -290,6 +297,8 @@ class Settings:
             )
         if values.get("memory") and values["train_backbone"]:
             raise InputError("--memory keeps features, which a backbone in training changes; omit --train_backbone")
+        if values.get("local_kept") and values["train_backbone"]:
+            raise InputError("--local_kept keeps features, which a backbone in training changes; omit --train_backbone")
         check_feature_cache(values["feature_cache"])
 
 

@@ -32,8 +32,7 @@ class _NeighbourScorer(Scorer):
     @torch.no_grad()
     def score_images(self, images: Tensor, own: Tensor | None = None) -> Tensor:
         """(B, 3, H, W) → distances (B, H', W')."""
-        features = self.features.embed_alone(images).float()
-        distances = (features - self.patches.patches[self.patches.nearest(features)]).norm(dim=1)
+        _, distances = self.patches.nearest(self.features.embed_alone(images).float())
         return PatchMaker.unpatch_scores(distances, len(images), self.features.grid)
 
 
@@ -50,7 +49,8 @@ def neighbour_figures(model: GLASS, train_loader: Iterable[Batch], test_loader: 
     """
     patches = PatchMemory().to(model.device)
     with model.features.in_float32():
-        patches.keep(*draw_patches(model, train_loader, KEPT))
+        drawn = draw_patches(model, train_loader, KEPT)
+        patches.keep(*drawn, typical=len(drawn[0]))
         scorer = _NeighbourScorer(model.features, model.segmentor, patches)
         figures = evaluate(score_set(scorer, test_loader).on_host())
     return {name: figures[name.removeprefix(NEIGHBOURS)] for name in OF_NEIGHBOURS}

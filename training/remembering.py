@@ -10,19 +10,22 @@ import torch
 from torch import Tensor
 
 from inference.features import Batch
+from inference.memory import farthest
 from utils import InputError, evenly_chosen
 
 if TYPE_CHECKING:
     from glass import GLASS
 
+POOL = 60_000  # patches that rare ones are chosen from
 MEASURED = 20  # images whose good patches tell the usual logits of D
 
 
 @torch.no_grad()
 def fill_memory(model: GLASS, loader: Iterable[Batch]) -> None:
-    """Fill the model's memory with patches drawn at random, about equally many of each image.
+    """Fill the model's memory with patches: half of them typical, half of them rare; see `inference.memory`.
 
-    The draw of an image depends on the seed and the image's index alone, so the order of the batches does not matter.
+    Typical ones are drawn at random, about equally many of each image. The draw of an image depends on the seed and the
+    image's index alone, so the order of the batches does not matter.
 
     Args:
         model: with the setting `memory`.
@@ -34,7 +37,15 @@ def fill_memory(model: GLASS, loader: Iterable[Batch]) -> None:
     pictures = _pictures_of(loader)
     if len(set(pictures)) < 2:
         raise InputError("--memory compares each training image with the others: it needs at least 2 of them")
-    model.features.memory.fill(*draw_patches(model, loader, model.settings.memory))
+    count, seed = model.settings.memory, model.settings.seed
+    patches, owners, numbers = draw_patches(model, loader, max(POOL, count))
+    typical = torch.arange(len(patches))
+    if len(patches) > count:
+        shuffled = np.random.default_rng([seed, len(patches)]).permutation(len(patches))
+        typical = torch.from_numpy(np.sort(shuffled[: -(-count // 2)]))
+    rare = farthest(patches, typical.to(patches.device), count - len(typical), seed)
+    chosen = torch.cat([typical, rare.sort().values])
+    model.features.memory.fill(patches[chosen.to(patches.device)], owners[chosen], numbers, len(typical))
 
 
 @torch.no_grad()

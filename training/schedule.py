@@ -37,12 +37,17 @@ def set_rates(
     """Set the learning rate of a step of an epoch, both from 0, as `schedule` says; all epochs have as many steps."""
     if settings.schedule == CONSTANT:
         return
-    batch = getattr(loader, "batch_size", None)
-    steps = min(len(loader), settings.limit // batch + 1) if batch else len(loader)  # `limit` ends an epoch
+    steps = steps_per_epoch(settings, loader)
     factor = rate_factor(settings.schedule, epoch * steps + number, settings.meta_epochs * steps)
     for optimiser in optimisers.values():
         for group in optimiser.param_groups:
             group["lr"] = factor * optimiser.defaults["lr"]
+
+
+def steps_per_epoch(settings: Settings, loader: Iterable[Any]) -> int:
+    """The number of batches of an epoch, which `limit` ends."""
+    batch = getattr(loader, "batch_size", None)
+    return min(len(loader), settings.limit // batch + 1) if batch else len(loader)
 
 
 def _between(start: float, end: float, share: float) -> float:

@@ -61,7 +61,7 @@ NEEDED_ALIKE = (
 # settings that checkpoints of earlier versions do not contain: the values that they stand for
 OF_BEFORE = {
     "pooling": PUBLISHED, "schedule": CONSTANT, "average": 0.0, "ascent_share": 1.0, "local_share": 1.0, "memory": 0,
-    "epoch_samples": 0,
+    "epoch_samples": 0, "local_kept": 0,
 }  # fmt: skip
 EPOCHS_APART = 1_000_003  # distance between the seeds of the epochs of two runs with consecutive seeds
 

@@ -16,7 +16,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from datasets.cache import GB
-from datasets.loaders import EpochSampler
+from datasets.loaders import EpochSampler, end_workers
 from inference.features import Batch, FeatureCache
 from inference.scorer import finite_scores
 from inference.settings import OFF
@@ -25,7 +25,9 @@ from reporting import tensorboard
 from training import remembering
 from training.evaluation import Predictions, evaluate, metrics_line
 from training.feature_cache import feature_budget, step_bytes
+from training.kept_images import KeptImages
 from training.record import STEP_FIGURES, Record
+from training.schedule import steps_per_epoch
 from training.state import EPOCHS_APART, TrainingState
 from training.testing import SCORED_AT_ONCE, TestMemory, score_set
 from utils import LOGGER, InputError, WorkError, progress_bar
@@ -70,6 +72,7 @@ class Trainer:
         self.record = Record()
         self._cache: FeatureCache | None = None
         self._measured: dict[int, Tensor] = {}  # features of some training images, to measure D's logits with a memory
+        self._kept: KeptImages | None = None
         self._memory: TestMemory | None = None
         self._without_pictures = SHOW_EVERY  # number of evaluations since TensorBoard last got pictures
 
@@ -103,6 +106,8 @@ class Trainer:
         if not self._moving:
             self._allocate_memories()
         self._prepare_memory()
+        if self.settings.local_kept:
+            self._keep_images()
         with self._ending(), bar, tensorboard.open_board(folder, self.record.epoch) as board:
             mean_embedding = None
             for epoch in range(self.record.epoch, self.settings.meta_epochs):
@@ -126,7 +131,10 @@ class Trainer:
             centre = self.loaders.train if self.loaders.centre is None else self.loaders.centre
             mean_embedding = compute_mean_embedding(model, centre, self._cache, epoch, self._measured)
         model.set_centre(mean_embedding)
-        figures = model._train_discriminator(self.loaders.train, epoch, bar, self.record.in_short(), self._cache)
+        if self._kept is not None:
+            figures = model._train_on_kept(self._kept, self.loaders.train, epoch, bar, self.record.in_short())
+        else:
+            figures = model._train_discriminator(self.loaders.train, epoch, bar, self.record.in_short(), self._cache)
         refuse_diverged(model, epoch, mean_embedding)
         if self._measured:
             remembering.measure(model, self._measured)
@@ -149,6 +157,18 @@ class Trainer:
             remembering.fill_memory(self.model, loader)
         self._measured = dict.fromkeys(remembering.measured_indices(loader))
 
+    def _keep_images(self) -> None:
+        """Draw the images with anomalies that all epochs use; they depend on the seed alone."""
+        changing = getattr(getattr(self.loaders.train, "dataset", None), "randomly_augmented", False)
+        with progress_bar(self.settings.local_kept, "img", f"{self.name} drawing anomalies") as bar:
+            kept = KeptImages(self.model, self.loaders.train, self.settings.local_kept, changing, bar)
+        end_workers(self.loaders.train)
+        LOGGER.info(
+            "%s: keeping the features of %d images with anomalies and of %d without, in float16 (%.2f GB)", self.name,
+            kept.count, kept.without, kept.bytes / GB,
+        )  # fmt: skip
+        self._kept = kept
+
     def _is_over(self) -> bool:
         return self.state.is_over(self.record)
 
@@ -156,7 +176,9 @@ class Trainer:
     def _moving(self) -> bool:
         """Whether images or backbone change from epoch to epoch, so that no features can be kept."""
         dataset = getattr(self.loaders.train, "dataset", None)
-        return self.settings.train_backbone or getattr(dataset, "randomly_augmented", False)
+        return self.settings.train_backbone or (
+            getattr(dataset, "randomly_augmented", False) and not self.settings.local_kept
+        )
 
     # ----------------------------------------------------------------------------------- evaluation
 
@@ -198,6 +220,8 @@ class Trainer:
     def _progress(self) -> tqdm:
         """A progress bar of the samples of all epochs; it has no total if the loader does not tell their number."""
         samples = _samples_per_epoch(self.loaders.train, self.settings.limit)
+        if samples and self.settings.local_kept:  # all batches are full
+            samples = steps_per_epoch(self.settings, self.loaders.train) * self.loaders.train.batch_size
         total = samples and samples * self.settings.meta_epochs
         return progress_bar(total, "img", self.name, (samples or 0) * self.record.epoch)
 
@@ -227,13 +251,13 @@ class Trainer:
         # more often gets memory first
         used = _samples_per_epoch(train, self.settings.limit)
         evaluation_first = used is not None and used * self.settings.eval_epochs < _count(train)
-        loaders, caches = (train, self.evaluated), [None, None]
+        loaders, caches = (None if self.settings.local_kept else train, self.evaluated), [None, None]
         for i in (1, 0) if evaluation_first else (0, 1):
             caches[i] = None if loaders[i] is None else allocate_cache(model, loaders[i], self.name, budget)
             budget -= caches[i].bytes if caches[i] else 0
         self._cache, evaluation_cache = caches
         self._memory = TestMemory(evaluation_cache) if evaluation_cache else None
-        if self.settings.feature_cache != OFF:
+        if self.settings.feature_cache != OFF and not self.settings.local_kept:
             self._log_memories(self._cache, evaluation_cache, _count(train))
 
     def _log_memories(self, train: FeatureCache | None, evaluated: FeatureCache | None, images: int) -> None:

@@ -22,7 +22,7 @@ from training.schedule import rate_factor
 from utils import InputError
 
 TINY = ("net", "--recipe", "fast", "--weights", "random", "--memory", 50, "--meta_epochs", 4, "--epoch_samples", 12,
-        "--dsc_hidden", 16, "--step", 5)  # fmt: skip
+        "--local_kept", 20, "--dsc_hidden", 16, "--step", 5, "--eval_epochs", 4)  # fmt: skip
 
 
 def call(data, textures, results, *dataset, net=(), main=()):
@@ -63,7 +63,7 @@ def test_predict_gives_the_scores_of_the_test(fast, tiny):
 
 def test_the_recipe_is_what_the_settings_say_and_given_options_win(fast):
     config = state_of(fast[0])["config"]
-    changed = {"memory": 50, "meta_epochs": 4, "epoch_samples": 12, "dsc_hidden": 16}
+    changed = {"memory": 50, "meta_epochs": 4, "epoch_samples": 12, "local_kept": 20, "dsc_hidden": 16, "eval_epochs": 4}
     assert {name: config[name] for name in FAST} == {**FAST, **changed}
     assert config["backbone"] == backbones.EMBEDDED
 
