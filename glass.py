@@ -26,16 +26,15 @@ from inference.head import ScoringHead, build_heads, fold_projection
 from inference.inspector import load_checkpoint
 from inference.scorer import Scorer
 from inference.settings import Settings
-from loss import focal_loss
 from synthesis.arithmetic import Workspace, centre_distances, linear, quantile, ring_factor
 from synthesis.gas import GASResult, gas
+from synthesis.las import local_loss
 from synthesis.slope import try_to_compile
 from training import testing
 from training.averaging import AveragedWeights
 from training.evaluation import Predictions
 from training.record import StepFigures
-from training.kept_images import KeptBatch, KeptImages
-from training.schedule import set_rates, steps_per_epoch
+from training.schedule import set_rates
 from training.trainer import Loaders, Trainer
 from utils import choose_precision
 
@@ -112,10 +111,8 @@ class GLASS:
         name, weights = (origin.name, origin.weights) if origin else (type(backbone).__name__, "")
         if unknown := settings.keys() - Settings.names_for_load():
             raise TypeError(f"load() got an unexpected keyword argument {min(unknown)!r}")
-        dimensions = pretrain_embed_dimension, target_embed_dimension
-        self.settings = Settings(
-            tuple(layers_to_extract_from), tuple(input_shape), *dimensions, **settings, backbone=name, weights=weights
-        )
+        shape = tuple(input_shape), pretrain_embed_dimension, target_embed_dimension
+        self.settings = Settings(tuple(layers_to_extract_from), *shape, **settings, backbone=name, weights=weights)
         Settings.check(self.settings.plain())
         self.device = torch.device(device)
         self._build(backbone)
@@ -125,8 +122,8 @@ class GLASS:
         precision = choose_precision(self.settings.precision, self.device)
         self.dtype = PRECISIONS[precision]
         self.features = PatchFeatures(backbone, self.settings, self.device, self._dtype_of_backbone())
-        fingerprint = self.features.aggregator.fingerprint
-        self.settings = replace(self.features.settings, precision=precision, backbone_hash=fingerprint)
+        digest = self.features.aggregator.fingerprint
+        self.settings = replace(self.features.settings, precision=precision, backbone_hash=digest)
         self.svd = self.settings.svd
         self.segmentor = RescaleSegmentor(self.device, self.settings.image_size)
         self.pre_projection, self.discriminator = build_heads(self.settings, self.device)
@@ -223,15 +220,8 @@ class GLASS:
         f_true, true_centre = self._some(self.settings.ascent_share, f_true, self.c)
         return self._finish_step(f_true, true_centre, *self._local_features(aug, mask_s, own))
 
-    def train_kept(self, kept: KeptBatch) -> dict[str, Tensor]:
-        """One optimiser step as `train_step`, with features that were kept."""
-        self._begin_step()
-        true, true_centre = self._some(self.settings.ascent_share, kept.true, self.c)
-        local, anomalous, local_centre = self._some(self.settings.local_share, kept.local, kept.anomalous, self.c)
-        f_true, f_local = self.features.restored(true), self.features.restored(local)
-        return self._finish_step(f_true, true_centre, f_local, local_centre, anomalous)
-
     def _begin_step(self) -> None:
+        """Set the mode, and forget the gradients of the step before."""
         self.set_mode(True)
         for optimiser in self.optimisers.values():
             optimiser.zero_grad(set_to_none=True)
@@ -253,7 +243,7 @@ class GLASS:
         if self.svd:
             local_y = self._pushed_out(local_y, f_local, local_centre, anomalous, r_t)
         local_scores = self.discriminator.after_first(local_y).squeeze(1)  # (N,)
-        loss = ascent.loss + self._local_loss(local_scores, anomalous)
+        loss = ascent.loss + local_loss(local_scores, anomalous, self.settings.p)
         with self.features.aggregator.exact():  # for the backward pass of a trained backbone
             loss.backward()
         for optimiser in self.optimisers.values():
@@ -305,14 +295,6 @@ class GLASS:
         if isinstance(rows, slice):
             return torch.where(anomalous.unsqueeze(1), moved, local_y)
         return local_y.index_copy(0, rows, moved)
-
-    def _local_loss(self, scores: Tensor, anomalous: Tensor) -> Tensor:
-        """Focal loss of the LAS scores (N,); with `p` > 0 only the hardest rows count."""
-        share = self.settings.p
-        if share <= 0:
-            return focal_loss(scores, anomalous)
-        difficulty = (scores.detach() - anomalous.float()) ** 2  # (N,)
-        return focal_loss(scores, anomalous, difficulty >= quantile(difficulty, share))
 
     def _shares(self, ascent: GASResult, local_scores: Tensor, anomalous: Tensor) -> dict[str, Tensor]:
         """The shares of normal rows with a score below the margin, and of anomalous rows with a score not below it."""
@@ -370,16 +352,6 @@ class GLASS:
             samples += len(batch["aug"])
             if samples > self.settings.limit:
                 break
-        return figures.means()
-
-    def _train_on_kept(
-        self, images: KeptImages, loader: Iterable[Batch], epoch: int, progress: tqdm | None = None, shown: str = ""
-    ) -> dict[str, float]:
-        """Train one epoch on kept features, of as many steps as an epoch of the loader; see `_train_discriminator`."""
-        figures = StepFigures(epoch, self.device.type == "cuda", progress, shown)
-        for number, batch in enumerate(images.batches(epoch, steps_per_epoch(self.settings, loader))):
-            set_rates(self.optimisers, self.settings, epoch, number, loader)
-            figures.add(self.train_kept(batch), batch.count)
         return figures.means()
 
     # -------------------------------------------------------------------------------------- scoring

@@ -1,10 +1,10 @@
 """A memory of patches of the training set: D judges how a patch differs from the nearest one, channel by channel.
 
-Goes beyond the paper (setting `memory`). Half of the patches are typical: drawn at random. The other half are rare: each
-is the farthest from all patches before it. Symbols: f is the feature of a patch, m the nearest typical patch, u the root
-mean square of f − m over good patches and channels, r = (f − m)/u, d the distance from f to the nearest patch of both
-kinds, as a z-score of good patches. What A and D see in place of f is (α·r, β·r², γ·d). The score combines D's with d,
-so that it is not lost how far a patch is from anything good when D has not learnt enough.
+Goes beyond the paper (setting `memory`). Half of the patches are typical: drawn at random. The other half are rare:
+each is the farthest from all patches before it. Symbols: f is the feature of a patch, m the nearest typical patch, u
+the root mean square of f − m over good patches and channels, r = (f − m)/u, d the distance from f to the nearest patch
+of both kinds, as a z-score of good patches. What A and D see in place of f is (α·r, β·r², γ·d). The score combines D's
+with d, so that it is not lost how far a patch is from anything good when D has not learnt enough.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 ALPHA, BETA, GAMMA = 1.2, 1e-3, 0.1  # α·√C, so that good features are about as far from their mean as a ResNet's; β, γ
 DISTANCE_WEIGHT = 1.5  # of the distance, where D's score has 1
-MOST = 100.0  # standard deviations that d is limited to
+MOST = 3e4  # standard deviations that d is limited to, so that it fits into float16
 HALF_WAY = 10.0  # standard deviations at which the score is half way from 0.5 to 1
 BLOCK = 4096  # rows compared at once
 PROJECTED = 32  # dimensions in which rare patches are chosen
@@ -29,8 +29,8 @@ class PatchMemory(nn.Module):
     """Patches of good images, and the features relative to them.
 
     Attributes:
-        patches: (M, C), first the typical ones, then the rare ones; of values that float16 can hold, as checkpoints keep
-            them.
+        patches: (M, C), first the typical ones, then the rare ones; of values that float16 can hold, as checkpoints
+            keep them.
         owners: (M,), the number of the image of each patch.
         pictures: (n,), the image of each item of the training set; several tiles may belong to one.
         statistics: the values of `STATISTICS`.

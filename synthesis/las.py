@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import perlin
+from loss import focal_loss
+from synthesis.arithmetic import quantile
 from utils import InputError
 
 BETA_RANGE = (0.2, 0.8)
@@ -65,3 +67,17 @@ def blend(image: Tensor, texture: Tensor, mask: Tensor, beta: float) -> Tensor:
         beta: β in [0, 1].
     """
     return image * (1 - mask) + ((1 - beta) * texture + beta * image) * mask
+
+
+def local_loss(scores: Tensor, anomalous: Tensor, share: float) -> Tensor:
+    """The focal loss of the LAS scores of which the easiest do not count.
+
+    Args:
+        scores: (N,) in [0, 1].
+        anomalous: (N,) bool.
+        share: p, of the rows that do not count, in [0, 1].
+    """
+    if share <= 0:
+        return focal_loss(scores, anomalous)
+    difficulty = (scores.detach() - anomalous.float()) ** 2  # (N,)
+    return focal_loss(scores, anomalous, difficulty >= quantile(difficulty, share))

@@ -17,6 +17,8 @@ from tqdm import tqdm
 from datasets.cache import GB
 from inference.features import Batch
 from training.feature_cache import free_on
+from training.record import StepFigures
+from training.schedule import set_rates, steps_per_epoch
 from utils import InputError, WorkError
 
 if TYPE_CHECKING:
@@ -26,7 +28,7 @@ EPOCH_STREAM = 1  # so that the order of an epoch has other random numbers than 
 
 
 class KeptBatch(NamedTuple):
-    """A batch for `GLASS.train_step`, whose features are those of `PatchFeatures.stored`.
+    """A batch of images, whose features are those of `PatchFeatures.stored`.
 
     Attributes:
         count: B, the number of images.
@@ -115,6 +117,27 @@ class KeptImages:
                 )
             )  # fmt: skip
             yield KeptBatch(len(chosen), true, local, anomalous)
+
+
+def train_step(model: GLASS, kept: KeptBatch) -> dict[str, Tensor]:
+    """One optimiser step as `GLASS.train_step`, with kept features."""
+    model._begin_step()
+    settings, centre = model.settings, model.c
+    true, true_centre = model._some(settings.ascent_share, kept.true, centre)
+    local, anomalous, local_centre = model._some(settings.local_share, kept.local, kept.anomalous, centre)
+    f_true, f_local = model.features.restored(true), model.features.restored(local)
+    return model._finish_step(f_true, true_centre, f_local, local_centre, anomalous)
+
+
+def train_epoch(
+    model: GLASS, images: KeptImages, loader: Iterable[Batch], epoch: int, progress: tqdm | None = None, shown: str = ""
+) -> dict[str, float]:
+    """Train one epoch of as many steps as an epoch of `loader` has; see `GLASS._train_discriminator`."""
+    figures = StepFigures(epoch, model.device.type == "cuda", progress, shown)
+    for number, batch in enumerate(images.batches(epoch, steps_per_epoch(model.settings, loader))):
+        set_rates(model.optimisers, model.settings, epoch, number, loader)
+        figures.add(train_step(model, batch), batch.count)
+    return figures.means()
 
 
 def _first_samples(loader: Iterable[Batch], count: int) -> Iterator[Batch]:

@@ -25,7 +25,7 @@ from reporting import tensorboard
 from training import remembering
 from training.evaluation import Predictions, evaluate, metrics_line
 from training.feature_cache import feature_budget, step_bytes
-from training.kept_images import KeptImages
+from training.kept_images import KeptImages, train_epoch
 from training.record import STEP_FIGURES, Record
 from training.schedule import steps_per_epoch
 from training.state import EPOCHS_APART, TrainingState
@@ -132,7 +132,7 @@ class Trainer:
             mean_embedding = compute_mean_embedding(model, centre, self._cache, epoch, self._measured)
         model.set_centre(mean_embedding)
         if self._kept is not None:
-            figures = model._train_on_kept(self._kept, self.loaders.train, epoch, bar, self.record.in_short())
+            figures = train_epoch(model, self._kept, self.loaders.train, epoch, bar, self.record.in_short())
         else:
             figures = model._train_discriminator(self.loaders.train, epoch, bar, self.record.in_short(), self._cache)
         refuse_diverged(model, epoch, mean_embedding)

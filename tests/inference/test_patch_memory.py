@@ -1,17 +1,18 @@
 """The memory of patches against its obvious form."""
 
+import numpy as np
 import pytest
 import torch
 
 from inference import memory as module
-from inference.memory import ALPHA, BETA, PatchMemory
+from inference.memory import ALPHA, BETA, GAMMA, PatchMemory, farthest
 
 
-def filled(seed=0, count=60, width=5):
+def filled(seed=0, count=60, width=5, typical=40):
     generator = torch.Generator().manual_seed(seed)
     memory = PatchMemory()
     owners = torch.randint(0, 4, (count,), generator=generator)
-    memory.fill(torch.randn(count, width, generator=generator), owners, torch.tensor([0, 0, 1, 2, 3]))
+    memory.fill(torch.randn(count, width, generator=generator), owners, torch.tensor([0, 0, 1, 2, 3]), typical)
     return memory, generator
 
 
@@ -21,31 +22,53 @@ def test_the_nearest_patch_of_other_pictures(monkeypatch, block):
     memory, generator = filled()
     features, own = torch.randn(30, 5, generator=generator), torch.randint(0, 4, (30,), generator=generator)
     distances = torch.cdist(features, memory.patches)
-    assert torch.equal(memory.nearest(features), distances.argmin(1))
     allowed = distances.masked_fill(memory.owners == own[:, None], torch.inf)
-    assert torch.equal(memory.nearest(features, own), allowed.argmin(1))
+    for found, expected in ((memory.nearest(features), distances), (memory.nearest(features, own), allowed)):
+        assert torch.equal(found[0], expected[:, :40].argmin(1))
+        torch.testing.assert_close(found[1], expected.amin(1))
 
 
-def test_relative_features_are_residuals_and_their_squares():
+def test_relative_features_are_residuals_their_squares_and_the_distance():
     memory, generator = filled()
     features, items = torch.randn(10, 5, generator=generator), torch.tensor([0, 1] * 5)  # two tiles of picture 0
     relative = memory(features, items)
+    unit, mean, deviation = memory.statistics[:3]
+    typical = memory.patches[:40][memory.owners[:40] != 0]
     for row, feature in zip(relative, features, strict=True):
-        others = memory.patches[memory.owners != 0]
-        nearest = others[(others - feature).norm(dim=1).argmin()]
-        residual = (feature - nearest) / memory.statistics[0]
-        expected = torch.cat([residual * ALPHA / 5**0.5, residual**2 * BETA])
-        torch.testing.assert_close(row, expected)
+        residual = (feature - typical[(typical - feature).norm(dim=1).argmin()]) / unit
+        distance = (memory.patches[memory.owners != 0] - feature).norm(dim=1).min()
+        d = (distance - mean) / deviation
+        torch.testing.assert_close(row, torch.cat([residual * ALPHA / 5**0.5, residual**2 * BETA, d[None] * GAMMA]))
 
 
-def test_statistics_are_those_of_good_patches():
+def test_statistics_are_those_of_typical_patches():
     memory, _ = filled()
-    distances = torch.cdist(memory.patches, memory.patches)
-    distances = distances.masked_fill(memory.owners[:, None] == memory.owners, torch.inf)
-    residuals = memory.patches - memory.patches[distances.argmin(1)]
-    unit = residuals.pow(2).mean().sqrt()
-    lengths = residuals.norm(dim=1) / unit
-    torch.testing.assert_close(memory.statistics[:3], torch.stack([unit, lengths.mean(), lengths.std()]))
+    distances = torch.cdist(memory.patches[:40], memory.patches)
+    distances = distances.masked_fill(memory.owners[:40, None] == memory.owners, torch.inf)
+    residuals = memory.patches[:40] - memory.patches[distances[:, :40].argmin(1)]
+    least = distances.amin(1)
+    torch.testing.assert_close(
+        memory.statistics[:3], torch.stack([residuals.pow(2).mean().sqrt(), least.mean(), least.std()])
+    )
+
+
+def test_rare_patches_are_the_farthest_one_after_another(monkeypatch):
+    monkeypatch.setattr(module, "PROJECTED", 5)
+    monkeypatch.setattr(torch, "randn", lambda *shape, **_: torch.eye(*shape))  # no projection
+    points = torch.from_numpy(np.random.default_rng(0).normal(size=(50, 5)).astype("float32"))
+    kept = [3, 7]
+    chosen = farthest(points, torch.tensor(kept), 10, 0).tolist()
+    for index in chosen:
+        distances = torch.cdist(points, points[kept]).amin(1)
+        assert float(distances[index]) == pytest.approx(float(distances.max()), abs=1e-5)
+        kept.append(index)
+    assert len(set(kept)) == 12
+
+
+def test_equal_patches_are_chosen_once():
+    points = torch.randn(4, 6, generator=torch.Generator().manual_seed(0)).repeat(5, 1)
+    chosen = farthest(points, torch.tensor([0]), 10, 0).tolist()
+    assert sorted(index % 4 for index in chosen) == [1, 2, 3]
 
 
 def test_the_score_rises_with_the_distance_and_with_the_logit():
