@@ -12,10 +12,10 @@ DEMO_DATA=$(absolute "${DEMO_DATA:-$ROOT/results/demo-data}")
 RESULTS=$(absolute "${RESULTS:-$ROOT/results/demo}")
 echo "making images in $DEMO_DATA, unless they exist; then the training begins" >&2
 "$PYTHON" "$ROOT/main.py" demo "$DEMO_DATA" >/dev/null
-# small images, a small discriminator and few epochs are enough for these two classes and take a PC minutes
+# small images and few epochs are enough for these two classes and take a PC minutes
 # NET_FLAGS and DATASET_FLAGS are meant to be split into words
 # shellcheck disable=SC2086
 exec "$PYTHON" "$ROOT/main.py" --gpu -1 --results_path "$RESULTS" "$@" \
-    net -b efficientnet_lite0 --meta_epochs 32 --eval_epochs 32 --select last --lr 0.0003 --dsc_hidden 256 ${NET_FLAGS:-} \
+    net --recipe fast --meta_epochs 20 ${NET_FLAGS:-} \
     dataset --resize 256 --imagesize 256 --distribution 2 --fg 0 --num_workers 2 ${DATASET_FLAGS:-} \
     folder "$DEMO_DATA" builtin
