@@ -80,6 +80,7 @@ def load_checkpoint(
     tile: int | str | None = None,
     overlap: float | None = None,
     max_pixels: int | None = None,
+    min_area: int = 1,
 ) -> Inspector:
     """Build a model from its checkpoint alone, with the backbone's weights from the cache or a file.
 
@@ -95,6 +96,7 @@ def load_checkpoint(
             the training, `off` judges images whole; by default as in the training.
         overlap: smallest share of a tile that its neighbour covers as well, in [0, 0.75]; 0.25 by default.
         max_pixels: a file with more pixels is refused; by default as in the training, or 500 million.
+        min_area: regions with fewer pixels of the image are left out of the results' `regions`.
 
     Raises:
         InputError: there is no checkpoint, the weights are not those of the training, or the tiles are impossible.
@@ -112,7 +114,9 @@ def load_checkpoint(
     device = torch.device(device) if device is not None else choose_device((-1,))
     scorer = _build_scorer(path, state, device, weights, choose_precision(precision, device))
     settings = ImageSettings.of_config(config if max_pixels is None else {**config, "max_pixels": max_pixels})
-    return Inspector(scorer, state, settings, tiling)
+    model = Inspector(scorer, state, settings, tiling)
+    model.min_area = min_area
+    return model
 
 
 def _find(path: Path) -> Path:

@@ -17,6 +17,7 @@ from datasets.files import CLIPPED, DARK, DEFAULT, PAGES, ReadOptions
 from datasets.geometry import Blend, Geometry, Tiling, batches, pair
 from datasets.limits import AUTO, DEFAULT_OVERLAP
 from inference.loading import ImageSource, open_rgb
+from inference.regions import Region, find_regions
 from inference.thresholds import Thresholds
 from inference.thresholds import normalise as normalise_scores
 from reporting.drawing import heatmap, outline
@@ -55,6 +56,7 @@ class Result:
         map: anomaly map, (h, w) float32 in [0, 1], in the image's own size; 0 where a crop left something out.
         mask: (h, w) bool, where the map is above the pixel threshold; None without a threshold.
         seconds: time taken; of images judged together, the average.
+        regions: the connected regions of the mask, highest value first; None without a threshold.
     """
 
     score: float
@@ -63,6 +65,7 @@ class Result:
     map: NDArray[np.float32]
     mask: NDArray[np.bool_] | None
     seconds: float
+    regions: tuple[Region, ...] | None = None
 
 
 class Judge(ABC):
@@ -73,6 +76,7 @@ class Judge(ABC):
         thresholds: above which an image score or a pixel is anomalous; None if the model has none.
         tiling: how images are cut into tiles; None judges each image as a whole.
         tiles_at_once: of one image, in memory.
+        min_area: smallest region of a result, in pixels of the image.
         class_name: of the training, `<dataset>_<class>`.
         reading: how image files are read, with the bit depth of the training.
     """
@@ -81,17 +85,19 @@ class Judge(ABC):
     thresholds: Thresholds | None
     tiling: Tiling | None = None
     tiles_at_once: int = TILES_AT_ONCE
+    min_area: int = 1
     class_name: str = ""
     reading: ReadOptions = DEFAULT
     _notes_given: frozenset[str] = frozenset()
 
     def identity(self) -> dict[str, Any]:
-        """Plain values that are the same for one model in every runtime, and differ between models."""
+        """Plain values that are the same for one model in every runtime; rows of others do not fit beside its own."""
         thresholds = self.thresholds.plain() if self.thresholds else {}
         thresholds.pop("data", None)  # identifies the calibration images, not the model
         plain = {key: None if value != value else value for key, value in thresholds.items()}
         tiles = {"tile": list(self.tiling.tile), "overlap": self.tiling.overlap} if self.tiling else {}
-        return {"class_name": self.class_name, "thresholds": plain, **tiles}
+        regions = {"min_area": self.min_area} if self.min_area > 1 else {}
+        return {"class_name": self.class_name, "thresholds": plain, **tiles, **regions}
 
     @abstractmethod
     def score_pictures(
@@ -201,7 +207,8 @@ class Judge(ABC):
             return Result(score, float("nan"), None, anomaly_map, None, seconds)
         normalised = float(normalise_scores(score, self.thresholds.image))
         decision, mask = score > self.thresholds.image, anomaly_map > self.thresholds.pixel
-        return Result(score, normalised, decision, anomaly_map, mask, seconds)
+        regions = find_regions(anomaly_map, mask, self.min_area)
+        return Result(score, normalised, decision, anomaly_map, mask, seconds, regions)
 
     def overlay(self, image: Image.Image, result: Result) -> NDArray[np.uint8]:
         """The image under its heatmap, with the outline of what is above the pixel threshold, (h, w, 3) BGR.

@@ -43,6 +43,7 @@ class GraphJudge(Judge):
         tile, overlap: see `inference.judge.choose_tiling`.
         threads: number of CPU threads; 0 lets onnxruntime choose.
         max_pixels: images with more pixels are refused; by default as in the training, or 500 million.
+        min_area: regions with fewer pixels of the image are left out of the results.
 
     Raises:
         InputError: there is no such provider, no such graph, or the tiles are not possible.
@@ -57,6 +58,7 @@ class GraphJudge(Judge):
         overlap: float | None = None,
         threads: int = 0,
         max_pixels: int | None = None,
+        min_area: int = 1,
     ) -> None:
         self._session = _open(path, choose_provider(provider), threads)
         self.metadata = _read_metadata(path, self._session)
@@ -68,6 +70,7 @@ class GraphJudge(Judge):
         self.tiling = choose_tiling(config, tile, overlap)
         if max_pixels is None:
             max_pixels = self.metadata.get("max_pixels", MAX_PIXELS)
+        self.min_area = min_area
         self.reading = ReadOptions(self.metadata.get("bits", FULL_BITS), max_pixels)
         image = self._session.get_inputs()[0]
         self._takes_floats, self._takes_one = "float" in image.type, image.shape[0] == 1
@@ -206,6 +209,10 @@ def _parser() -> _Parser:
         "--max_pixels", "--max-pixels", metavar="1≤x", type=_count,
         help="Refuse an image with more pixels (default: as trained, or 500000000).",
     )  # fmt: skip
+    parser.add_argument(
+        "--min_area", "--min-area", metavar="1≤x", type=_count, default=1,
+        help=f"Leave regions with fewer pixels of the image out of the list{BY_DEFAULT}.",
+    )  # fmt: skip
     return parser
 
 
@@ -236,8 +243,9 @@ def run(arguments: argparse.Namespace) -> None:
             raise InputError(f"{option} needs --out DIR")
     images = find_pictures(arguments.inputs, paths_from_stdin() if "-" in arguments.inputs else (), out)
     model = GraphJudge(
-        arguments.model, arguments.provider, arguments.tile, arguments.overlap, arguments.threads, arguments.max_pixels
-    )
+        arguments.model, arguments.provider, arguments.tile, arguments.overlap, arguments.threads,
+        arguments.max_pixels, arguments.min_area,
+    )  # fmt: skip
     if model.thresholds is None:
         LOGGER.warning("the graph has no threshold: scores without decisions")
     map_format = arguments.maps if arguments.save else ""

@@ -7,7 +7,7 @@ from helpers import ROOT
 
 LIGHT = (
     "datasets.files", "datasets.geometry", "inference.inputs", "inference.judge", "inference.loading",
-    "inference.predict", "inference.saving", "inference.table", "inference.thresholds", "reporting.cells",
+    "inference.predict", "inference.regions", "inference.saving", "inference.table", "inference.thresholds", "reporting.cells",
     "reporting.drawing", "reporting.formats", "utils",
 )  # fmt: skip
 MISSING = ("torch", "torchvision", "timm", "tqdm", "click", "sklearn", "scipy", "pandas", "openpyxl", "matplotlib")
