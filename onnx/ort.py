@@ -1,4 +1,4 @@
-"""Judge images with an exported graph: `python onnx/ort.py MODEL INPUT… --out DIR`.
+"""Judge images with an exported graph or a bundle: `python onnx/ort.py MODEL INPUT… --out DIR`.
 
 Needs onnxruntime, NumPy, OpenCV and Pillow, for TIFF also tifffile and imagecodecs, and only those modules of this
 project that need no more than that. The output is that of `python main.py predict`.
@@ -24,6 +24,7 @@ from PIL import Image  # noqa: E402
 from datasets.files import ReadOptions  # noqa: E402
 from datasets.geometry import Geometry  # noqa: E402
 from datasets.limits import FULL_BITS, MAX_PIXELS  # noqa: E402
+from inference import bundle  # noqa: E402
 from inference.judge import Judge, choose_tiling  # noqa: E402
 from inference.predict import FILE, PredictionOptions, find_pictures, paths_from_stdin, predict  # noqa: E402
 from inference.thresholds import Thresholds  # noqa: E402
@@ -35,19 +36,19 @@ INTERRUPTED = 130
 
 
 class GraphJudge(Judge):
-    """Judges images with a graph that `pth2onnx.py` wrote.
+    """Judges images with a graph that `pth2onnx.py` wrote, or with one in a bundle.
 
     Args:
-        path: of the graph.
+        path: of the graph, or of the bundle.
         provider: of onnxruntime, by its full name or the beginning of it (`cuda`).
         tile, overlap: see `inference.judge.choose_tiling`.
         threads: number of CPU threads; 0 lets onnxruntime choose.
         max_pixels: images with more pixels are refused; by default as in the training, or 500 million.
-        min_area: regions with fewer pixels of the image are left out of the results.
+        min_area: regions with fewer pixels of the image are left out of the results; by default as the bundle says.
 
     Raises:
-        InputError: there is no such provider, no such graph, or the tiles are not possible.
-        WorkError: the file is not a graph of this project.
+        InputError: there is no such provider, no such file, or the tiles are not possible.
+        WorkError: the file is not a graph or a bundle of this project, or it is damaged.
     """
 
     def __init__(
@@ -58,19 +59,21 @@ class GraphJudge(Judge):
         overlap: float | None = None,
         threads: int = 0,
         max_pixels: int | None = None,
-        min_area: int = 1,
+        min_area: int | None = None,
     ) -> None:
-        self._session = _open(path, choose_provider(provider), threads)
+        packed = bundle.read(path) if bundle.is_bundle(path) else None
+        self._session = _open(path, choose_provider(provider), threads, packed.graph if packed else None)
         self.metadata = _read_metadata(path, self._session)
         self.class_name = str(self.metadata["class_name"])
         config = {**self.metadata, "keep_all": bool(self.metadata["keep_all"])}
         self.geometry = Geometry.of_config(config)
         thresholds = self.metadata["thresholds"] or {}
-        self.thresholds = Thresholds.of({key: NAN if value is None else value for key, value in thresholds.items()})
+        of_graph = Thresholds.of({key: NAN if value is None else value for key, value in thresholds.items()})
+        self.thresholds = packed.thresholds if packed else of_graph
         self.tiling = choose_tiling(config, tile, overlap)
         if max_pixels is None:
             max_pixels = self.metadata.get("max_pixels", MAX_PIXELS)
-        self.min_area = min_area
+        self.min_area = min_area or (packed.min_area if packed else 1)
         self.reading = ReadOptions(self.metadata.get("bits", FULL_BITS), max_pixels)
         image = self._session.get_inputs()[0]
         self._takes_floats, self._takes_one = "float" in image.type, image.shape[0] == 1
@@ -120,14 +123,15 @@ def choose_provider(provider: str) -> str:
     raise InputError(f"--provider {provider}: this onnxruntime has {short}")
 
 
-def _open(path: Path, provider: str, threads: int) -> onnxruntime.InferenceSession:
+def _open(path: Path, provider: str, threads: int, graph: bytes | None) -> onnxruntime.InferenceSession:
+    """A session for the graph in a file, or for the given one, which the file holds."""
     if not path.is_file():
         raise InputError(f"no model {path}" + (": it is a folder" if path.exists() else ""))
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3  # errors only
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=[provider])
+        session = onnxruntime.InferenceSession(graph or str(path), options, providers=[provider])
         if provider not in session.get_providers():
             LOGGER.warning("--provider %s does not start on this machine; continuing on the CPU", provider)
         return session
@@ -174,7 +178,7 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser() -> _Parser:
     parser = _Parser(prog="python onnx/ort.py", description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("model", metavar="MODEL", type=Path, help="A graph that onnx/pth2onnx.py wrote.")
+    parser.add_argument("model", metavar="MODEL", type=Path, help="A graph of onnx/pth2onnx.py, or a bundle (.zip).")
     parser.add_argument(
         "inputs", metavar="INPUT", nargs="+",
         help="Files, folders (at any depth), patterns, or - for a list of paths on standard input.",
@@ -210,8 +214,8 @@ def _parser() -> _Parser:
         help="Refuse an image with more pixels (default: as trained, or 500000000).",
     )  # fmt: skip
     parser.add_argument(
-        "--min_area", "--min-area", metavar="1≤x", type=_count, default=1,
-        help=f"Leave regions with fewer pixels of the image out of the list{BY_DEFAULT}.",
+        "--min_area", "--min-area", metavar="1≤x", type=_count,
+        help="Leave regions with fewer pixels of the image out of the list (default: as the bundle says, or 1).",
     )  # fmt: skip
     return parser
 
