@@ -27,7 +27,7 @@ python3 -m venv .venv-run
 IMAGES are files or folders. {name} is this zip file as it is: do not unpack it. judged/predictions.csv receives the
 results, judged/overlays the pictures. TIFF files also need the packages tifffile and imagecodecs.
 
-model.onnx       the network, from an RGB image to its score and anomaly map
+model.onnx       the network and its region of interest, from an RGB image to score and anomaly map
 thresholds.json  above which an image or a pixel counts as anomalous
 regions.json     the smallest region that is listed
 manifest.json    the SHA-256 of each file

@@ -17,10 +17,10 @@ import backbones
 from common import RescaleSegmentor
 from datasets.geometry import Tiling
 from datasets.settings import ImageSettings, normalise
-from inference import checkpoint
+from inference import checkpoint, inspected
 from inference.features import PRECISIONS, PatchFeatures
 from inference.head import ScoringHead, build_heads
-from inference.judge import Judge, PreparedImage, choose_tiling
+from inference.judge import Judge, PreparedImage, choose_tiling, refuse_tiles
 from inference.scorer import Scorer
 from inference.settings import Settings
 from inference.thresholds import Thresholds
@@ -46,6 +46,7 @@ class Inspector(Judge):
         self.config: dict[str, Any] = dict(state["config"])
         self.class_name = str(self.config.get("class_name", ""))
         self.thresholds = Thresholds.of(state.get("thresholds"))
+        self.roi = scorer.features.inspected.roi if scorer.features.inspected else None
         self._finish_lock = threading.Lock()  # the segmentor computes its matrices when it first needs them
 
     def score_pictures(
@@ -115,6 +116,7 @@ def load_checkpoint(
     scorer = _build_scorer(path, state, device, weights, choose_precision(precision, device))
     settings = ImageSettings.of_config(config if max_pixels is None else {**config, "max_pixels": max_pixels})
     model = Inspector(scorer, state, settings, tiling)
+    refuse_tiles(model.roi, tiling)
     model.min_area = min_area
     return model
 
@@ -160,6 +162,6 @@ def _build_scorer(
         features.memory.restore(checkpoint.memory_of(path, state))
     features.aggregator.train(False)
     features.drop_original()
-    return Scorer(
-        features, ScoringHead(projection, discriminator, dtype), RescaleSegmentor(device, settings.image_size)
-    )
+    segmentor = RescaleSegmentor(device, settings.image_size)
+    features.inspected = inspected.restore(checkpoint.roi_of(path, state), config, segmentor, features.grid)
+    return Scorer(features, ScoringHead(projection, discriminator, dtype), segmentor)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -24,8 +25,9 @@ from PIL import Image  # noqa: E402
 from datasets.files import ReadOptions  # noqa: E402
 from datasets.geometry import Geometry  # noqa: E402
 from datasets.limits import FULL_BITS, MAX_PIXELS  # noqa: E402
+from datasets.roi import RegionOfInterest  # noqa: E402
 from inference import bundle  # noqa: E402
-from inference.judge import Judge, choose_tiling  # noqa: E402
+from inference.judge import Judge, choose_tiling, refuse_tiles  # noqa: E402
 from inference.predict import FILE, PredictionOptions, find_pictures, paths_from_stdin, predict  # noqa: E402
 from inference.thresholds import Thresholds  # noqa: E402
 from utils import LOGGER, InputError, WorkError, describe_os_error, escape_what_cannot_be_printed, setup_logging  # noqa: E402  # noqa: E402
@@ -71,6 +73,8 @@ class GraphJudge(Judge):
         of_graph = Thresholds.of({key: NAN if value is None else value for key, value in thresholds.items()})
         self.thresholds = packed.thresholds if packed else of_graph
         self.tiling = choose_tiling(config, tile, overlap)
+        self.roi = _roi_of(path, self.metadata)
+        refuse_tiles(self.roi, self.tiling)
         if max_pixels is None:
             max_pixels = self.metadata.get("max_pixels", MAX_PIXELS)
         self.min_area = min_area or (packed.min_area if packed else 1)
@@ -155,6 +159,16 @@ def _read_metadata(path: Path, session: onnxruntime.InferenceSession) -> dict[st
     if "map" not in metadata["outputs"]:
         raise WorkError(f"{path} was exported with --no-postprocess and gives no map; export it without that option")
     return metadata
+
+
+def _roi_of(path: Path, metadata: dict[str, Any]) -> RegionOfInterest | None:
+    """The region of interest of a graph; None if everything is inspected."""
+    if metadata.get("roi") is None:
+        return None
+    try:
+        return RegionOfInterest.of_packed(metadata["roi"])
+    except (ValueError, KeyError, TypeError, zlib.error) as error:
+        raise WorkError(f"{path} holds a damaged region of interest: {error}") from error
 
 
 def _first_line(error: Exception) -> str:

@@ -15,11 +15,13 @@ from datasets import EpochSampler, ImageSettings, TrainDataset, make_loader
 from datasets.cache import ImageCache
 from datasets.defects import Defects, digest
 from datasets.loaders import end_workers
+from datasets.roi import refuse_other_proportions
 from datasets.training_set import CentreDataset
 from datasets.validation import GoodImages, ValidationDataset, hold_out
 from glass import GLASS
 from inference import checkpoint
 from inference.features import DIMENSIONS
+from inference.inspected import Inspected, inspected_pixels
 from inference.settings import CHANNELS, Settings
 from inference.thresholds import HELD_OUT, TRAINING
 from reporting import class_record, tensorboard
@@ -83,6 +85,9 @@ def describe(run: Run, data: ClassData, model: GLASS, folder: Path, decision: De
         files = run.inventory_of(data, decision.foreground)
         model.extra_config |= {"data": files.digest, "data_path": printable(files.root), "data_images": files.images}
         model.extra_config["verdict"] = decision.verdict
+    if run.roi is not None:
+        model.features.inspected = Inspected(run.roi, data.settings, model.segmentor, model.grid)
+        model.extra_config["roi"] = run.roi.plain()
     if run.textures is not None:
         model.extra_config["textures"] = run.textures.digest()
     if data.held_out:  # with other values a test would use images of the training
@@ -135,6 +140,8 @@ class ClassRun:
         return self._test(test_loader, record, history)
 
     def _test(self, test_loader: DataLoader, record: Record | None, history: list[dict[str, Any]]) -> dict[str, Any]:
+        if saved := self.config.get("roi"):  # of the checkpoint, where this run has no --roi
+            refuse_other_proportions(tuple(saved["size"]), self.data.image_sizes)
         tested = test(self.model, test_loader, self.data.row)
         figures = tested.figures
         last = last_figures(self.model, test_loader, record) if record and record.epoch else {}
@@ -235,8 +242,9 @@ class ClassRun:
             by_path = {data.train[i].path: self.masks[i] for i in indices}
             masks = [by_path[sample.path] for sample in samples]
         return TrainDataset(
-            samples, data.settings, run.textures, self.model.grid, masks, self.net.seed, self.cache, defects
-        )
+            samples, data.settings, run.textures, self.model.grid, masks, self.net.seed, self.cache, defects,
+            inspected_pixels(run.roi, data.settings) if run.roi else None,
+        )  # fmt: skip
 
     def _loaders(
         self, train_set: TrainDataset, test_loader: DataLoader | None, val_set: TrainDataset | None

@@ -6,7 +6,7 @@ import sys
 from helpers import ROOT
 
 LIGHT = (
-    "datasets.files", "datasets.geometry", "inference.bundle", "inference.inputs", "inference.judge", "inference.loading",
+    "datasets.files", "datasets.geometry", "datasets.roi", "inference.bundle", "inference.inputs", "inference.judge", "inference.loading",
     "inference.predict", "inference.regions", "inference.saving", "inference.table", "inference.thresholds", "reporting.cells",
     "reporting.drawing", "reporting.formats", "utils",
 )  # fmt: skip
