@@ -28,7 +28,7 @@ from reporting import class_record, tensorboard
 from training import distribution
 from training.calibration import calibrate
 from training.distribution import Decision
-from training.evaluation import METRICS, NEIGHBOURS, metrics_line
+from training.evaluation import METRICS, NEIGHBOURS, Tested, metrics_line
 from training.job import ClassData, Net, Run
 from training.neighbours import neighbour_figures
 from training.record import Record
@@ -144,6 +144,7 @@ class ClassRun:
             refuse_other_proportions(tuple(saved["size"]), self.data.image_sizes)
         tested = test(self.model, test_loader, self.data.row)
         figures = tested.figures
+        self._log_defects_outside(tested)
         last = last_figures(self.model, test_loader, record) if record and record.epoch else {}
         if last:
             figures |= {"last_epoch": record.epoch - 1, **{f"last_{name}": last[name] for name in METRICS}}
@@ -158,6 +159,15 @@ class ClassRun:
             self.run.results, self.row, class_record.of_tested(tested, shown, history, self.run.main["seed"], select)
         )
         return figures
+
+    def _log_defects_outside(self, tested: Tested) -> None:
+        """Log how many defective images have no defect in the region of interest."""
+        outside = sum(sample.is_anomaly for sample in self.data.test) - int(tested.predictions.labels.sum())
+        if outside:
+            LOGGER.info(
+                "%s: %d test images have their defect outside the region of interest: they count as good",
+                self.data.row, outside,
+            )  # fmt: skip
 
     def _neighbour_figures(self, test_loader: DataLoader) -> dict[str, float]:
         """The figures of nearest neighbours; {} with a warning where there can be none."""

@@ -112,6 +112,7 @@ class _Collected:
             PackedMasks(count, size, None if inspected is None else inspected.pixels), [],
         )  # fmt: skip
         self._size, self._device, self._pictures = size, device, pictures
+        self._inspected = None if inspected is None else inspected.pixels
         self._names: set[str] = set()
         self._end = 0
 
@@ -125,6 +126,9 @@ class _Collected:
             unknown = np.full(self._size, -1)
             predictions.masks[start + i] = unknown if masks is None else np.asarray(masks[i]).reshape(self._size)
         predictions.labels[start : self._end] = np.asarray(batch.get("is_anomaly", np.zeros(count)), bool)
+        if self._inspected is not None:  # the label is about the region, too
+            for i in range(start, self._end):
+                predictions.labels[i] &= _may_be_inside(predictions.masks[i], self._inspected)
         predictions.paths += list(batch.get("image_path", [""] * count))
         if self._pictures is not None:
             for i in range(count):
@@ -140,6 +144,11 @@ class _Collected:
         if self._on_device:
             self._predictions.truth = DeviceTruth(self._predictions.masks, self._size, self._device)
         return self._predictions
+
+
+def _may_be_inside(mask: NDArray[np.int8], inspected: NDArray[np.bool_]) -> bool:
+    """Whether a mask (H, W) marks a pixel of the region of interest (H, W), or it is unknown what it marks there."""
+    return bool((mask[inspected] != 0).any())
 
 
 def _score_remembered(scorer: Scorer, memory: TestMemory) -> Predictions:

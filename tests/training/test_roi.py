@@ -89,6 +89,22 @@ def test_pixel_metrics_are_those_of_the_pixels_inside(run, folder, tiny):
     assert pd.read_csv(run / "results.csv").pixel_auroc[0] == pytest.approx(expected, abs=1e-5)
 
 
+def test_a_defect_outside_makes_no_defective_image(tiny, tmp_path):
+    corner = np.zeros((SIDE, SIDE), np.uint8)
+    corner[:24, :24] = 255
+    masks = [np.asarray(Image.open(path).convert("L")) for path in (tiny[0] / "disc/ground_truth").rglob("*.png")]
+    inside = sum(bool(mask[:24, :24].any()) for mask in masks)
+    outside = len(masks) - inside
+    assert outside  # otherwise nothing is tested
+    Image.fromarray(corner).save(tmp_path / "corner.png")
+    done = train_cli(
+        *tiny, tmp_path / "r", net=("--meta_epochs", 1), dataset=("-d", "disc", "--roi", tmp_path / "corner.png")
+    )
+    assert done.returncode == 0, done.stdout
+    assert pd.read_csv(tmp_path / "r/per_image.csv").label.sum() == inside
+    assert f"{outside} test images have their defect outside the region of interest" in done.stdout
+
+
 def test_thresholds_come_from_inside(folder, tiny):
     """The thresholds are the highest values of the training images, without their own patches in a memory."""
     model = load_checkpoint(folder)
@@ -169,6 +185,12 @@ def test_a_damaged_region_in_a_checkpoint_is_refused(folder, tmp_path):
         torch.save({**state, "roi": roi}, tmp_path / "ckpt_best_0.pth")
         with pytest.raises(WorkError, match="holds a damaged region of interest"):
             load_checkpoint(tmp_path / "ckpt_best_0.pth")
+
+
+@pytest.mark.parametrize("roi", [3, {}, {"size": [64, 64], "mask": "?"}, {"size": [64, 64], "mask": "eJwDAAAAAAE="}])
+def test_a_damaged_region_in_a_graph_is_refused(roi):
+    with pytest.raises(WorkError, match=r"a\.onnx holds a damaged region of interest"):
+        script("ort")._roi_of("a.onnx", {"roi": roi})
 
 
 # --------------------------------------------------------------------------------------- the parts
