@@ -23,6 +23,7 @@ from tqdm import tqdm
 from common import RescaleSegmentor
 from inference.features import PRECISIONS, Batch, FeatureCache, PatchFeatures, kept_features
 from inference.head import ScoringHead, build_heads, fold_projection
+from inference.inspected import draw_locations
 from inference.inspector import load_checkpoint
 from inference.scorer import Scorer
 from inference.settings import Settings
@@ -262,13 +263,11 @@ class GLASS:
         return self.features.relative(features, own), centre, anomalous
 
     def _some(self, share: float, *rows: Tensor) -> list[Tensor]:
-        """A share of the locations, drawn at random but alike for all images, of tensors (n·P, …) and of c (P, C)."""
-        if share == 1:
+        """A share of the inspected locations, drawn alike for all images, of tensors (n·P, …) and of c (P, C)."""
+        chosen = draw_locations(self.features, share, self.generator)
+        if chosen is None:
             return list(rows)
-        locations = len(self.c)
-        count = max(2, round(share * locations))
-        chosen = torch.randperm(locations, generator=self.generator, device=self.device)[:count]
-        return [x.unflatten(0, (-1, locations))[:, chosen].flatten(0, 1) for x in rows]
+        return [x.unflatten(0, (-1, len(self.c)))[:, chosen].flatten(0, 1) for x in rows]
 
     def _ascend(self, true: Tensor, true_y: Tensor, centre: Tensor, r_t: Tensor) -> GASResult:
         """GAS from t (N, C) with the centres of its locations; `true_y` (N, hidden) is D's first layer for t."""

@@ -110,6 +110,12 @@ def _not_missing(_context: click.Context, _parameter: click.Parameter, value: st
 @click.option(
     "--defects_share", default=0.5, type=SHARE, help="Share of the training samples that get one of --defects."
 )
+@click.option(
+    "--roi",
+    default=None,
+    type=click.Path(),
+    help="Region of interest: a PNG of 255 (inspected) and 0 (ignored), or polygons in a file *.json, drawn on a picture of the data set. The model keeps it.  [default: whole images]",
+)
 @click.option("--rotate_degrees", default=0.0, type=Finite(0, 180), help="Training images: rotate by up to ± this.")
 @click.option("--translate", default=0.0, type=SHARE, help="Training images: shift by up to ± this share of the side.")
 @click.option("--scale", default=0.0, type=SHARE_BELOW_1, help="Training images: scale by a factor of 1 ± up to this.")
@@ -176,6 +182,8 @@ def settle(context: click.Context, options: dict[str, Any]) -> dict[str, Any]:
         if settled["overlap"] is not None:
             raise click.UsageError("--overlap is the overlap of tiles; it needs --tile")
     else:
+        if settled["roi"] is not None:
+            raise click.UsageError("--roi needs whole images, which --tile cuts; leave one of the two out")
         if resize_is_given:
             raise click.UsageError("--tile cuts tiles from images in their own size; leave --resize out")
         if settled["tile"] == "auto":

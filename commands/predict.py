@@ -70,6 +70,12 @@ from utils import LOGGER, choose_device, setup_logging
     type=AT_LEAST_1,
     help="Refuse an image with more pixels, which would fill the memory.  [default: as trained, or 500000000]",
 )
+@click.option(
+    "--min_area",
+    default=1,
+    type=AT_LEAST_1,
+    help="Leave regions with fewer pixels of the image out of the list; score, decision and mask stay as they are.",
+)
 @click.option("--gpu", **GPU)
 @click.option(
     "--precision",
@@ -90,7 +96,7 @@ def command(inputs: tuple[str, ...], **options: Any) -> int:
     setup_logging()
     out = Path(options["out"]) if options["out"] else None
     images = find_pictures(inputs, paths_from_stdin() if "-" in inputs else (), out)
-    model_options = {key: options[key] for key in ("weights", "precision", "tile", "overlap", "max_pixels")}
+    model_options = {key: options[key] for key in ("weights", "precision", "tile", "overlap", "max_pixels", "min_area")}
     model = load_checkpoint(options["checkpoint"], choose_device(options["gpu"]), **model_options)
     map_format = options["maps"] if options["save"] else ""
     wanted = PredictionOptions(out, map_format, options["json_lines"], options["batch_size"])

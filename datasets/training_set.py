@@ -67,6 +67,7 @@ class TrainDataset(Dataset):
         seed: of all random draws.
         cache: keeps what was read, see `datasets.preloading`; by default nothing is kept.
         defects: known defects to draw in place of textures.
+        roi: (H, W), the inspected pixels of what the model sees, outside of which there are no anomalies.
     """
 
     def __init__(
@@ -79,10 +80,11 @@ class TrainDataset(Dataset):
         seed: int = 0,
         cache: ImageCache | None = None,
         defects: Defects | None = None,
+        roi: NDArray[np.bool_] | None = None,
     ) -> None:
         self.samples, self.settings, self.textures = list(samples), settings, textures
         self.grid, self.masks, self.seed = tuple(grid), foreground, seed
-        self.cache, self.defects = cache or ImageCache(0), defects
+        self.cache, self.defects, self.roi = cache or ImageCache(0), defects, roi
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -116,7 +118,17 @@ class TrainDataset(Dataset):
         return normalise(np.asarray(self.settings.cropped(self.samples[index].read(self.settings.reading))))
 
     def foreground_of(self, index: int) -> NDArray[np.bool_] | None:
-        """Where anomalies may lie on an image, (H, W); None means everywhere."""
+        """Where anomalies may lie on an image, (H, W); None means everywhere.
+
+        That is the foreground in the region of interest, or the region alone if there is no foreground in it.
+        """
+        foreground = self._object_on(index)
+        if self.roi is None or foreground is None:
+            return foreground if self.roi is None else self.roi
+        both = foreground & self.roi
+        return both if both.any() else self.roi
+
+    def _object_on(self, index: int) -> NDArray[np.bool_] | None:
         if self.masks is None or self.masks[index] is None:
             return None
         sample, path = self.samples[index], self.masks[index]

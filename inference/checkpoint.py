@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from datasets.roi import RegionOfInterest
 from networks.weights import not_finite, unreadable
 from utils import InputError, WorkError
 
@@ -232,6 +233,21 @@ def memory_of(path: Path, state: Mapping[str, Any]) -> dict[str, torch.Tensor]:
             f"{path} lacks the memory of patches that it was trained with (--memory), or holds a damaged one"
         )
     return memory
+
+
+def roi_of(path: Path, state: Mapping[str, Any]) -> RegionOfInterest | None:
+    """The region of interest in a checkpoint; None if everything is inspected.
+
+    Raises:
+        WorkError: it is damaged.
+    """
+    saved = state.get("roi")
+    if saved is None:
+        return None
+    try:
+        return RegionOfInterest.of_bits(saved["mask"].cpu().numpy(), saved["size"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise WorkError(f"{path} holds a damaged region of interest: {error}") from error
 
 
 def load_parts(

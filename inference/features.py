@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common import Aggregator, NetworkFeatureAggregator, Preprocessing
+from inference.inspected import Inspected
 from inference.memory import PatchMemory
 from inference.pooling import ChannelPooling, FusedPooling, Pooling
 from inference.settings import CHANNELS, Settings
@@ -32,6 +33,7 @@ class PatchFeatures:
         grid: (H', W') of the patches, the grid of the first layer.
         settings: those given, with both dimensions decided.
         fused_pooling: the pooling without unfolding; None for dimensions that need the general form.
+        inspected: the region of interest, which the owner of the model sets; None inspects everything.
 
     Args:
         backbone: the whole network, as `backbones.load` returns it.
@@ -73,6 +75,7 @@ class PatchFeatures:
         self._preprocessing, self._aggregator = Preprocessing(dimensions[0]), Aggregator(dimensions[1])
         self.fused_pooling = _pooling(settings, channels, dimensions)
         self.memory = PatchMemory().to(device) if settings.memory else None
+        self.inspected: Inspected | None = None
 
     def drop_original(self) -> None:
         """Let go of the original network, which only `in_float32` needs."""

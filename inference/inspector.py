@@ -17,10 +17,10 @@ import backbones
 from common import RescaleSegmentor
 from datasets.geometry import Tiling
 from datasets.settings import ImageSettings, normalise
-from inference import checkpoint
+from inference import checkpoint, inspected
 from inference.features import PRECISIONS, PatchFeatures
 from inference.head import ScoringHead, build_heads
-from inference.judge import Judge, PreparedImage, choose_tiling
+from inference.judge import Judge, PreparedImage, choose_tiling, refuse_tiles
 from inference.scorer import Scorer
 from inference.settings import Settings
 from inference.thresholds import Thresholds
@@ -46,6 +46,7 @@ class Inspector(Judge):
         self.config: dict[str, Any] = dict(state["config"])
         self.class_name = str(self.config.get("class_name", ""))
         self.thresholds = Thresholds.of(state.get("thresholds"))
+        self.roi = scorer.features.inspected.roi if scorer.features.inspected else None
         self._finish_lock = threading.Lock()  # the segmentor computes its matrices when it first needs them
 
     def score_pictures(
@@ -80,6 +81,7 @@ def load_checkpoint(
     tile: int | str | None = None,
     overlap: float | None = None,
     max_pixels: int | None = None,
+    min_area: int = 1,
 ) -> Inspector:
     """Build a model from its checkpoint alone, with the backbone's weights from the cache or a file.
 
@@ -95,6 +97,7 @@ def load_checkpoint(
             the training, `off` judges images whole; by default as in the training.
         overlap: smallest share of a tile that its neighbour covers as well, in [0, 0.75]; 0.25 by default.
         max_pixels: a file with more pixels is refused; by default as in the training, or 500 million.
+        min_area: regions with fewer pixels of the image are left out of the results' `regions`.
 
     Raises:
         InputError: there is no checkpoint, the weights are not those of the training, or the tiles are impossible.
@@ -112,7 +115,10 @@ def load_checkpoint(
     device = torch.device(device) if device is not None else choose_device((-1,))
     scorer = _build_scorer(path, state, device, weights, choose_precision(precision, device))
     settings = ImageSettings.of_config(config if max_pixels is None else {**config, "max_pixels": max_pixels})
-    return Inspector(scorer, state, settings, tiling)
+    model = Inspector(scorer, state, settings, tiling)
+    refuse_tiles(model.roi, tiling)
+    model.min_area = min_area
+    return model
 
 
 def _find(path: Path) -> Path:
@@ -156,6 +162,6 @@ def _build_scorer(
         features.memory.restore(checkpoint.memory_of(path, state))
     features.aggregator.train(False)
     features.drop_original()
-    return Scorer(
-        features, ScoringHead(projection, discriminator, dtype), RescaleSegmentor(device, settings.image_size)
-    )
+    segmentor = RescaleSegmentor(device, settings.image_size)
+    features.inspected = inspected.restore(checkpoint.roi_of(path, state), config, segmentor, features.grid)
+    return Scorer(features, ScoringHead(projection, discriminator, dtype), segmentor)

@@ -16,7 +16,9 @@ from PIL import Image
 from datasets.files import CLIPPED, DARK, DEFAULT, PAGES, ReadOptions
 from datasets.geometry import Blend, Geometry, Tiling, batches, pair
 from datasets.limits import AUTO, DEFAULT_OVERLAP
+from datasets.roi import RegionOfInterest
 from inference.loading import ImageSource, open_rgb
+from inference.regions import Region, find_regions
 from inference.thresholds import Thresholds
 from inference.thresholds import normalise as normalise_scores
 from reporting.drawing import heatmap, outline
@@ -55,6 +57,7 @@ class Result:
         map: anomaly map, (h, w) float32 in [0, 1], in the image's own size; 0 where a crop left something out.
         mask: (h, w) bool, where the map is above the pixel threshold; None without a threshold.
         seconds: time taken; of images judged together, the average.
+        regions: the connected regions of the mask, highest value first; None without a threshold.
     """
 
     score: float
@@ -63,6 +66,7 @@ class Result:
     map: NDArray[np.float32]
     mask: NDArray[np.bool_] | None
     seconds: float
+    regions: tuple[Region, ...] | None = None
 
 
 class Judge(ABC):
@@ -73,6 +77,8 @@ class Judge(ABC):
         thresholds: above which an image score or a pixel is anomalous; None if the model has none.
         tiling: how images are cut into tiles; None judges each image as a whole.
         tiles_at_once: of one image, in memory.
+        min_area: smallest region of a result, in pixels of the image.
+        roi: the region of interest, which the network keeps to; None inspects everything.
         class_name: of the training, `<dataset>_<class>`.
         reading: how image files are read, with the bit depth of the training.
     """
@@ -81,17 +87,21 @@ class Judge(ABC):
     thresholds: Thresholds | None
     tiling: Tiling | None = None
     tiles_at_once: int = TILES_AT_ONCE
+    min_area: int = 1
+    roi: RegionOfInterest | None = None
     class_name: str = ""
     reading: ReadOptions = DEFAULT
     _notes_given: frozenset[str] = frozenset()
 
     def identity(self) -> dict[str, Any]:
-        """Plain values that are the same for one model in every runtime, and differ between models."""
+        """Plain values that are the same for one model in every runtime; rows of others do not fit beside its own."""
         thresholds = self.thresholds.plain() if self.thresholds else {}
         thresholds.pop("data", None)  # identifies the calibration images, not the model
         plain = {key: None if value != value else value for key, value in thresholds.items()}
         tiles = {"tile": list(self.tiling.tile), "overlap": self.tiling.overlap} if self.tiling else {}
-        return {"class_name": self.class_name, "thresholds": plain, **tiles}
+        regions = {"min_area": self.min_area} if self.min_area > 1 else {}
+        roi = {"roi": self.roi.plain()} if self.roi else {}
+        return {"class_name": self.class_name, "thresholds": plain, **tiles, **regions, **roi}
 
     @abstractmethod
     def score_pictures(
@@ -142,11 +152,18 @@ class Judge(ABC):
         else:
             for picture in pictures:
                 _refuse_narrow(picture, self.geometry)
+                if self.roi is not None:
+                    self.roi.refuse_other(picture.size)
             scores, maps = self._finite_scores(pictures)
-            placed = (self.geometry.place(seen, p.size) for seen, p in zip(maps, pictures, strict=True))
+            placed = (self._place(seen, p.size) for seen, p in zip(maps, pictures, strict=True))
             results = [self.result(*pair) for pair in zip(scores.tolist(), placed, strict=True)]
         seconds = (time.perf_counter() - started) / len(results)
         return [replace(result, seconds=seconds) for result in results]
+
+    def _place(self, seen: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
+        """The map of what the network saw on an image of `size` (width, height), 0 outside the region of interest."""
+        placed = self.geometry.place(seen, size)
+        return placed if self.roi is None else placed * self.roi.on(size)
 
     def _finite_scores(
         self, pictures: Sequence[Image.Image | PreparedImage]
@@ -201,7 +218,8 @@ class Judge(ABC):
             return Result(score, float("nan"), None, anomaly_map, None, seconds)
         normalised = float(normalise_scores(score, self.thresholds.image))
         decision, mask = score > self.thresholds.image, anomaly_map > self.thresholds.pixel
-        return Result(score, normalised, decision, anomaly_map, mask, seconds)
+        regions = find_regions(anomaly_map, mask, self.min_area)
+        return Result(score, normalised, decision, anomaly_map, mask, seconds, regions)
 
     def overlay(self, image: Image.Image, result: Result) -> NDArray[np.uint8]:
         """The image under its heatmap, with the outline of what is above the pixel threshold, (h, w, 3) BGR.
@@ -227,6 +245,16 @@ def _refuse_narrow(picture: Image.Image | PreparedImage, geometry: Geometry) -> 
             f"an image of {picture.size[0]}x{picture.size[1]} pixels is too long and narrow: with its shorter side "
             f"resized to {geometry.resize}, it would have {width}x{height}"
         )
+
+
+def refuse_tiles(roi: RegionOfInterest | None, tiling: Tiling | None) -> None:
+    """Refuse tiles for a model with a region of interest, which is where it is in whole images only.
+
+    Raises:
+        InputError: there are both.
+    """
+    if roi is not None and tiling is not None:
+        raise InputError("--tile: the model was trained with --roi, which needs whole images; leave --tile out")
 
 
 def choose_tiling(config: dict[str, Any], tile: str | int | None, overlap: float | None) -> Tiling | None:

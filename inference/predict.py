@@ -25,6 +25,7 @@ from datasets.geometry import MUCH_LEFT_OUT
 from inference.inputs import InputImage, find_pictures, paths_from_stdin
 from inference.judge import Judge, PreparedImage, Result
 from inference.loading import open_rgb
+from inference.regions import as_cell
 from inference.saving import affects_every_image, free_name, make_folders, save_result
 from inference.table import FILE, PredictionsTable
 from reporting.formats import valid_utf8
@@ -238,6 +239,8 @@ def _row(source: InputImage, result: Result) -> dict[str, Any]:
         "decision": "" if result.decision is None else int(result.decision),
         "seconds": f"{result.seconds:.4f}",
         "error": "",
+        "region_count": "" if result.regions is None else len(result.regions),
+        "regions": as_cell(result.regions),
     }
 
 
@@ -264,4 +267,6 @@ def as_json(row: dict[str, Any]) -> dict[str, Any]:
     numbers = {key: float(row[key]) if row.get(key) else None for key in ("score", "normalised_score", "seconds")}
     decision = bool(row["decision"]) if row.get("decision", "") != "" else None
     path, error = valid_utf8(row["path"]), valid_utf8(row["error"] or "")
-    return {"path": path, **numbers, "decision": decision, "error": error or None}
+    count, regions = row.get("region_count", ""), json.loads(row.get("regions") or "null")
+    found = {"region_count": None if count == "" else count, "regions": regions}
+    return {"path": path, **numbers, "decision": decision, "error": error or None, **found}

@@ -54,8 +54,12 @@ class Scorer:
         return self.head.of_parts([part.float() for part in parts])
 
     def finish(self, patch_scores: Tensor) -> tuple[Tensor, Tensor]:
-        """Patch scores (B, H', W') → image scores (B,) and anomaly maps (B, H, W)."""
-        return PatchMaker.score(patch_scores), self.segmentor(patch_scores)
+        """Patch scores (B, H', W') → image scores (B,) and anomaly maps (B, H, W), of the region of interest alone."""
+        inspected = self.features.inspected
+        if inspected is None:
+            return PatchMaker.score(patch_scores), self.segmentor(patch_scores)
+        patch_scores = inspected.scores(patch_scores)
+        return PatchMaker.score(patch_scores), inspected.maps(self.segmentor(patch_scores))
 
     @torch.no_grad()
     def predict(self, images: Tensor) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

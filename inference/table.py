@@ -15,7 +15,8 @@ from reporting.cells import as_cell, csv_text, path_as_cell, path_from_cell
 from utils import InputError, WorkError, reason_of, write_bytes, write_text
 
 FILE = "predictions.csv"
-COLUMNS = ("path", "score", "normalised_score", "decision", "seconds", "error", "saved_as")
+EARLIER_COLUMNS = ("path", "score", "normalised_score", "decision", "seconds", "error", "saved_as")
+COLUMNS = (*EARLIER_COLUMNS, "region_count", "regions")
 SETTINGS = "predictions.json"  # which model wrote the table
 
 
@@ -59,14 +60,18 @@ class PredictionsTable:
             raise WorkError(f"--out {folder} cannot be written to: {reason_of(error)}; give another folder") from error
 
     def _keep_finished_rows(self, path: Path, saves_images: bool) -> None:
-        """Drop rows with errors, so that they are tried again, and a last row that was cut off."""
+        """Drop rows with errors, so that they are tried again, and a last row that was cut off.
+
+        Rows of an earlier version stay, without regions.
+        """
         text = path.read_bytes().decode("utf-8", "surrogateescape").removeprefix("\ufeff")
         complete = text[: text.rfind("\n") + 1]
         rows = parse_rows(complete)
-        is_table = rows[:1] == [list(COLUMNS)] if complete else ",".join(COLUMNS).startswith(text)
+        columns = EARLIER_COLUMNS if rows[:1] == [list(EARLIER_COLUMNS)] else COLUMNS
+        is_table = rows[:1] == [list(columns)] if complete else ",".join(COLUMNS).startswith(text)
         if not is_table:
             raise WorkError(f"{path} is not a table that this command wrote; give another --out, or move the file away")
-        named = [dict(zip(COLUMNS, row, strict=True)) for row in rows[1:] if len(row) == len(COLUMNS)]
+        named = [dict(zip(columns, row, strict=True)) for row in rows[1:] if len(row) == len(columns)]
         kept = [row for row in named if not row["error"] and row["score"] and (row["saved_as"] or not saves_images)]
         self.done = {os.path.abspath(row["path"]) for row in kept}
         self.names = {path_from_cell(row["saved_as"]) for row in kept if row["saved_as"]}
@@ -132,5 +137,6 @@ def _refuse_another_model(path: Path, identity: dict[str, Any]) -> None:
     if before != identity:
         differing = ", ".join(key for key in {**before, **identity} if before.get(key) != identity.get(key))
         raise InputError(
-            f"{path.parent / FILE} was begun with another model or other tiles ({differing}); give another --out"
+            f"{path.parent / FILE} was begun with another model, other tiles or another --min_area ({differing}); "
+            "give another --out"
         )

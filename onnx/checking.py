@@ -52,7 +52,8 @@ def difference(
 
 @torch.no_grad()
 def _patch_scores(model: Inspector, picture: Image.Image) -> np.ndarray:
-    return model.scorer.score_images(model.prepare(picture)[None]).numpy()
+    inspected, scores = model.scorer.features.inspected, model.scorer.score_images(model.prepare(picture)[None])
+    return (scores if inspected is None else inspected.scores(scores)).numpy()
 
 
 def _trial_images(model: Inspector, picture_size: tuple[int, int] | None) -> list[NDArray[np.uint8]]:

@@ -41,10 +41,13 @@ class Network(nn.Module):
             patch_scores = self.head.of_parts(pooling.parts(maps))
         else:
             patch_scores = self.head(self._pooled(maps))[..., 0].unflatten(1, self.scorer.features.grid)
+        inspected = self.scorer.features.inspected
+        patch_scores = patch_scores if inspected is None else inspected.scores(patch_scores)
         score = patch_scores.flatten(1).amax(1)
         if not self.postprocess:
             return score, patch_scores
-        return score, self._normalised(score), self.scorer.segmentor(patch_scores)
+        anomaly_map = self.scorer.segmentor(patch_scores)
+        return score, self._normalised(score), anomaly_map if inspected is None else inspected.maps(anomaly_map)
 
     def _normalised(self, score: Tensor) -> Tensor:
         """As `thresholds.normalise`; nan if the model has no threshold."""

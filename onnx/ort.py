@@ -1,4 +1,4 @@
-"""Judge images with an exported graph: `python onnx/ort.py MODEL INPUT… --out DIR`.
+"""Judge images with an exported graph or a bundle: `python onnx/ort.py MODEL INPUT… --out DIR`.
 
 Needs onnxruntime, NumPy, OpenCV and Pillow, for TIFF also tifffile and imagecodecs, and only those modules of this
 project that need no more than that. The output is that of `python main.py predict`.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -24,7 +25,9 @@ from PIL import Image  # noqa: E402
 from datasets.files import ReadOptions  # noqa: E402
 from datasets.geometry import Geometry  # noqa: E402
 from datasets.limits import FULL_BITS, MAX_PIXELS  # noqa: E402
-from inference.judge import Judge, choose_tiling  # noqa: E402
+from datasets.roi import RegionOfInterest  # noqa: E402
+from inference import bundle  # noqa: E402
+from inference.judge import Judge, choose_tiling, refuse_tiles  # noqa: E402
 from inference.predict import FILE, PredictionOptions, find_pictures, paths_from_stdin, predict  # noqa: E402
 from inference.thresholds import Thresholds  # noqa: E402
 from utils import LOGGER, InputError, WorkError, describe_os_error, escape_what_cannot_be_printed, setup_logging  # noqa: E402  # noqa: E402
@@ -35,18 +38,19 @@ INTERRUPTED = 130
 
 
 class GraphJudge(Judge):
-    """Judges images with a graph that `pth2onnx.py` wrote.
+    """Judges images with a graph that `pth2onnx.py` wrote, or with one in a bundle.
 
     Args:
-        path: of the graph.
+        path: of the graph, or of the bundle.
         provider: of onnxruntime, by its full name or the beginning of it (`cuda`).
         tile, overlap: see `inference.judge.choose_tiling`.
         threads: number of CPU threads; 0 lets onnxruntime choose.
         max_pixels: images with more pixels are refused; by default as in the training, or 500 million.
+        min_area: regions with fewer pixels of the image are left out of the results; by default as the bundle says.
 
     Raises:
-        InputError: there is no such provider, no such graph, or the tiles are not possible.
-        WorkError: the file is not a graph of this project.
+        InputError: there is no such provider, no such file, or the tiles are not possible.
+        WorkError: the file is not a graph or a bundle of this project, or it is damaged.
     """
 
     def __init__(
@@ -57,17 +61,23 @@ class GraphJudge(Judge):
         overlap: float | None = None,
         threads: int = 0,
         max_pixels: int | None = None,
+        min_area: int | None = None,
     ) -> None:
-        self._session = _open(path, choose_provider(provider), threads)
+        packed = bundle.read(path) if bundle.is_bundle(path) else None
+        self._session = _open(path, choose_provider(provider), threads, packed.graph if packed else None)
         self.metadata = _read_metadata(path, self._session)
         self.class_name = str(self.metadata["class_name"])
         config = {**self.metadata, "keep_all": bool(self.metadata["keep_all"])}
         self.geometry = Geometry.of_config(config)
         thresholds = self.metadata["thresholds"] or {}
-        self.thresholds = Thresholds.of({key: NAN if value is None else value for key, value in thresholds.items()})
+        of_graph = Thresholds.of({key: NAN if value is None else value for key, value in thresholds.items()})
+        self.thresholds = packed.thresholds if packed else of_graph
         self.tiling = choose_tiling(config, tile, overlap)
+        self.roi = _roi_of(path, self.metadata)
+        refuse_tiles(self.roi, self.tiling)
         if max_pixels is None:
             max_pixels = self.metadata.get("max_pixels", MAX_PIXELS)
+        self.min_area = min_area or (packed.min_area if packed else 1)
         self.reading = ReadOptions(self.metadata.get("bits", FULL_BITS), max_pixels)
         image = self._session.get_inputs()[0]
         self._takes_floats, self._takes_one = "float" in image.type, image.shape[0] == 1
@@ -117,14 +127,15 @@ def choose_provider(provider: str) -> str:
     raise InputError(f"--provider {provider}: this onnxruntime has {short}")
 
 
-def _open(path: Path, provider: str, threads: int) -> onnxruntime.InferenceSession:
+def _open(path: Path, provider: str, threads: int, graph: bytes | None) -> onnxruntime.InferenceSession:
+    """A session for the graph in a file, or for the given one, which the file holds."""
     if not path.is_file():
         raise InputError(f"no model {path}" + (": it is a folder" if path.exists() else ""))
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3  # errors only
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=[provider])
+        session = onnxruntime.InferenceSession(graph or str(path), options, providers=[provider])
         if provider not in session.get_providers():
             LOGGER.warning("--provider %s does not start on this machine; continuing on the CPU", provider)
         return session
@@ -150,6 +161,16 @@ def _read_metadata(path: Path, session: onnxruntime.InferenceSession) -> dict[st
     return metadata
 
 
+def _roi_of(path: Path, metadata: dict[str, Any]) -> RegionOfInterest | None:
+    """The region of interest of a graph; None if everything is inspected."""
+    if metadata.get("roi") is None:
+        return None
+    try:
+        return RegionOfInterest.of_packed(metadata["roi"])
+    except (ValueError, KeyError, TypeError, zlib.error) as error:
+        raise WorkError(f"{path} holds a damaged region of interest: {error}") from error
+
+
 def _first_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines[0] if lines else type(error).__name__)[:200]
@@ -171,7 +192,7 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser() -> _Parser:
     parser = _Parser(prog="python onnx/ort.py", description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("model", metavar="MODEL", type=Path, help="A graph that onnx/pth2onnx.py wrote.")
+    parser.add_argument("model", metavar="MODEL", type=Path, help="A graph of onnx/pth2onnx.py, or a bundle (.zip).")
     parser.add_argument(
         "inputs", metavar="INPUT", nargs="+",
         help="Files, folders (at any depth), patterns, or - for a list of paths on standard input.",
@@ -206,6 +227,10 @@ def _parser() -> _Parser:
         "--max_pixels", "--max-pixels", metavar="1≤x", type=_count,
         help="Refuse an image with more pixels (default: as trained, or 500000000).",
     )  # fmt: skip
+    parser.add_argument(
+        "--min_area", "--min-area", metavar="1≤x", type=_count,
+        help="Leave regions with fewer pixels of the image out of the list (default: as the bundle says, or 1).",
+    )  # fmt: skip
     return parser
 
 
@@ -236,8 +261,9 @@ def run(arguments: argparse.Namespace) -> None:
             raise InputError(f"{option} needs --out DIR")
     images = find_pictures(arguments.inputs, paths_from_stdin() if "-" in arguments.inputs else (), out)
     model = GraphJudge(
-        arguments.model, arguments.provider, arguments.tile, arguments.overlap, arguments.threads, arguments.max_pixels
-    )
+        arguments.model, arguments.provider, arguments.tile, arguments.overlap, arguments.threads,
+        arguments.max_pixels, arguments.min_area,
+    )  # fmt: skip
     if model.thresholds is None:
         LOGGER.warning("the graph has no threshold: scores without decisions")
     map_format = arguments.maps if arguments.save else ""

@@ -161,7 +161,7 @@ def describe(model: Inspector, outputs: Sequence[str], precision: str) -> dict[s
         "keep_all": settings.keep_all, "tile": model.config.get("tile"), "overlap": model.config.get("overlap"),
         "image_size": model.config.get("image_size"), "bits": settings.bits, "max_pixels": settings.max_pixels,
         "thresholds": model.thresholds.plain() if model.thresholds else None,
-        "outputs": list(outputs), "precision": precision,
+        "outputs": list(outputs), "precision": precision, **({"roi": model.roi.packed()} if model.roi else {}),
         "versions": {"torch": torch.__version__, "onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__},
     }  # fmt: skip
 

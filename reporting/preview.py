@@ -24,8 +24,10 @@ from datasets.foreground_check import check_foreground, leave_out_small
 from datasets.foreground_masks import make_masks
 from datasets.geometry import Tiling
 from datasets.limits import AUTO
+from datasets.roi import read_roi, refuse_other_proportions
 from datasets.textures import FileTextures, Textures, open_textures
 from datasets.tiles import refuse_small, tiles_of
+from inference.inspected import inspected_pixels
 from synthesis import las
 from training import distribution
 from utils import (
@@ -62,6 +64,7 @@ def preview_class(layout: Layout, name: str, options: dict[str, Any], samples: i
     train, sizes, depth = _read_training_set(layout, name, options, settings)
     settings = replace(settings, bits=depth.bits)
     textures = _textures(options, seed)
+    roi = _inspected_pixels(options, settings, sizes)
     tiling = None if options["tile"] is None else Tiling.of(settings, options["tile"], options["overlap"])
     defects = _defects(layout, name, settings, options, sizes, tiling)
     grid = tuple(max(1, side // STRIDE) for side in settings.size)
@@ -75,9 +78,20 @@ def preview_class(layout: Layout, name: str, options: dict[str, Any], samples: i
             tiles = tiles_of(train, tiling, sizes)
             by_path = None if masks is None else dict(zip((s.path for s in train), masks, strict=True))
             train, masks = tiles, by_path and [by_path[s.path] for s in tiles]
-        data = TrainDataset(train, settings, textures, grid, masks, seed, defects=defects)
+        data = TrainDataset(train, settings, textures, grid, masks, seed, defects=defects, roi=roi)
         rows = [_row(data, index) for index in evenly_chosen(len(train), samples)]
     return _draw_sheet(row_name(options["name"], name), rows)
+
+
+def _inspected_pixels(
+    options: dict[str, Any], settings: ImageSettings, sizes: dict[Path, tuple[int, int]]
+) -> NDArray[np.bool_] | None:
+    """The region of interest of what the model sees, (H, W); None without one."""
+    if not options["roi"]:
+        return None
+    roi = read_roi(Path(options["roi"]), options["max_pixels"])
+    refuse_other_proportions(roi.size, sizes)
+    return inspected_pixels(roi, settings)
 
 
 def _read_training_set(

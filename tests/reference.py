@@ -296,3 +296,24 @@ def training_sample(rng, image_path, texture_path, size, grid, operations, rotat
         mask_s = F.adaptive_max_pool2d(mask[None], grid)
     beta = float(np.clip(rng.normal(0.5, 0.1), 0.2, 0.8))
     return image, image * (1 - mask) + (1 - beta) * texture * mask + beta * image * mask, mask_s[0]
+
+
+def regions(anomaly_map, threshold, min_area=1):
+    """The regions above a threshold by flood fill: (box, area, centre, peak), the highest peak first."""
+    height, width = anomaly_map.shape
+    left, found = {(y, x) for y in range(height) for x in range(width) if anomaly_map[y, x] > threshold}, []
+    while left:
+        waiting, region = [left.pop()], []
+        while waiting:
+            y, x = waiting.pop()
+            region.append((y, x))
+            around = {(y + dy, x + dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)} & left
+            left -= around
+            waiting += around
+        if len(region) < min_area:
+            continue
+        ys, xs = zip(*region, strict=True)
+        box = (min(xs), min(ys), max(xs) - min(xs) + 1, max(ys) - min(ys) + 1)
+        peak = max(float(anomaly_map[y, x]) for y, x in region)
+        found.append((box, len(region), (sum(xs) / len(xs), sum(ys) / len(ys)), peak))
+    return sorted(found, key=lambda region: (-region[3], region[0][1], region[0][0], region[2]))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from inference.features import Batch
 from inference.scorer import Scorer, finite_scores
@@ -65,7 +66,7 @@ def _thresholds_from(
         paths += batch["image_path"]
         if keep_maps:
             maps.append(batch_maps)
-            masks.append(np.asarray(batch["mask_gt"])[:, 0])
+            masks.append(_known(np.asarray(batch["mask_gt"])[:, 0], scorer))
     good = [i for i, label in enumerate(labels) if not label]
     highest = [_highest(values, paths, good) for values in (scores, peaks)]  # over the tiles of each image
     thresholds = thresholds_of(*highest, false_alarm, source)
@@ -73,6 +74,12 @@ def _thresholds_from(
         pixels = all_pixel_metrics(np.concatenate(maps), np.concatenate(masks), ())
         thresholds = replace(thresholds, image_f1=best_f1(scores, labels), pixel_f1=pixels["f1_max_threshold"])
     return thresholds
+
+
+def _known(masks: NDArray[np.int8], scorer: Scorer) -> NDArray[np.int8]:
+    """Masks (B, H, W), unknown (−1) outside the region of interest."""
+    inspected = scorer.features.inspected
+    return masks if inspected is None else np.where(inspected.pixels, masks, np.int8(-1))
 
 
 def _highest(values: Sequence[float], paths: Sequence[str], chosen: Sequence[int]) -> list[float]:

@@ -15,18 +15,20 @@ from datasets import EpochSampler, ImageSettings, TrainDataset, make_loader
 from datasets.cache import ImageCache
 from datasets.defects import Defects, digest
 from datasets.loaders import end_workers
+from datasets.roi import refuse_other_proportions
 from datasets.training_set import CentreDataset
 from datasets.validation import GoodImages, ValidationDataset, hold_out
 from glass import GLASS
 from inference import checkpoint
 from inference.features import DIMENSIONS
+from inference.inspected import Inspected, inspected_pixels
 from inference.settings import CHANNELS, Settings
 from inference.thresholds import HELD_OUT, TRAINING
 from reporting import class_record, tensorboard
 from training import distribution
 from training.calibration import calibrate
 from training.distribution import Decision
-from training.evaluation import METRICS, NEIGHBOURS, metrics_line
+from training.evaluation import METRICS, NEIGHBOURS, Tested, metrics_line
 from training.job import ClassData, Net, Run
 from training.neighbours import neighbour_figures
 from training.record import Record
@@ -83,6 +85,9 @@ def describe(run: Run, data: ClassData, model: GLASS, folder: Path, decision: De
         files = run.inventory_of(data, decision.foreground)
         model.extra_config |= {"data": files.digest, "data_path": printable(files.root), "data_images": files.images}
         model.extra_config["verdict"] = decision.verdict
+    if run.roi is not None:
+        model.features.inspected = Inspected(run.roi, data.settings, model.segmentor, model.grid)
+        model.extra_config["roi"] = run.roi.plain()
     if run.textures is not None:
         model.extra_config["textures"] = run.textures.digest()
     if data.held_out:  # with other values a test would use images of the training
@@ -135,8 +140,11 @@ class ClassRun:
         return self._test(test_loader, record, history)
 
     def _test(self, test_loader: DataLoader, record: Record | None, history: list[dict[str, Any]]) -> dict[str, Any]:
+        if saved := self.config.get("roi"):  # of the checkpoint, where this run has no --roi
+            refuse_other_proportions(tuple(saved["size"]), self.data.image_sizes)
         tested = test(self.model, test_loader, self.data.row)
         figures = tested.figures
+        self._log_defects_outside(tested)
         last = last_figures(self.model, test_loader, record) if record and record.epoch else {}
         if last:
             figures |= {"last_epoch": record.epoch - 1, **{f"last_{name}": last[name] for name in METRICS}}
@@ -151,6 +159,15 @@ class ClassRun:
             self.run.results, self.row, class_record.of_tested(tested, shown, history, self.run.main["seed"], select)
         )
         return figures
+
+    def _log_defects_outside(self, tested: Tested) -> None:
+        """Log how many defective images have no defect in the region of interest."""
+        outside = sum(sample.is_anomaly for sample in self.data.test) - int(tested.predictions.labels.sum())
+        if outside:
+            LOGGER.info(
+                "%s: %d test images have their defect outside the region of interest: they count as good",
+                self.data.row, outside,
+            )  # fmt: skip
 
     def _neighbour_figures(self, test_loader: DataLoader) -> dict[str, float]:
         """The figures of nearest neighbours; {} with a warning where there can be none."""
@@ -235,8 +252,9 @@ class ClassRun:
             by_path = {data.train[i].path: self.masks[i] for i in indices}
             masks = [by_path[sample.path] for sample in samples]
         return TrainDataset(
-            samples, data.settings, run.textures, self.model.grid, masks, self.net.seed, self.cache, defects
-        )
+            samples, data.settings, run.textures, self.model.grid, masks, self.net.seed, self.cache, defects,
+            inspected_pixels(run.roi, data.settings) if run.roi else None,
+        )  # fmt: skip
 
     def _loaders(
         self, train_set: TrainDataset, test_loader: DataLoader | None, val_set: TrainDataset | None

@@ -17,6 +17,7 @@ from datasets.check import Problem, drop_bad
 from datasets.defects import Pair, of_class
 from datasets.geometry import Size, Tiling
 from datasets.inventory import Inventory
+from datasets.roi import RegionOfInterest
 from datasets.textures import Textures
 from datasets.tiles import TiledTestDataset, tiles_of
 from inference import checkpoint
@@ -102,6 +103,7 @@ class Run:
         nets: the backbones.
         textures: None without training.
         defects: known defects of all classes.
+        roi: the region of interest of --roi; None without the option.
         budget: memory for images and textures in bytes; at most `texture_room` of it is for textures.
         rows: figures of the classes, by the name of their row.
         configs: settings of the chosen checkpoints.
@@ -128,6 +130,7 @@ class Run:
     fingerprints: dict[Path, str] = field(default_factory=dict)
     trained: bool = False
     noted: str = ""
+    roi: RegionOfInterest | None = None
 
     @property
     def training(self) -> bool:

@@ -12,6 +12,7 @@ import backbones
 from datasets import DATASETS, ImageSettings
 from datasets.cache import cache_budget
 from datasets.defects import list_defects
+from datasets.roi import read_roi
 from datasets.textures import open_textures
 from inference import checkpoint
 from inference.settings import Settings
@@ -51,6 +52,7 @@ def prepare(main: Options, net: Options, dataset: Options) -> Run:
     settings = ImageSettings.of(dataset)
     Settings.check(net)
     training = main["test"] == "ckpt"
+    roi = read_roi(Path(dataset["roi"]), dataset["max_pixels"]) if dataset.get("roi") else None
     textures = open_textures(dataset["aug_path"], main["seed"], settings.reading) if training else None
     defects = list_defects(dataset["defects"]) if training and dataset["defects"] else []
     models = Path(main["models_path"]) if main["models_path"] else results / "models"
@@ -58,7 +60,7 @@ def prepare(main: Options, net: Options, dataset: Options) -> Run:
     chosen, nets = _nets(main, net, models, rows)
     budget = cache_budget(dataset["cache_gb"])
     net = {**net, "backbone_names": chosen}
-    return Run(main, net, dataset, device, results, models, layout, nets, textures, defects, budget)
+    return Run(main, net, dataset, device, results, models, layout, nets, textures, defects, budget, roi=roi)
 
 
 def _nets(main: Options, net: Options, models: Path, rows: Sequence[str]) -> tuple[list[str], list[Net]]:

@@ -21,6 +21,7 @@ from datasets.limits import AUTO, FULL_BITS
 from datasets.listing import scan_folder
 from datasets.masks import describe_masks
 from datasets.preloading import Readable, TextureReading, plan_images, plan_textures, read_all
+from datasets.roi import refuse_other_proportions
 from datasets.textures import FileTextures
 from datasets.tiles import TiledTestDataset, describe, refuse_small
 from inference import checkpoint
@@ -63,6 +64,8 @@ class Reader:
         noted = self.run.layout.annotations(data.name)  # the layout's notes name these already
         if unused := scan_folder(self.run.layout.root / data.name, recursive=True).describe(noted):
             LOGGER.info("%s: %s", data.row, unused)
+        if self.run.roi is not None:
+            refuse_other_proportions(self.run.roi.size, sizes)
         if data.tiling is not None:
             refuse_small(data.train, data.tiling, sizes)
             tiles = len(data.seen(data.train or data.test))

@@ -56,6 +56,7 @@ def draw_patches(model: GLASS, loader: Iterable[Batch], wanted: int) -> tuple[Te
     patches, owners = {}, {}
     for batch in loader:
         features = model.features.embed_alone(batch["image"]).unflatten(0, (len(batch["image"]), -1))  # (B, P, C)
+        features = _inspected(model, features, 1)
         for index, rows in zip(batch["index"].tolist(), features, strict=True):
             chosen = np.random.default_rng([seed, index]).permutation(len(rows))[:quota]
             patches[index] = rows[torch.from_numpy(chosen).to(rows.device)]
@@ -86,4 +87,12 @@ def measured_indices(loader: Iterable[Batch]) -> frozenset[int]:
 def measure(model: GLASS, features: Mapping[int, Tensor]) -> None:
     """Measure D's logits of the relative features of some training images, {index: (P, 2·C)}."""
     head = model.scorer().head
-    model.features.memory.calibrate(torch.cat([head.logits(features[index]) for index in sorted(features)]))
+    model.features.memory.calibrate(
+        torch.cat([head.logits(_inspected(model, features[index], 0)) for index in sorted(features)])
+    )
+
+
+def _inspected(model: GLASS, features: Tensor, axis: int) -> Tensor:
+    """Of features with all patches along an axis, those in the region of interest."""
+    inspected = model.features.inspected
+    return features if inspected is None else features.index_select(axis, inspected.locations)

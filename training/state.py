@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from inference import checkpoint
+from inference import checkpoint, inspected
 from inference.checkpoint import load_parts
 from inference.settings import CONSTANT, PUBLISHED, as_json_has_it
 from training import saving
@@ -61,7 +61,7 @@ NEEDED_ALIKE = (
 # settings that checkpoints of earlier versions do not contain: the values that they stand for
 OF_BEFORE = {
     "pooling": PUBLISHED, "schedule": CONSTANT, "average": 0.0, "ascent_share": 1.0, "local_share": 1.0, "memory": 0,
-    "epoch_samples": 0, "local_kept": 0,
+    "epoch_samples": 0, "local_kept": 0, "roi": None,
 }  # fmt: skip
 EPOCHS_APART = 1_000_003  # distance between the seeds of the epochs of two runs with consecutive seeds
 
@@ -184,6 +184,8 @@ def weights_of(model: GLASS, figures: Mapping[str, Any]) -> dict[str, Any]:
     memory = model.features.memory
     if memory is not None and memory.ready:
         state["memory"] = memory.plain()
+    if model.features.inspected is not None:
+        state["roi"] = model.features.inspected.plain()
     if model.settings.train_backbone:
         state["backbone"] = model.features.aggregator.backbone.state_dict()
     return state
@@ -211,6 +213,8 @@ def load_weights(model: GLASS, path: Path, state: dict[str, Any] | None = None) 
         model.features.memory.restore(checkpoint.memory_of(path, state))
     if model.averaged is not None:
         model.averaged.restart()
+    roi = checkpoint.roi_of(path, state)
+    model.features.inspected = inspected.restore(roi, state.get("config", {}), model.segmentor, model.grid)
     return state
 
 
@@ -235,7 +239,10 @@ def check_settings_of_before(model: GLASS, name: str, test: bool) -> None:
     """
     if test:
         path, _ = chosen_checkpoint(model, name)
-        refuse_other_scores(checkpoint.read_plain(path).get("config", {}), model.config, path)
+        saved = checkpoint.read_plain(path).get("config", {})
+        refuse_other_scores(saved, model.config, path)
+        if model.config.get("roi"):  # otherwise that of the checkpoint is used
+            refuse_other_scores(saved, model.config, path, ("roi",))
     elif latest := checkpoint.read_latest(model.model_dir):
         refuse_other_settings(latest.get("config", {}), model)
 

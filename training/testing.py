@@ -101,15 +101,18 @@ class _Collected:
 
     def __init__(self, count: int, scorer: Scorer, pictures: Path | None) -> None:
         size, device = scorer.image_size, scorer.features.device
-        self._on_device = DeviceTruth.fits(count, size, device)
+        inspected = scorer.features.inspected
+        # the device ranks the pixels of whole maps
+        self._on_device = inspected is None and DeviceTruth.fits(count, size, device)
         # a NumPy array, since the system only provides its memory as it is written to
         host = np.empty((0 if self._on_device else count, *size), np.float32)
         self._maps = torch.empty(count, *size, device=device) if self._on_device else torch.from_numpy(host)
         self._predictions = Predictions(
             np.empty(count, np.float32), self._maps if self._on_device else host, np.zeros(count, bool),
-            PackedMasks(count, size), [],
+            PackedMasks(count, size, None if inspected is None else inspected.pixels), [],
         )  # fmt: skip
         self._size, self._device, self._pictures = size, device, pictures
+        self._inspected = None if inspected is None else inspected.pixels
         self._names: set[str] = set()
         self._end = 0
 
@@ -123,6 +126,9 @@ class _Collected:
             unknown = np.full(self._size, -1)
             predictions.masks[start + i] = unknown if masks is None else np.asarray(masks[i]).reshape(self._size)
         predictions.labels[start : self._end] = np.asarray(batch.get("is_anomaly", np.zeros(count)), bool)
+        if self._inspected is not None:  # the label is about the region, too
+            for i in range(start, self._end):
+                predictions.labels[i] &= _may_be_inside(predictions.masks[i], self._inspected)
         predictions.paths += list(batch.get("image_path", [""] * count))
         if self._pictures is not None:
             for i in range(count):
@@ -140,10 +146,15 @@ class _Collected:
         return self._predictions
 
 
+def _may_be_inside(mask: NDArray[np.int8], inspected: NDArray[np.bool_]) -> bool:
+    """Whether a mask (H, W) marks a pixel of the region of interest (H, W), or it is unknown what it marks there."""
+    return bool((mask[inspected] != 0).any())
+
+
 def _score_remembered(scorer: Scorer, memory: TestMemory) -> Predictions:
     """Score a test set whose features are all in memory, which only needs the heads."""
     count, size, device = memory.features.count, scorer.image_size, scorer.features.device
-    on_device = DeviceTruth.fits(count, size, device)
+    on_device = scorer.features.inspected is None and DeviceTruth.fits(count, size, device)
     maps = torch.empty(count, *size, device=device if on_device else "cpu")
     scores = torch.empty(count, device=maps.device)
     for start in range(0, count, SCORED_AT_ONCE):

@@ -69,7 +69,7 @@ def test_no_command_shows_the_help_and_is_wrong_usage():
         (["--seed", "-1", "demo", "x"], "-1 is not in the range"),
         (["dataset", "folder", "x", "builtin", "check"], "check stands alone"),
         (["net", "demo", "x"], "demo stands alone"),
-        (["--out", "x", "net"], "--out belongs to predict, report, preview, foreground."),
+        (["--out", "x", "net"], "--out belongs to predict, bundle, report, preview, foreground."),
         (["--batch_size", 4, "net"], "--batch_size belongs to dataset."),
     ],
 )  # fmt: skip

@@ -6,8 +6,8 @@ import sys
 from helpers import ROOT
 
 LIGHT = (
-    "datasets.files", "datasets.geometry", "inference.inputs", "inference.judge", "inference.loading",
-    "inference.predict", "inference.saving", "inference.table", "inference.thresholds", "reporting.cells",
+    "datasets.files", "datasets.geometry", "datasets.roi", "inference.bundle", "inference.inputs", "inference.judge", "inference.loading",
+    "inference.predict", "inference.regions", "inference.saving", "inference.table", "inference.thresholds", "reporting.cells",
     "reporting.drawing", "reporting.formats", "utils",
 )  # fmt: skip
 MISSING = ("torch", "torchvision", "timm", "tqdm", "click", "sklearn", "scipy", "pandas", "openpyxl", "matplotlib")

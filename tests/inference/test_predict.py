@@ -278,7 +278,7 @@ def test_a_table_of_another_model_or_another_kind_is_not_changed(folder, tiny, t
     assert cli(*call).returncode == 0
     other = cli(*call, "--continue", "--tile", 40)
     assert other.returncode == 2
-    assert "begun with another model or other tiles (tile, overlap)" in other.stdout
+    assert "begun with another model, other tiles or another --min_area (tile, overlap)" in other.stdout
     path = tmp_path / "o" / "predictions.csv"
     for text in ("path,label\n", "path,score,normalised_score,decision,seconds,error,saved_as,mine\n"):
         path.write_text(text)

@@ -98,6 +98,9 @@ def test_ort_and_predict_write_the_same_files(bare, graph, folder, tiny, tmp_pat
         assert float(row["score"]) == pytest.approx(float(theirs[path]["score"]), abs=1e-3)
         assert float(row["normalised_score"]) == pytest.approx(float(theirs[path]["normalised_score"]), abs=2e-3)
         assert row["decision"] == theirs[path]["decision"]
+        regions = [json.loads(table[path]["regions"]) for table in (ours, theirs)]
+        assert int(row["region_count"]) == len(regions[0])
+        assert [r["box"] for r in regions[0]] == [r["box"] for r in regions[1]]
     assert files_of(tmp_path / "ort") == files_of(tmp_path / "torch")
     for path in (tmp_path / "ort" / "maps").rglob("*.tiff"):
         other = np.asarray(Image.open(tmp_path / "torch" / path.relative_to(tmp_path / "ort")))
