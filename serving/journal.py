@@ -80,6 +80,12 @@ class Journal:
         query = "SELECT * FROM watched WHERE folder = ? AND NOT done ORDER BY time"
         return [_entry(row) for row in self._store.rows(query, (folder,))]
 
+    def remove(self, file: File) -> None:
+        """Forget one file."""
+        with self._store.transaction() as connection:
+            where = "folder = ? AND path = ? AND size = ? AND modified = ?"
+            connection.execute(f"DELETE FROM watched WHERE {where}", _key(file))
+
     def forget(self, folder: str, present: set[str]) -> None:
         """Forget finished files that are no longer in the folder.
 

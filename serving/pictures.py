@@ -96,6 +96,7 @@ class Filter:
         decision: that was made when the picture was judged.
         source: `http`, `watch` or `page`.
         digest: of the checkpoint that gave the score.
+        after: an id; only later pictures.
     """
 
     recipe: str | None = None
@@ -103,6 +104,7 @@ class Filter:
     decision: str | None = None
     source: str | None = None
     digest: str | None = None
+    after: int | None = None
 
     def where(self) -> tuple[list[str], list[Any]]:
         """Conditions and their values."""
@@ -119,6 +121,9 @@ class Filter:
         if self.digest is not None:
             conditions.append("(SELECT digest FROM versions v WHERE v.recipe = p.recipe AND v.number = p.version) = ?")
             values.append(self.digest)
+        if self.after is not None:
+            conditions.append("p.id > ?")
+            values.append(self.after)
         return conditions, values
 
 
@@ -129,7 +134,7 @@ class Pictures:
         self._store, self._keep = store, keep
 
     def add(self, judged: Judged, content: bytes, suffix: str) -> int:
-        """Keep a picture, and let go of the oldest unmarked ones beyond the bound.
+        """Keep a picture; `let_go` keeps their number within the bound.
 
         Args:
             judged: what is known of it.
@@ -157,7 +162,6 @@ class Pictures:
             with suppress(OSError):
                 path.unlink()
             raise
-        self._let_go()
         return int(added or 0)
 
     def get(self, number: int) -> Picture:
@@ -238,8 +242,11 @@ class Pictures:
         """The file of a picture as it was received."""
         return self._store.folder / picture.file
 
-    def _let_go(self) -> None:
-        """Delete the oldest pictures without a mark beyond the bound: the rows, then the files."""
+    def let_go(self) -> None:
+        """Delete the oldest pictures without a mark beyond the bound: the rows, then the files.
+
+        Not to be called within a transaction, whose end may bring the rows back, but not the files.
+        """
         latest = "SELECT max(id) FROM marks WHERE picture = m.picture"
         marked = f"SELECT count(*) FROM marks m WHERE mark IS NOT NULL AND id = ({latest})"
         with self._store.transaction() as connection:

@@ -38,7 +38,9 @@ def judged(score=0.3, **others):
 
 
 def add(store, *scores):
-    return [store.pictures.add(judged(score), b"content", ".png") for score in scores]
+    numbers = [store.pictures.add(judged(score), b"content", ".png") for score in scores]
+    store.pictures.let_go()
+    return numbers
 
 
 def test_versions_are_numbered_and_only_one_is_active(store, checkpoint):
@@ -169,7 +171,7 @@ def test_journal_and_outbox(store):
 
 def test_transaction_is_dropped_after_an_error(store):
     with pytest.raises(KeyError), store.transaction():
-        add(store, 0.1)
+        store.pictures.add(judged(), b"content", ".png")
         raise KeyError
     assert store.pictures.count(Filter()) == 0
 
