@@ -7,8 +7,11 @@ import binascii
 import hmac
 import ipaddress
 import json
+from contextlib import suppress
 from hashlib import sha256
 from typing import TYPE_CHECKING
+
+import anyio
 
 from serving.numbers import Numbers
 from serving.refusal import Refusal
@@ -31,6 +34,7 @@ HEADERS = (
 )
 WITH_PICTURES = ("/predict", "/mask")  # ends of routes
 SHORT = 100_000  # bytes of any other body
+MOST_DRAINED, LONGEST_DRAIN = 200_000_000, 5.0  # bytes and seconds
 SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
@@ -42,6 +46,45 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return False
+
+
+class _Body:
+    """The body of a request, of which no more than a limit is handed on.
+
+    Args:
+        receive: its parts.
+        limit: bytes.
+    """
+
+    def __init__(self, receive: Receive, limit: int) -> None:
+        self._receive, self._limit, self._received, self._ended = receive, limit, 0, False
+
+    async def __call__(self) -> Message:
+        """The next part.
+
+        Raises:
+            Refusal: there is more than the limit.
+        """
+        message = await self._receive()
+        self._received += len(message.get("body", b""))
+        self._ended = message["type"] != "http.request" or not message.get("more_body", False)
+        if self._received > self._limit:
+            raise Refusal(413, f"the request has more than {self._limit} bytes, which are accepted here")
+        return message
+
+    async def drain(self, scope: Scope) -> None:
+        """Read and drop the rest of a body that is too large, within bounds.
+
+        The server closes a connection whose body it has not read, and then many a client sees no answer.
+        """
+        headers = dict(scope["headers"])
+        stated = headers.get(b"content-length", b"0")
+        if b"expect" in headers or not stated.isdigit() or int(stated) > MOST_DRAINED:
+            return  # the client waits for the answer before it sends the body, or would send too much
+        with anyio.move_on_after(LONGEST_DRAIN):
+            while not self._ended and self._received <= MOST_DRAINED:
+                with suppress(Refusal):
+                    await self()
 
 
 class Guard:
@@ -66,8 +109,12 @@ class Guard:
             await self._app(scope, receive, send)
             return
 
+        body = _Body(receive, self._limit(scope))
+
         async def sending(message: Message) -> None:
             if message["type"] == "http.response.start":
+                if message["status"] == 413:
+                    await body.drain(scope)
                 own = {name for name, _ in message.get("headers", [])}
                 message["headers"] = [*message.get("headers", []), *(pair for pair in HEADERS if pair[0] not in own)]
                 self._count(scope, message["status"])
@@ -75,7 +122,7 @@ class Guard:
 
         refusal = self._refusal(scope)
         if refusal is None:
-            await self._app(scope, self._bounded(scope, receive), sending)
+            await self._app(scope, body, sending)
         else:
             await _answer(sending, *refusal)
 
@@ -97,20 +144,6 @@ class Guard:
 
     def _limit(self, scope: Scope) -> int:
         return self._body if scope["path"].endswith(WITH_PICTURES) else SHORT
-
-    def _bounded(self, scope: Scope, receive: Receive) -> Receive:
-        """`receive`, which raises when a body grows beyond what is accepted."""
-        received, limit = 0, self._limit(scope)
-
-        async def counting() -> Message:
-            nonlocal received
-            message = await receive()
-            received += len(message.get("body", b""))
-            if received > limit:
-                raise Refusal(413, f"the request has more than {limit} bytes, which are accepted here")
-            return message
-
-        return counting
 
     def _knows_token(self, authorization: str) -> bool:
         kind, _, value = authorization.partition(" ")

@@ -71,7 +71,7 @@ def serve(options: Options, address: Address) -> None:
     """
     if options.mqtt is not None:
         mqtt.parse_address(options.mqtt)
-    with one_at_a_time(make_folder(options.store, "--store"), "--store"), _listen(address) as listening:
+    with one_at_a_time(make_folder(options.store, "--store"), "--store"), bind(address) as listening:
         service = Service(options)
         app = make_app(service, address.token, address.local)
         host, port = listening.getsockname()[:2]
@@ -92,8 +92,8 @@ def _run(app: Any, listening: socket.socket) -> None:
         uvicorn.Server(config).run(sockets=[listening])
 
 
-def _listen(address: Address) -> socket.socket:
-    """A listening socket.
+def bind(address: Address) -> socket.socket:
+    """A socket at the address.
 
     Raises:
         InputError: there is no such address, or the port is taken.
@@ -105,8 +105,7 @@ def _listen(address: Address) -> socket.socket:
         listening = socket.socket(family, kind, protocol)
         if sys.platform != "win32":
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind(place)
-        listening.listen(BACKLOG)
+        listening.bind(place)  # uvicorn listens once the models are loaded
     except OSError as error:
         raise InputError(
             f"--host {address.host} --port {address.port}: {reason_of(error)}; give another port, or 0 for a free one"
