@@ -33,7 +33,7 @@ def make_app(service: Service, token: str, local: bool) -> FastAPI:
     Args:
         service: that it offers; it is started and closed with the application.
         token: that requests need; "" for none.
-        local: whether it listens on a loopback address.
+        local: whether only names of this machine are answered, see `Guard`.
     """
 
     @asynccontextmanager

@@ -93,8 +93,8 @@ class Guard:
     Args:
         app: behind it.
         token: that every request but `OPEN` needs; "" needs none.
-        local: whether the service listens on a loopback address. A page of another site could reach it there under a
-            name of its own (DNS rebinding), so that only names of this machine are answered.
+        local: whether only names of this machine are answered, as a service on a loopback address without a token has
+            to do: a page of another site could reach it under a name of its own (DNS rebinding).
         body: most bytes of a body with pictures; others are short.
         numbers: counts requests.
     """

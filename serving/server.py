@@ -73,7 +73,8 @@ def serve(options: Options, address: Address) -> None:
         mqtt.parse_address(options.mqtt)
     with one_at_a_time(make_folder(options.store, "--store"), "--store"), bind(address) as listening:
         service = Service(options)
-        app = make_app(service, address.token, address.local)
+        # with a token, no page of another site can ask, and a proxy may pass on the name that it is known by
+        app = make_app(service, address.token, address.local and not address.token)
         host, port = listening.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
         LOGGER.info("serving %s at http://%s:%d/", ", ".join(service.shelf.names()), shown, port)

@@ -169,8 +169,8 @@ class Service:
             Refusal: its recipe is not served, it is gone, or too much is under way.
         """
         self.check_recipe(picture.recipe)
-        active = self.shelf.current(picture.recipe).version.number
-        for number in (picture.version, active):
+        active = await self.run(self.store.recipes.active, picture.recipe)
+        for number in (picture.version, active.number):
             if (kept := self.work.kept.get(picture.id, number)) is not None:
                 return number, kept
         upload = Upload(picture.name, await self.run(self.content, picture))
@@ -179,7 +179,7 @@ class Service:
             judgement = await asyncio.wrap_future(self.work.submit(picture.recipe, ready))
         finally:
             self.work.release(ready)
-        number = self._same_weights(picture, judgement.version.number)
+        number = await self.run(self._same_weights, picture, judgement.version.number)
         self.work.kept.put(picture.id, number, judgement.result)
         return number, judgement.result
 

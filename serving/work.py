@@ -204,8 +204,8 @@ def _judged(recipe: str, ready: Ready, judgement: Judgement, source: Source) -> 
         source=source,
         width=ready.picture.width,
         height=ready.picture.height,
-        score=round(result.score, 6),
-        normalised=None if normalised is None else round(normalised, 6),
+        score=result.score,  # not rounded: it is compared with thresholds later
+        normalised=normalised,
         decision=version.decide(result.score),
         milliseconds=round(1000 * result.seconds, 3),
         regions=regions_of(result),

@@ -11,6 +11,8 @@ from forked import Forked, run_main
 from helpers import cli
 
 from serving.judging import JudgeQueue
+from serving.models import register
+from serving.store import Store
 
 
 def last_line(done):
@@ -123,3 +125,15 @@ def test_recipes_of_the_store_are_served_without_models(folder, tmp_path):
         done = process.finish(30)
         assert "serving custom_disc at http://127.0.0.1" in done.stdout
         assert done.returncode == 0
+
+
+def test_checkpoint_that_the_store_does_not_know_becomes_a_version(folder, tmp_path):
+    best = next(folder.glob("ckpt_best_*.pth"))
+    store = Store(tmp_path)
+    for path, active, count in ((best, 1, 1), (best, 1, 1), (folder / "ckpt.pth", 2, 2), (best, 2, 2)):
+        register(store, {"custom_disc": path})
+        assert store.recipes.active("custom_disc").number == active
+        assert len(store.recipes.versions("custom_disc")) == count
+    reference = store.recipes.version("custom_disc", 1).figures["reference"]
+    assert (len(reference["good"]), len(reference["defective"]), len(reference["brightness"])) == (3, 3, 6)
+    store.close()
