@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -198,8 +197,3 @@ class Health(_Answer):
     """Whether the service works."""
 
     status: Literal["ok"]
-
-
-def now() -> float:
-    """Seconds since 1970."""
-    return time.time()

@@ -9,6 +9,7 @@ const add = (parent, tag, text) => {
 
 const nameOf = (schema) => {
   if (!schema) return "";
+  if (schema === true) return "any"; // as JSON Schema has it
   if (schema.$ref) return schema.$ref.split("/").pop();
   if (schema.anyOf) return schema.anyOf.map(nameOf).join(" | ");
   if (schema.enum) return schema.enum.map((value) => JSON.stringify(value)).join(" | ");
