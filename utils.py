@@ -273,8 +273,12 @@ def make_folder(path: Path, option: str) -> Path:
 
 
 @contextmanager
-def one_at_a_time(folder: Path) -> Iterator[None]:
+def one_at_a_time(folder: Path, option: str = "--results_path") -> Iterator[None]:
     """A context that only one process at a time can enter for a folder. A process that dies leaves it.
+
+    Args:
+        folder: which exists.
+        option: that named it, for messages.
 
     Raises:
         InputError: another process is in it.
@@ -296,7 +300,7 @@ def one_at_a_time(folder: Path) -> Iterator[None]:
             fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError) as error:
             raise InputError(
-                f"--results_path {folder} is in use by another run; wait until it ends, or give another folder"
+                f"{option} {folder} is in use by another run; wait until it ends, or give another folder"
             ) from error
         except OSError:  # a file system without locks
             pass

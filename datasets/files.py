@@ -51,17 +51,26 @@ def read_rgb(path: Path, reading: ReadOptions = DEFAULT) -> Image.Image:
         WorkError: it cannot be read; the message names it.
     """
     with naming_errors(path):
-        pixels, white, pages = decode(path.read_bytes(), reading.max_pixels)
-        info: dict[str, Any] = {} if pages == 1 else {PAGES: pages}
-        if isinstance(pixels, np.ndarray):
-            image = as_image(pixels, reading.bits) if white is None else Image.fromarray(_scale(pixels, white))
-            info |= image.info
-        else:
-            image = pixels
-        image.info.clear()  # or convert() would apply a transparent colour, and others turn the image once more
-        image = image.convert("RGB")
-        image.info |= info
-        return image
+        return decode_rgb(path.read_bytes(), reading)
+
+
+def decode_rgb(data: bytes, reading: ReadOptions = DEFAULT) -> Image.Image:
+    """The content of an image file as `read_rgb` returns it.
+
+    Raises:
+        UnidentifiedImageError, OSError, ValueError: it cannot be decoded; a decoder may raise others.
+    """
+    pixels, white, pages = decode(data, reading.max_pixels)
+    info: dict[str, Any] = {} if pages == 1 else {PAGES: pages}
+    if isinstance(pixels, np.ndarray):
+        image = as_image(pixels, reading.bits) if white is None else Image.fromarray(_scale(pixels, white))
+        info |= image.info
+    else:
+        image = pixels
+    image.info.clear()  # or convert() would apply a transparent colour, and others turn the image once more
+    image = image.convert("RGB")
+    image.info |= info
+    return image
 
 
 def read_peak(path: Path, reading: ReadOptions = DEFAULT) -> int | None:
@@ -119,16 +128,15 @@ def naming_errors(path: Path) -> Iterator[None]:
     except MemoryError:
         raise
     except UnidentifiedImageError as error:
-        raise WorkError(f"cannot read image {path}: {_why_unidentified(path)}") from error
+        with path.open("rb") as file:
+            raise WorkError(f"cannot read image {path}: {why_unidentified(file.read(12))}") from error
     except Exception as error:  # a decoder may raise anything on a damaged file
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
         raise WorkError(f"cannot read image {path}: {reason}") from error
 
 
-def _why_unidentified(path: Path) -> str:
-    """Why a file is not recognised as an image."""
-    with path.open("rb") as file:
-        start = file.read(12)
+def why_unidentified(start: bytes) -> str:
+    """Why a file is not recognised as an image, from its first 12 bytes."""
     if not start:
         return "the file is empty"
     if start[4:8] == b"ftyp":

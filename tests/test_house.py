@@ -16,12 +16,13 @@ ROOT_FILES = {
     "main.py", "glass.py", "model.py", "backbones.py", "common.py", "loss.py", "metrics.py", "perlin.py", "utils.py",
 }  # fmt: skip
 WINGS = (
-    "commands", "datasets", "generation", "inference", "networks", "reporting", "synthesis", "training",
+    "commands", "datasets", "generation", "inference", "networks", "reporting", "serving", "synthesis", "training",
 )  # fmt: skip
 # From the front door down: a module may import what is in its own row or in one below. The most specific name counts.
 WAY_DOWN = (
     ("main",),
     ("commands",),
+    ("serving",),
     ("training.run",),
     ("training.class_run",),
     ("training.earlier", "training.reading", "training.preparing", "training.job", "reporting.preview"),
@@ -47,6 +48,7 @@ NEVER = (  # whatever the order says
     ("datasets", "training"),
     ("datasets", "inference"),
     ("datasets", "reporting"),
+    ("serving", "commands"),
     ("synthesis", "inference"),
     ("generation", "inference"),
 )
