@@ -51,6 +51,7 @@ NEEDED = {
 @click.option("--batch_size", default=8, type=AT_LEAST_1, help="Most pictures that are judged together.")
 @click.option("--max_mb", default=50.0, type=Finite(min=0, min_open=True), help="Refuse a request with more megabytes.")
 @click.option("--max_pixels", default=50_000_000, type=AT_LEAST_1, help="Refuse a picture with more pixels.")
+@click.option("--min_area", default=1, type=AT_LEAST_1, help="Leave out regions with fewer pixels of the picture.")
 @click.option(
     "--watch",
     multiple=True,
@@ -111,8 +112,8 @@ def command(**options: Any) -> int:
         **{
             key: options[key]
             for key in (
-                "models", "store", "keep", "queue", "batch_size", "max_mb", "max_pixels", "weights", "precision", "watch",
-                "move", "poll", "webhook", "mqtt",
+                "models", "store", "keep", "queue", "batch_size", "max_mb", "max_pixels", "min_area", "weights",
+                "precision", "watch", "move", "poll", "webhook", "mqtt",
             )
         },
         secret=options["webhook_secret"],

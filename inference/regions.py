@@ -24,18 +24,18 @@ class Region:
         box: (x, y, width, height) of the smallest upright rectangle around it.
         area: number of pixels.
         centre: (x, y), the mean of the pixels' coordinates.
-        peak: highest value of the anomaly map in it, in [0, 1].
+        highest: highest value of the anomaly map in it, in [0, 1].
     """
 
     box: tuple[int, int, int, int]
     area: int
     centre: tuple[float, float]
-    peak: float
+    highest: float
 
     def plain(self) -> dict[str, Any]:
-        """Values for JSON: `box`, `area`, `centre` to a tenth of a pixel, `peak` to six digits."""
+        """Values for JSON: `box`, `area`, `centre` to a tenth of a pixel, `highest` to six digits."""
         centre = [round(coordinate, 1) for coordinate in self.centre]
-        return {"box": list(self.box), "area": self.area, "centre": centre, "peak": float(f"{self.peak:.6g}")}
+        return {"box": list(self.box), "area": self.area, "centre": centre, "highest": float(f"{self.highest:.6g}")}
 
 
 def find_regions(anomaly_map: NDArray[np.float32], above: NDArray[np.bool_], min_area: int = 1) -> tuple[Region, ...]:
@@ -64,7 +64,7 @@ def find_regions(anomaly_map: NDArray[np.float32], above: NDArray[np.bool_], min
         for i, (x, y, width, height, area) in enumerate(boxes)
         if i and area >= min_area  # 0 is what is not above
     ]  # fmt: skip
-    return tuple(sorted(found, key=lambda region: (-region.peak, region.box[1], region.box[0], region.centre)))
+    return tuple(sorted(found, key=lambda region: (-region.highest, region.box[1], region.box[0], region.centre)))
 
 
 def as_cell(regions: Sequence[Region] | None) -> str:

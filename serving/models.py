@@ -87,7 +87,7 @@ class Shelf:
     Args:
         store: that knows the recipes.
         names: of the recipes.
-        options: of `load_checkpoint`: device, weights, precision, max_pixels.
+        options: of `load_checkpoint`: device, weights, precision, max_pixels, min_area.
 
     Raises:
         InputError, WorkError: a model cannot be loaded.

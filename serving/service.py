@@ -42,6 +42,7 @@ class Options:
         batch_size: pictures judged together.
         max_mb: of a request, in 10⁶ bytes.
         max_pixels: of a picture.
+        min_area: smallest number of pixels of a region.
         device: of the models.
         weights: file of the backbone's weights, or None.
         precision: of the models.
@@ -59,6 +60,7 @@ class Options:
     batch_size: int
     max_mb: float
     max_pixels: int
+    min_area: int
     device: torch.device
     weights: str | None
     precision: str
@@ -94,6 +96,7 @@ class Service:
         loading = {
             "device": options.device, "weights": options.weights, "precision": options.precision,
             "max_pixels": options.max_pixels,
+            "min_area": options.min_area,
         }  # fmt: skip
         self.numbers = Numbers()
         self.shelf = Shelf(self.store, sorted(checkpoints) or names, loading)

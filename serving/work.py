@@ -13,6 +13,7 @@ from PIL import Image
 
 from inference.judge import PreparedImage, Result
 from inference.predict import PIXELS_AHEAD, memory_in_pixels
+from inference.regions import MOST_LISTED
 from serving import views
 from serving.appearance import Appearance, measure
 from serving.journal import File
@@ -20,7 +21,6 @@ from serving.judging import Judgement, JudgeQueue, Prepared, QueueIsFull
 from serving.models import Shelf
 from serving.numbers import Numbers
 from serving.pictures import Judged, Source
-from serving.places import regions_of
 from serving.refusal import Refusal
 from serving.signals import Signals
 from serving.store import Store
@@ -208,6 +208,6 @@ def _judged(recipe: str, ready: Ready, judgement: Judgement, source: Source) -> 
         normalised=normalised,
         decision=version.decide(result.score),
         milliseconds=round(1000 * result.seconds, 3),
-        regions=regions_of(result),
+        regions=[region.plain() for region in (result.regions or ())[:MOST_LISTED]],
         **{key: round(value, 6) for key, value in ready.appearance._asdict().items()},
     )

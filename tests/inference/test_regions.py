@@ -27,7 +27,7 @@ MAPS = st.tuples(st.integers(1, 12), st.integers(1, 12)).flatmap(
 def test_regions_are_those_of_a_flood_fill(anomaly_map, threshold, min_area):
     found = find_regions(anomaly_map, anomaly_map > threshold, min_area)
     expected = reference.regions(anomaly_map, threshold, min_area)
-    assert [(r.box, r.area, r.peak) for r in found] == [(box, area, peak) for box, area, _, peak in expected]
+    assert [(r.box, r.area, r.highest) for r in found] == [(box, area, highest) for box, area, _, highest in expected]
     for region, (_, _, centre, _) in zip(found, expected, strict=True):
         assert region.centre == pytest.approx(centre)
 
@@ -50,7 +50,7 @@ def test_a_cell_lists_the_first_regions_and_stays_short():
     listed = json.loads(text)
     assert len(listed) == MOST_LISTED
     assert listed[0] == {
-        "box": [30_000, 30_000, 29_999, 29_999], "area": 899_940_001, "centre": [29_999.2, 29_999.8], "peak": 0.123457,
+        "box": [30_000, 30_000, 29_999, 29_999], "area": 899_940_001, "centre": [29_999.2, 29_999.8], "highest": 0.123457,
     }  # fmt: skip
 
 
@@ -129,7 +129,7 @@ def test_regions_lie_in_the_original_image(model):
     assert result.mask.shape == (90, 150)
     (region,) = [r for r in result.regions if r.area == max(r.area for r in result.regions)]
     x, y, width, height = region.box
-    assert result.map[y : y + height, x : x + width].max() == region.peak == result.map.max()
+    assert result.map[y : y + height, x : x + width].max() == region.highest == result.map.max()
     assert x + width <= 150
     assert y + height <= 90
 

@@ -16,7 +16,7 @@ from serving.service import Options, Service
 
 def options_for(folder, store, **others):
     values = dict(
-        models=[folder], store=store, keep=1000, queue=64, batch_size=8, max_mb=1, max_pixels=1_000_000,
+        models=[folder], store=store, keep=1000, queue=64, batch_size=8, max_mb=1, max_pixels=1_000_000, min_area=1,
         device=torch.device("cpu"), weights=None, precision="fp32",
     )  # fmt: skip
     return Options(**values | others)
