@@ -20,6 +20,7 @@ from utils import LOGGER, InputError, WorkError, printable
 
 PLAN = "plan.json"
 TRAIN, TEST = "train", "test"
+APART = "marked"  # the folder of marked pictures that are only tested
 MARKED = "marked"  # the kind of defect of marked pictures
 LAYOUT_WITH_FOLDERS = "folder"  # for recipes of layouts that are not folders of kinds
 
@@ -148,7 +149,7 @@ class Assembly:
     """A folder of links in the layout of a data set: the recipe's own images and the marked ones.
 
     Args:
-        folder: that is filled: `data/<class>/…` and `defects/…`.
+        folder: that is filled: `data/<class>/…`, `marked/<class>/…` with what is only tested, `defects/…`.
         places: of the recipe's own images.
         marked: the marked pictures.
     """
@@ -176,11 +177,12 @@ class Assembly:
         for sample in self.train:
             self._link(sample.path, self._base / "train" / GOOD)
         for sample in self.test:
-            self._link_test(sample.path, sample.kind, sample.mask)
+            self._link_test(sample.path, sample.kind, sample.mask, "data")
         for marked in self._marked:
             is_good = marked.picture.mark == GOOD
             if marked.part == TEST:
-                self._link_test(marked.path, GOOD if is_good else MARKED, None if is_good else marked.mask)
+                # apart from the recipe's own, so that the choice of the epoch does not see them
+                self._link_test(marked.path, GOOD if is_good else MARKED, None if is_good else marked.mask, APART)
             elif is_good:
                 self._link(marked.path, self._base / "train" / GOOD)
         self._link_defects()
@@ -201,6 +203,8 @@ class Assembly:
         pairs: list[Pair] = [
             (m.path, m.mask) for m in self._marked if m.part == TRAIN and m.picture.mark != GOOD and m.mask is not None
         ]
+        if places.defects is not None:
+            pairs += of_class(list_defects(places.defects), places.defects, places.class_name, self._layout.classes())
         tested = [*self.test, *(Sample(m.path) for m in self._marked if m.part == TEST)]
         for path, mask in pairs:
             try:
@@ -209,19 +213,15 @@ class Assembly:
                 LOGGER.warning("left out of the known defects: %s", str(error).removeprefix("--defects: "))
                 continue
             self._link_pair(path, mask)
-        if places.defects is not None:
-            own = of_class(list_defects(places.defects), places.defects, places.class_name, self._layout.classes())
-            for path, mask in own:
-                self._link_pair(path, mask)
 
     def _link_pair(self, path: Path, mask: Path | None) -> None:
         link = self._link(path, self._folder / "defects" / MARKED)
         self._link_mask(mask, link, self._folder / "defects" / "ground_truth" / MARKED)
 
-    def _link_test(self, path: Path, kind: str, mask: Path | None) -> None:
-        kind = printable(kind, "/")
-        link = self._link(path, self._base / "test" / kind)
-        self._link_mask(mask, link, self._base / "ground_truth" / kind)
+    def _link_test(self, path: Path, kind: str, mask: Path | None, part: str) -> None:
+        kind, base = printable(kind, "/"), self._folder / part / self._places.class_name
+        link = self._link(path, base / "test" / kind)
+        self._link_mask(mask, link, base / "ground_truth" / kind)
 
     def _link_mask(self, mask: Path | None, image: Path, folder: Path) -> None:
         if mask is None:

@@ -18,6 +18,7 @@ from inference.inspector import load_checkpoint
 from inference.thresholds import Thresholds
 from serving import comparing
 from serving.marked_data import (
+    APART,
     LAYOUT_WITH_FOLDERS,
     PLAN,
     Assembly,
@@ -212,7 +213,10 @@ def _train(place: Path, places: Places, config: dict[str, Any], wish: Wish) -> P
 
 
 def _test_set(place: Path, places: Places) -> list[Sample]:
-    return DATASETS[_layout_of(places)](place / "data", 0, 0.2).test(places.class_name)
+    """The test set of the recipe, then the marked pictures that are kept for the test."""
+    own = DATASETS[_layout_of(places)](place / "data", 0, 0.2).test(places.class_name)
+    apart = place / APART
+    return own + (MVTecLayout(apart).test(places.class_name) if apart.is_dir() else [])
 
 
 def _enter(store: Store, place: Path, trained: Path, places: Places, wish: Wish) -> Version:
