@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 from helpers import cli, shape_of_part
+from served import options_for, running
 
 from serving.marked_data import draw
 from serving.models import register
@@ -143,3 +144,18 @@ def test_what_is_worse():
     assert "3 misses" in worse(old, old | {"misses": 2})
     assert "image AUROC" in worse(old, old | {"image_auroc": 0.88})
     assert worse(old, {"misses": None, "false_alarms": None, "image_auroc": None}) is None
+
+
+def test_a_running_service_takes_the_new_version(trained, tiny, tmp_path):
+    folder = trained[0] / "models" / "backbone_0" / NAME
+    with running(options_for(folder, tmp_path / "store")) as client:
+        beside = Store(tmp_path / "store")  # as another process has it
+        fill(beside)
+        picture = next(iter(beside.pictures.iterate(Filter(recipe=NAME))))
+        content = beside.pictures.path(picture).read_bytes()
+        assert client.json("POST", f"{client.base}/predict", content)["version"] == 1
+        assert retrain(beside, tiny, "--force").returncode == 0
+        assert client.json("POST", f"{client.base}/predict", content)["version"] == 2
+        assert cli("retrain", "--store", beside.folder, "--recipe", NAME, "--rollback").returncode == 0
+        assert client.json("POST", f"{client.base}/predict", content)["version"] == 1
+        beside.close()
