@@ -11,6 +11,7 @@ main = Program(
         "predict": Entry("commands.predict", "Judge images with a trained model."),
         "bundle": Entry("commands.bundle", "Write a trained model as one zip file that runs without PyTorch."),
         "serve": Entry("commands.serve", "Judge pictures that arrive: by HTTP, or in a folder."),
+        "retrain": Entry("commands.retrain", "Learn from pictures that were marked in a store."),
         "report": Entry("commands.report", "Compare runs, or write the report of one again."),
         "check": Entry("commands.check", "List what is wrong with the files of a data set."),
         "preview": Entry("commands.preview", "Show what a training will make of the images."),
