@@ -16,6 +16,6 @@ echo "making images in $DEMO_DATA, unless they exist; then the training begins" 
 # NET_FLAGS and DATASET_FLAGS are meant to be split into words
 # shellcheck disable=SC2086
 exec "$PYTHON" "$ROOT/main.py" --gpu -1 --results_path "$RESULTS" "$@" \
-    net --recipe fast --meta_epochs 20 --local_kept 320 ${NET_FLAGS:-} \
+    net --recipe fast --meta_epochs 16 --local_kept 240 ${NET_FLAGS:-} \
     dataset --resize 256 --imagesize 256 --distribution 2 --fg 0 --num_workers 2 ${DATASET_FLAGS:-} \
     folder "$DEMO_DATA" builtin

@@ -1,6 +1,7 @@
 """The page in a real browser: judging, marking, masks, thresholds; under the strict policy, on a phone too."""
 
 import shutil
+import time
 
 import pytest
 
@@ -35,7 +36,9 @@ def page(browser, client):
 
 
 def says(page, text):
-    page.wait_for_function("text => document.getElementById('status').textContent.includes(text)", arg=text)
+    from playwright.sync_api import expect  # the page's policy forbids what wait_for_function evaluates
+
+    expect(page.locator("#status")).to_contain_text(text)
 
 
 def test_a_day_on_the_page(page, client, pictures, tmp_path):
@@ -44,7 +47,11 @@ def test_a_day_on_the_page(page, client, pictures, tmp_path):
     page.set_input_files("#files", [*map(str, pictures[:2]), str(evil)])
     says(page, "3 judged")
     assert page.inner_text("#shown h2") == EVIL
-    page.wait_for_function("[...document.querySelectorAll('#shown img')].every(i => i.complete && i.naturalWidth > 0)")
+    for image in page.locator("#shown img").all():
+        deadline = time.monotonic() + 10
+        while not image.evaluate("i => i.complete && i.naturalWidth > 0"):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
     page.screenshot(path=str(tmp_path / "inspect.png"))
     page.keyboard.press("j")
     assert page.inner_text("#shown h2") == pictures[1].name
